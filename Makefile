@@ -1,0 +1,33 @@
+# `make demo` and `make test` set themselves up: they make .venv when there is none.
+PYTHON ?= python3
+BIN := .venv/bin
+RUNS ?= runs
+
+.PHONY: demo test slow check fix clean
+
+.venv/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: .venv/.installed  ## train the embedded tiny model and show that it writes better than before
+	$(BIN)/calligrapher train params/tiny-nft.yaml run=demo runs_dir=$(RUNS)
+
+test: .venv/.installed check  ## the default tests: under 5 minutes on two cores
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: .venv/.installed  ## real servers, kills and longer runs
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/.installed  ## what a reviewer should not have to say
+	$(BIN)/pip check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+fix: .venv/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv runs

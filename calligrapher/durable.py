@@ -1,0 +1,51 @@
+"""Writing files so that a crash leaves the old file or the whole new one, never a half.
+
+Order: write to a hidden sibling, fsync it, rename it over the target, fsync the folder. A power cut after the
+rename therefore finds the new name *and* its bytes on disk.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_MARK = ".writing-"
+
+
+def fsync_path(path: Path) -> None:
+    """Flush one file's bytes, or one folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling to write to; it becomes `path` when the block ends without an exception.
+
+    After an exception the temporary file is removed and an older `path` is untouched. The suffix is kept, for
+    writers that look at it. Raises OSError as the file system does (ENOSPC when the disk is full).
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{_MARK}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        fsync_path(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_path(path.parent)
+
+
+def atomic_write(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path`: after any crash `path` is the old file or the whole new one."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is a leftover of an `atomic_path` that was killed."""
+    return path.name.startswith(_MARK)

@@ -1,0 +1,144 @@
+"""The command `calligrapher`: train, serve rewards, track, and build the embedded tiny model.
+
+calligrapher train params/tiny-nft.yaml [run=NAME] [runs_dir=DIR] [rounds=5 nft.nft_beta=0.1 ...]
+calligrapher reward-server [--gpu-ids 0,1] [--port 8000] ...
+calligrapher sync RUN
+calligrapher tiny pretrain OUT | tiny cases OUT
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from calligrapher.errors import CalligrapherError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. A user's mistake is one clear line, not a traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["reward-server"]:
+        from reward_server.launch import main as reward_server
+
+        return reward_server(arguments[1:])
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("httpx", "alembic", "diffusers", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return chosen.command(chosen)
+    except CalligrapherError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="calligrapher", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a run, or go on with it")
+    train.add_argument("params", type=Path, help="a YAML file, as params/tiny-nft.yaml")
+    train.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="run=, runs_dir= or any dotted key")
+    train.set_defaults(command=_train)
+
+    commands.add_parser("reward-server", help="serve rewards (`calligrapher reward-server --help`)")
+
+    sync = commands.add_parser("sync", help="send a run's metrics to MLflow again, without duplicates")
+    sync.add_argument("run", type=Path, help="the run's folder")
+    sync.add_argument("--uri", help="MLflow store; default: where the run was tracked")
+    sync.set_defaults(command=_sync)
+
+    tiny = commands.add_parser("tiny", help="the embedded tiny model").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    pretrain = tiny.add_parser("pretrain", help="train it from nothing (about an hour on two cores); resumes")
+    pretrain.add_argument("out", type=Path)
+    pretrain.set_defaults(command=_pretrain)
+    cases = tiny.add_parser("cases", help="draw cases in the bench layout")
+    cases.add_argument("out", type=Path)
+    cases.add_argument("--num", type=int, default=64)
+    cases.add_argument("--split", choices=("train", "evaluation"), default="evaluation")
+    cases.add_argument("--seed", type=int, default=0)
+    cases.set_defaults(command=_cases)
+    return parser
+
+
+def split_settings(settings: Sequence[str]) -> tuple[str | None, Path, list[str]]:
+    """`run=` and `runs_dir=` apart from the overrides of params."""
+    run, runs_dir, overrides = None, Path("runs"), []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            from calligrapher.errors import ParamsError
+
+            raise ParamsError(f"Every setting must be KEY=VALUE. Got {setting!r}.")
+        if key == "run":
+            run = value
+        elif key == "runs_dir":
+            runs_dir = Path(value)
+        else:
+            overrides.append(setting)
+    return run, runs_dir, overrides
+
+
+def _train(chosen: argparse.Namespace) -> int:
+    run, runs_dir, overrides = split_settings(chosen.settings)
+    from tasks.params import load_params
+    from tasks.preflight import preflight
+
+    # The user's mistakes are told before anything is started.
+    preflight(load_params(chosen.params, overrides), runs_dir / "data")
+    for name, value in {
+        "DO_NOT_TRACK": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+    }.items():
+        os.environ.setdefault(name, value)
+    _quiet_loading()
+    from flows.prefect_api import prefect_api
+    from flows.rl_train import rl_train
+    from tasks.summary import closing_lines
+
+    with prefect_api():
+        summary = rl_train(str(chosen.params), overrides, run or chosen.params.stem, str(runs_dir))
+    print("\n".join(closing_lines(summary, runs_dir)))
+    return 0
+
+
+def _quiet_loading() -> None:
+    """The bars of model loading end before they can be read."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _sync(chosen: argparse.Namespace) -> int:
+    from tasks.tracking import sync
+
+    print(f"MLflow run {sync(chosen.run, chosen.uri)} is complete.")
+    return 0
+
+
+def _pretrain(chosen: argparse.Namespace) -> int:
+    from calligrapher.tiny.pretrain import Recipe, pretrain
+
+    print(f"The model is in {pretrain(chosen.out, Recipe())}.")
+    return 0
+
+
+def _cases(chosen: argparse.Namespace) -> int:
+    from calligrapher.tiny.world import write_bench
+
+    folder = write_bench(chosen.out, num_cases=chosen.num, split=chosen.split, seed=chosen.seed)
+    print(f"{chosen.num} {chosen.split} cases are in {folder}.")
+    return 0

@@ -1,0 +1,47 @@
+"""Puts a run together (params, reward servers, bench, folder) and takes it apart in every case of exit."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+
+from calligrapher.conditioning import Canvas
+from calligrapher.errors import RewardError
+from tasks.bench import Bench
+from tasks.params import RunParams, load_params
+from tasks.preflight import preflight
+from tasks.run import Run, open_run
+from tasks.scoring import Scorer
+
+
+@contextmanager
+def training_run(params_file: Path, overrides: list[str], name: str | None, runs_dir: Path) -> Iterator[Run]:
+    """Everything that the flow needs. Raises ParamsError or RunLockedError before a model is loaded."""
+    params = load_params(params_file, overrides)
+    name = name or params_file.stem
+    preflight(params, runs_dir / "data")
+    with reward_urls(params, runs_dir / name) as urls:
+        canvas = Canvas(params.model.width, params.model.height, params.model.reference_context)
+        bench = Bench(params, runs_dir / "data", Scorer(params.reward, urls, canvas))
+        with open_run(params, name, runs_dir, bench) as run:
+            yield run
+
+
+@contextmanager
+def reward_urls(params: RunParams, run_folder: Path) -> Iterator[list[str]]:
+    """The servers that the params name, or one of our own for as long as the block lasts."""
+    reward = params.reward
+    if reward.disable_reward_model or reward.server_urls:
+        with nullcontext(list(reward.server_urls)) as urls:
+            yield urls
+        return
+    from reward_server.launch import ServerStartError, local_server
+
+    run_folder.mkdir(parents=True, exist_ok=True)
+    flags = [] if reward.vlm is None else ["--vlm-model-path", reward.vlm]
+    with ExitStack() as stack:
+        server = local_server(flags=flags, log_path=run_folder / "reward-server.log")
+        try:
+            url = stack.enter_context(server)
+        except ServerStartError as error:
+            raise RewardError(f"The run's own reward server must start. {error}") from error
+        yield [url]

@@ -1,0 +1,170 @@
+"""The OCR scorer: what does the picture say, how much of the target text is that, how likely was the target.
+
+A score depends on nothing but its own picture: a forward holds exactly one line (matrix kernels round
+differently for different batch sizes), is single-threaded, and pads to a width derived from that line
+alone. `num_threads` pictures are read side by side instead. Batches of 8 would gain 8 % on one core.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from reward_server.ctc import Alphabet, likelihood_per_character
+from reward_server.ocr_models import load_detector, load_recogniser
+from reward_server.scorer import Item, Outcome
+from reward_server.text import normalise, ocr_accuracy
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read on one picture."""
+
+    text: str  # lines joined by a space
+    confidence: float  # mean over the lines of the mean over their characters; 0 when nothing was read
+    probs: np.ndarray | None = None  # [T frames, C classes] CTC output, only when asked for
+
+
+@dataclass(frozen=True)
+class OCRScore:
+    """A reading compared with its target. A part that cannot be had is None and `errors` says why."""
+
+    text: str
+    confidence: float
+    accuracy: float | None
+    likelihood: float | None  # geometric mean per character of the target's CTC probability
+    errors: dict[str, str]
+
+
+class OCRScorer:
+    """PaddleOCR as a Scorer, also usable by itself through `read` and `score`.
+
+    `mode`: line (the picture is one line of text), scene (lines are found first), auto (line for items with
+    a mask). `engine`: onnxruntime with bundled weights, or paddle with `model_dir` (and `det_model_dir` for
+    scene).
+    """
+
+    name = "ocr"
+    fields = ("ocr_text", "ocr_confidence", "ocr_accuracy", "ocr_likelihood")
+    max_batch, max_wait_s = 8, 0.0
+
+    def __init__(
+        self,
+        *,
+        num_threads: int = 1,
+        mode: str = "line",
+        engine: str = "onnxruntime",
+        model_dir: Path | None = None,
+        det_model_dir: Path | None = None,
+        device: str = "cpu",
+    ):
+        if num_threads < 1:
+            raise ValueError(f"ocr_threads must be at least 1. Got {num_threads}.")
+        if engine == "paddle" and mode != "line" and det_model_dir is None:
+            raise ValueError(f"ocr_det_model_dir must be given for ocr_mode {mode} with ocr_engine paddle.")
+        # A Paddle predictor serves one thread at a time; it may use several itself.
+        self.parallel = num_threads if engine == "onnxruntime" else 1
+        self.mode = mode
+        self._recogniser = load_recogniser(engine, model_dir=model_dir, device=device, threads=num_threads)
+        self._detector = None
+        if mode != "line":
+            self._detector = load_detector(
+                engine, model_dir=det_model_dir, device=device, threads=num_threads
+            )
+        self.alphabet = Alphabet(self._recogniser.characters)
+        self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="ocr-read")
+
+    @property
+    def info(self) -> dict[str, str]:
+        """See Scorer."""
+        parts = {"recogniser": self._recogniser, "detector": self._detector}
+        told = {
+            f"{part}_{key}": text
+            for part, model in parts.items()
+            if model
+            for key, text in model.info.items()
+        }
+        return {"mode": self.mode, **told}
+
+    def read(
+        self, images: Sequence[Image.Image | np.ndarray], *, with_probs: bool = False, scene: bool = False
+    ) -> list[Reading]:
+        """Recognise the text on each picture (PIL or RGB uint8 [H, W, 3]); order kept."""
+        arrays = [
+            _rgb(image) for image in images
+        ]  # here: one lazy PIL image must not be loaded by two threads
+        return list(self._pool.map(lambda rgb: self._read_one(rgb, scene, with_probs), arrays))
+
+    def score(
+        self, images: Sequence[Image.Image | np.ndarray], targets: Sequence[str], *, scene: bool = False
+    ) -> list[OCRScore]:
+        """Recognise and compare with the target texts; order kept."""
+        if len(images) != len(targets):
+            raise ValueError(f"images and targets must be as many. Got {len(images)} and {len(targets)}.")
+        arrays = [_rgb(image) for image in images]
+        return list(self._pool.map(lambda rgb, text: self._score_one(rgb, text, scene), arrays, targets))
+
+    def score_items(self, items: Sequence[Item]) -> list[Outcome]:
+        """See Scorer."""
+        return [_outcome(self._score_one(item.crop, item.text, self._as_scene(item))) for item in items]
+
+    def close(self) -> None:
+        """Stop the worker threads."""
+        self._pool.shutdown()
+
+    def _as_scene(self, item: Item) -> bool:
+        return self.mode == "scene" or (self.mode == "auto" and not item.has_mask)
+
+    def _read_one(self, rgb: np.ndarray, scene: bool, with_probs: bool) -> Reading:
+        lines = [rgb]
+        if scene:
+            assert self._detector is not None, "reading scenes needs mode scene or auto"
+            lines = self._detector.lines(rgb)
+        outputs = [self._recogniser.probs(line) for line in lines]
+        readings = [self._recogniser.decode(probs) for probs in outputs]
+        text = " ".join(text for text, _ in readings)
+        confidence = float(np.mean([confidence for _, confidence in readings])) if readings else 0.0
+        return Reading(text, confidence, self._joined(outputs) if with_probs else None)
+
+    def _joined(self, outputs: list[np.ndarray]) -> np.ndarray:
+        """One CTC output for all lines: a certain blank between them keeps their letters apart."""
+        if len(outputs) == 1:
+            return outputs[0]
+        blank = np.zeros((1, len(self._recogniser.characters)), dtype=np.float32)
+        blank[0, 0] = 1
+        return np.concatenate([blank, *(rows for probs in outputs for rows in (probs, blank))])
+
+    def _score_one(self, rgb: np.ndarray, target: str, scene: bool) -> OCRScore:
+        if not normalise(target):
+            raise ValueError(f"text must hold at least one character that is not a space. Got {target!r}.")
+        reading = self._read_one(rgb, scene, with_probs=True)
+        assert reading.probs is not None
+        errors: dict[str, str] = {}
+        accuracy = likelihood = None
+        absent = self.alphabet.missing(target)
+        if absent:
+            errors["ocr_likelihood"] = f"the recogniser's alphabet has no {' '.join(absent)!r}"
+        else:
+            likelihood = likelihood_per_character(reading.probs, target, self.alphabet)
+        if len(absent) == len(set(self.alphabet.spell(target))):
+            # 0 for every picture of a script that the recogniser never learned is a failure, not a number.
+            errors["ocr_accuracy"] = f"the recogniser's alphabet has none of the characters of {target!r}"
+        else:
+            accuracy = ocr_accuracy(target, reading.text)
+        return OCRScore(reading.text, reading.confidence, accuracy, likelihood, errors)
+
+
+def _rgb(image: Image.Image | np.ndarray) -> np.ndarray:
+    return np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+
+
+def _outcome(score: OCRScore) -> Outcome:
+    values: dict[str, float | str] = {"ocr_text": score.text, "ocr_confidence": score.confidence}
+    if score.accuracy is not None:
+        values["ocr_accuracy"] = score.accuracy
+    if score.likelihood is not None:
+        values["ocr_likelihood"] = score.likelihood
+    return Outcome(values, score.errors)

@@ -1,0 +1,55 @@
+"""Text of the OCR reward: how it is normalised, compared, and read out of a prompt.
+
+Formula: `ocr_accuracy = 1 - min(levenshtein(T, R), len(T)) / len(T)` with T (target) and R (recognised) both
+normalised: NFKC, spaces removed, case folded. By hand: `ocr_accuracy("Cafe", "CAFB") == 0.75`.
+"""
+
+import re
+import unicodedata
+
+_OPENING = re.compile("text is:? ?(['\"\u2018\u2019\u201c\u201d])", re.IGNORECASE)
+# Which quotes may close a quote of each kind (curly ones are often typed the wrong way round).
+_CLOSED_BY = {
+    "'": "'\u2019",
+    '"': '"\u201d',
+    "\u2018": "\u2019'",
+    "\u2019": "\u2019'",
+    "\u201c": '\u201d"',
+    "\u201d": '\u201d"',
+}
+
+
+def normalise(text: str) -> str:
+    """NFKC, all white space removed, case folded (then NFKC again: folding may leave a decomposed form)."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(unicodedata.normalize("NFKC", folded).split())
+
+
+def ocr_accuracy(target: str, recognised: str) -> float:
+    """1 minus the clipped edit distance as a share of the target's length, in [0, 1].
+
+    Raises ValueError when the target is empty after normalisation: nothing can be compared then.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    wanted, found = normalise(target), normalise(recognised)
+    if not wanted:
+        raise ValueError(f"text must hold at least one character that is not a space. Got {target!r}.")
+    return 1.0 - min(Levenshtein.distance(wanted, found), len(wanted)) / len(wanted)
+
+
+def text_from_prompt(prompt: str) -> str:
+    """The X of a prompt that ends in `The text is 'X'.` (straight or curly quotes, full stop optional).
+
+    X runs from the first such quote to the prompt's last character (before the full stop), so it may itself
+    hold quotes, '-', ',' and any script. Raises ValueError when the prompt has no such ending.
+    """
+    quoted = prompt.rstrip().removesuffix(".").rstrip()
+    for opening in _OPENING.finditer(quoted):
+        inside = quoted[opening.end() : -1]
+        if quoted[-1] in _CLOSED_BY[opening.group(1)] and inside.strip():
+            return inside
+    raise ValueError(
+        "prompt must end in \"The text is 'X'.\" when `text` is not given. "
+        f"Got {prompt[-80:]!r}. Send `text` beside the prompt."
+    )

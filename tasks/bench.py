@@ -1,0 +1,178 @@
+"""What every stage of a run works with: the model, the cases, the conditioning cache and the reward servers.
+
+Built once per process and kept between stages; a stage's results depend only on its inputs and params,
+never on what an earlier stage left here.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from calligrapher.conditioning import Canvas, ConditioningCache
+from calligrapher.dataset import Case, load_cases
+from calligrapher.errors import ParamsError
+from calligrapher.model import Model, load_model
+from calligrapher.policy import INITIAL, Weights
+from calligrapher.update import TRAINED, seeded
+from tasks.artifacts import Artifact, path_digest
+from tasks.params import RunParams, check_multiple
+from tasks.progress import Progress
+from tasks.scoring import Scorer
+
+logger = logging.getLogger(__name__)
+
+TINY = "tiny"
+TINY_CASES = {"train": 512, "evaluation": 64}
+
+
+@dataclass
+class Bench:
+    """The work bench of one run. `data_dir` holds what is shared between runs: tiny cases, encodings."""
+
+    params: RunParams
+    data_dir: Path
+    scorer: Scorer
+    progress: Callable[..., Progress] = Progress
+    _weights: dict[Path, Weights] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def model_paths(self) -> tuple[Path, Path, Path | None]:
+        """Base, SigLIP and adapter; the word `tiny` stands for the embedded model's."""
+        from calligrapher.tiny.pack import DATA
+
+        m = self.params.model
+        if m.siglip is None and m.base != TINY:
+            raise ParamsError(
+                f"model.siglip must name SigLIP's folder when model.base is {m.base!r}. Got null."
+            )
+        base = DATA / "flux-fill" if m.base == TINY else Path(m.base)
+        siglip = DATA / "siglip" if m.siglip in (None, TINY) else Path(m.siglip)
+        adapter = m.initial_adapter and (
+            DATA / "calligrapher.bin" if m.initial_adapter == TINY else Path(m.initial_adapter)
+        )
+        return base, siglip, adapter or None
+
+    @cached_property
+    def model_digest(self) -> str:
+        """Digest of the frozen weights and of the adapter that the run starts from."""
+        return "+".join(path_digest(p) if p else "new" for p in self.model_paths)
+
+    @cached_property
+    def model(self) -> Model:
+        """The model, loaded when first asked for."""
+        m = self.params.model
+        base, siglip, adapter = self.model_paths
+        model = load_model(
+            base,
+            siglip,
+            adapter,
+            digest=self.model_digest,
+            seed=self.params.seed,
+            lora=m.lora.model_dump() if m.lora else None,
+            **{
+                name: getattr(m, name)
+                for name in (
+                    "guidance_scale",
+                    "max_sequence_length",
+                    "mixed_precision",
+                    "gradient_checkpointing",
+                    "offload_text_encoder_two",
+                    "train_adapter",
+                    "device",
+                )
+            },
+        )
+        for side in ("width", "height"):
+            check_multiple(f"model.{side}", getattr(m, side), model.multiple)
+        return model
+
+    @cached_property
+    def conditioning(self) -> ConditioningCache:
+        m = self.params.model
+        canvas = Canvas(m.width, m.height, m.reference_context)
+        return ConditioningCache(
+            self.model.encoders, canvas, self.model.device, self.data_dir / "conditioning"
+        )
+
+    @cached_property
+    def train_folder(self) -> Path:
+        return self._data(self.params.data.train, "train")
+
+    @cached_property
+    def train_cases(self) -> list[Case]:
+        cases = load_cases(self.train_folder, self.params.data.kind)
+        if len(cases) < self.params.cases_per_round:
+            raise ParamsError(
+                f"rollout.num_cases * rollout.num_batches_per_epoch must be at most the number of cases. Got "
+                f"{self.params.cases_per_round} for {len(cases)} cases in {self.train_folder}."
+            )
+        return cases
+
+    @cached_property
+    def evaluation_folder(self) -> Path:
+        return self._data(self.params.data.evaluation, "evaluation")
+
+    @cached_property
+    def evaluation_cases(self) -> list[Case]:
+        cases = load_cases(self.evaluation_folder, self.params.data.kind)
+        wanted = self.params.evaluate.num_cases
+        if len(cases) < wanted:
+            raise ParamsError(
+                f"evaluate.num_cases must be at most the number of held-out cases. Got {wanted} for "
+                f"{len(cases)} cases in {self.evaluation_folder}."
+            )
+        return cases[:wanted]
+
+    def cases_of(self, round: int) -> list[Case]:
+        """The cases of a round: each pass over the data is shuffled anew, and no case is twice in a round."""
+        count = self.params.cases_per_round
+        per_pass = len(self.train_cases) // count
+        order = torch.randperm(
+            len(self.train_cases), generator=seeded(self.params.seed, "cases", round // per_pass)
+        ).tolist()
+        start = round % per_pass * count
+        return [self.train_cases[i] for i in order[start : start + count]]
+
+    def fresh_model(self) -> Model:
+        """The model with the weights that the run starts from: loaded anew if a stage has changed them."""
+        if self.model.policy.loaded != INITIAL:
+            for part in ("model", "conditioning"):
+                self.__dict__.pop(part, None)
+        return self.model
+
+    def weights(self, path: Path) -> Weights:
+        """Weights of a file, on the model's device; the last two are kept, for `old` and `reference`."""
+        if path not in self._weights:
+            while len(self._weights) > 1:
+                self._weights.pop(next(iter(self._weights)))
+            self._weights[path] = load_file(path, device=str(self.model.device))
+        return self._weights[path]
+
+    def load_trained(self, checkpoint: Artifact) -> None:
+        """Make the policy's trained weights those of `checkpoint`, unless they are already."""
+        policy = self.model.policy
+        if policy.loaded != checkpoint.digest:
+            policy.load(load_file(checkpoint.file(TRAINED)))
+            policy.loaded = checkpoint.digest
+
+    def model_is(self, checkpoint: Artifact) -> None:
+        """Note that the trained weights in memory are those of `checkpoint`, if it was just made."""
+        if "model" in self.__dict__ and self.model.policy.loaded is None:
+            self.model.policy.loaded = checkpoint.digest
+
+    def _data(self, where: str, split: str) -> Path:
+        if where != TINY:
+            return Path(where)
+        from calligrapher.tiny.world import write_bench
+
+        count = TINY_CASES[split]
+        folder = self.data_dir / f"tiny-{split}-{count}"
+        if not (folder / "self_bench.txt").exists():
+            logger.info("drawing %d tiny %s cases into %s", count, split, folder)
+            write_bench(folder, num_cases=count, split=split, seed=0)
+        return folder

@@ -1,0 +1,263 @@
+"""One training run: its folder, params, bench and tracker, and how each stage's artifact is asked for.
+
+The stages themselves are plain functions in files of their own; here they get their inputs, their place in
+the run's folder and their fingerprint, and what they found is tracked when it is committed.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from calligrapher.durable import atomic_write
+from calligrapher.update import EMA, OPTIMIZER, STATE, TRAINED
+from tasks import advantage as advantage_stage
+from tasks import evaluate as evaluate_stage
+from tasks import refresh as refresh_stage
+from tasks import rollout as rollout_stage
+from tasks import score as score_stage
+from tasks import summary, training
+from tasks import update as update_stage
+from tasks import warmup as warmup_stage
+from tasks.artifacts import Artifact, RunDir, path_digest, prune
+from tasks.bench import Bench
+from tasks.digests import canonical_json, fingerprint
+from tasks.names import evaluation_name, round_name
+from tasks.params import RunParams
+from tasks.refresh import OLD
+from tasks.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+WARMUP = "warmup"
+
+
+class Run:
+    """A run that this process holds the lock of. Build it with `open_run`."""
+
+    def __init__(self, folder: RunDir, params: RunParams, bench: Bench, tracker: Tracker):
+        self.folder, self.params, self.bench, self.tracker = folder, params, bench, tracker
+        self.started = time.monotonic()
+
+    @cached_property
+    def scored_by(self) -> dict[str, Any]:
+        return self.bench.scorer.identity()
+
+    @cached_property
+    def model_inputs(self) -> dict[str, str]:
+        return {"model": self.bench.model_digest, "train_data": path_digest(self.bench.train_folder)}
+
+    def warmup(self) -> Artifact:
+        """The supervised start of the run: also the reference policy and the first old one."""
+        made = self._ensure(
+            WARMUP,
+            "warmup",
+            warmup_stage,
+            self.model_inputs,
+            lambda out: warmup_stage.warmup(self.bench, out),
+        )
+        self._track_steps(made, "warmup")
+        return made
+
+    def rollout(self, round: int, old: Artifact) -> Artifact:
+        """Images of this round under the old policy; their scoring goes on at the same time."""
+        name = f"{round_name(round)}/rollout"
+
+        def build(out: Path) -> dict[str, Any]:
+            started = time.monotonic()
+            with score_stage.ScoreAhead(self.bench, self._ahead(round)) as ahead:
+                weights = self.bench.weights(old.file(old_file(old)))
+                meta = rollout_stage.rollout(self.bench, round, weights, old.digest, out, ahead.submit)
+                meta["seconds_sampling"] = time.monotonic() - started
+            return meta
+
+        made = self._ensure(
+            name, "rollout", rollout_stage, self.model_inputs | {"old": old}, build, round=round
+        )
+        seconds = made.meta["seconds_sampling"]
+        self.tracker.log(
+            name,
+            round,
+            {"rollout/seconds": seconds, "rollout/images_per_second": made.meta["images"] / seconds},
+        )
+        return made
+
+    def score(self, round: int, rollout: Artifact) -> Artifact:
+        name = f"{round_name(round)}/score"
+        made = self._ensure(
+            name,
+            "score",
+            score_stage,
+            {"rollout": rollout, "train_data": self.model_inputs["train_data"]},
+            lambda out: score_stage.score(self.bench, rollout, self._ahead(round), out),
+            scored_by=self.scored_by,
+        )
+        self.tracker.log(name, round, {f"score/{k}": v for k, v in made.meta.items()})
+        summary.show_round(self, round, rollout, made)
+        return made
+
+    def advantage(self, round: int, scores: Artifact) -> Artifact:
+        name = f"{round_name(round)}/advantage"
+        made = self._ensure(
+            name,
+            "advantage",
+            advantage_stage,
+            {"scores": scores},
+            lambda out: advantage_stage.advantage(self.params, scores, out),
+            group_size=self.params.rollout.num_images_per_prompt,
+        )
+        self.tracker.log(name, round, {f"advantage/{k}": v for k, v in made.meta.items()})
+        return made
+
+    def update(
+        self,
+        round: int,
+        previous: Artifact,
+        start: Artifact,
+        old: Artifact,
+        rollout: Artifact,
+        advantages: Artifact,
+    ) -> Artifact:
+        name = f"{round_name(round)}/update"
+        inputs = {
+            "previous": previous,
+            "start": start,
+            "old": old,
+            "rollout": rollout,
+            "advantages": advantages,
+        }
+
+        def build(out: Path) -> dict[str, Any]:
+            # The same bytes are the same policy: one forward then serves as old and as reference.
+            moved = old.files[old_file(old)].sha256 != start.files[TRAINED].sha256
+            return update_stage.update(
+                self.bench,
+                round,
+                previous=previous,
+                warmup=start,
+                old=old.file(old_file(old)) if moved else start.file(TRAINED),
+                rollout=rollout,
+                advantages=advantages,
+                out=out,
+            )
+
+        made = self._ensure(name, "update", update_stage, self.model_inputs | inputs, build, round=round)
+        self.bench.model_is(made)
+        self._track_steps(made, "update")
+        return made
+
+    def refresh(self, round: int, old: Artifact, updated: Artifact) -> Artifact:
+        name = f"{round_name(round)}/refresh"
+        made = self._ensure(
+            name,
+            "refresh",
+            refresh_stage,
+            {"old": old, "updated": updated},
+            lambda out: refresh_stage.refresh(self.params, old.file(old_file(old)), updated, out),
+        )
+        self.tracker.log(name, round, {f"refresh/{k}": v for k, v in made.meta.items()})
+        self._retain(round)
+        return made
+
+    def finished(self, checkpoint: Artifact) -> bool:
+        """Whether `checkpoint` has `update.max_train_steps`: then further rounds would change nothing."""
+        limit = self.params.update.max_train_steps
+        if limit is None or checkpoint.stage != "update":
+            return False
+        return json.loads(checkpoint.file(STATE).read_text())["step"] >= limit
+
+    def evaluate(self, round: int, checkpoint: Artifact) -> Artifact | None:
+        """Evaluate after `round` rounds: all cases when it is due, otherwise the ones of the picture grid."""
+        settings = self.params.evaluate
+        if settings.every == 0:
+            return None
+        last = round == self.params.rounds or self.finished(checkpoint)
+        full = last or round % settings.every == 0
+        name = evaluation_name(round, preview=not full)
+        cases = settings.num_cases if full else settings.grid_cases
+        weights = EMA if self.params.ema.use_ema and checkpoint.stage == "update" else TRAINED
+
+        def build(out: Path) -> dict[str, Any]:
+            policy = self.bench.weights(checkpoint.file(weights))
+            return evaluate_stage.evaluate(self.bench, round, policy, checkpoint.digest, cases, out)
+
+        data = {"evaluation_data": path_digest(self.bench.evaluation_folder)}
+        made = self._ensure(
+            name,
+            "evaluate",
+            evaluate_stage,
+            {"model": self.bench.model_digest, "checkpoint": checkpoint} | data,
+            build,
+            scored_by=self.scored_by,
+            cases=cases,
+        )
+        if full:
+            self.tracker.log(name, round, {f"evaluate/{k}": v for k, v in made.meta.items()})
+            self.tracker.log_checkpoint(
+                f"round-{round:04d}",
+                checkpoint.digest,
+                checkpoint.path,
+                round,
+                {f"evaluate/{k}": v for k, v in made.meta.items()},
+            )
+            logger.info("after %d rounds: %s", round, summary.describe(made.meta))
+        summary.show_grid(self, round, made)
+        return made
+
+    def _ensure(
+        self, name: str, stage: str, module: Any, inputs: dict[str, Any], build: Any, **extra: Any
+    ) -> Artifact:
+        return self.folder.ensure(
+            name,
+            build,
+            stage=stage,
+            params=self.params.reads(stage),
+            inputs=inputs,
+            stage_version=module.VERSION,
+            **extra,
+        )
+
+    def _ahead(self, round: int) -> Path:
+        """Where the scores that run ahead wait; another way of scoring never finds them."""
+        key = fingerprint(
+            "ahead", score_stage.VERSION, self.params.reads("score"), {}, scored_by=self.scored_by
+        )
+        return self.folder.path / round_name(round) / f"score-ahead-{key[:12]}.partial"
+
+    def _track_steps(self, made: Artifact, stage: str) -> None:
+        rows = [json.loads(line) for line in made.file(training.METRICS).read_text().splitlines()]
+        key = str(made.path.relative_to(self.folder.path))
+        self.tracker.log_rows(
+            key, [(row.pop("step"), {f"{stage}/{k}": v for k, v in row.items()}) for row in rows]
+        )
+
+    def _retain(self, round: int) -> None:
+        """Delete weights and latents of rounds that retention does not keep; manifests and scores stay."""
+        keep = self.params.retention
+        gone = round - keep.keep_last
+        if gone < 0 or (keep.keep_every and gone % keep.keep_every == 0):
+            return
+        for stage, names in (("update", (TRAINED, EMA, OPTIMIZER)), ("refresh", (OLD,))):
+            path = self.folder.stage_path(f"{round_name(gone)}/{stage}")
+            if path.exists():
+                prune(Artifact.load(path), list(names))
+
+
+@contextmanager
+def open_run(params: RunParams, name: str, runs_dir: Path, bench: Bench) -> Iterator[Run]:
+    """Take the lock of `runs_dir/name`, store the params there, and track the run until the block ends."""
+    folder = RunDir(runs_dir / name)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.lock():
+        atomic_write(folder.path / "params.json", canonical_json(params.resolved()) + b"\n")
+        with Tracker(folder.path, params) as tracker:
+            yield Run(folder, params, bench, tracker)
+
+
+def old_file(artifact: Artifact) -> str:
+    """The file that holds the old policy: a refresh's own, or the weights of the warm-up."""
+    return OLD if artifact.stage == "refresh" else TRAINED

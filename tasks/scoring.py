@@ -1,0 +1,89 @@
+"""Asks the reward servers about pictures and weighs the answers: one row of the score table per picture."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from calligrapher.conditioning import Canvas
+from calligrapher.dataset import Case
+from calligrapher.errors import RewardError
+from calligrapher.images import load_mask, load_rgb, mask_to_tensor, png_bytes, to_image
+from reward_server.client import RewardClient, RewardClientError, RewardItem, RewardResult
+from tasks.params import RewardParams
+
+COMPONENTS = {
+    "ocr_weight": "ocr_accuracy",
+    "likelihood_weight": "ocr_likelihood",
+    "vlm_weight": "vlm_score",
+    "style_weight": "style_score",
+}
+FIELDS = ("ocr_text", "ocr_confidence", "ocr_accuracy", "ocr_likelihood", "vlm_score", "style_score")
+DISABLED_REWARD = 0.5
+
+
+class Scorer:
+    """Scores pictures of one size on the servers `urls`; with `disable_reward_model` it asks nobody."""
+
+    def __init__(self, params: RewardParams, urls: Sequence[str], canvas: Canvas, *, rank: int = 0):
+        self.params, self.canvas = params, canvas
+        self.client: RewardClient | None = None
+        if not params.disable_reward_model:
+            self.client = RewardClient(
+                urls, rank=rank, request_timeout_s=params.timeout_s, deadline_s=10 * params.timeout_s
+            )
+        self._pngs: dict[str, tuple[bytes, bytes]] = {}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a score besides the picture: engines and the digests of their weights."""
+        if self.client is None:
+            return {"disabled": True}
+        try:
+            info = self.client.info()
+        except RewardClientError as error:
+            raise RewardError(f"The reward servers must say what they score with. {error}") from error
+        return {"scorers": info["scorers"]}
+
+    def score(self, images: Sequence[bytes], cases: Sequence[Case]) -> list[dict[str, Any]]:
+        """PNG pictures and their cases -> rows of the score table, without `sample_id`.
+
+        Raises RewardError when the servers cannot be reached or refuse the request.
+        """
+        if self.client is None:
+            return [dict.fromkeys(FIELDS) | {"reward": DISABLED_REWARD, "reason": None} for _ in images]
+        items = [self._item(image, case) for image, case in zip(images, cases, strict=True)]
+        try:
+            results = self.client.score_batch(items)
+        except RewardClientError as error:
+            raise RewardError(
+                f"{len(items)} images could not be scored. {error} What was scored before is kept: start the "
+                "same command again when the servers answer."
+            ) from error
+        return [self.weigh(result) for result in results]
+
+    def weigh(self, result: RewardResult) -> dict[str, Any]:
+        """`sum(weight * component)`; null with a reason when a component that counts is missing."""
+        row: dict[str, Any] = {name: getattr(result, name) for name in FIELDS}
+        total, missing = 0.0, []
+        for weight_name, component in COMPONENTS.items():
+            weight = getattr(self.params, weight_name)
+            if weight == 0:
+                continue
+            if row[component] is None:
+                missing.append(f"{component}: {result.errors.get(component, 'the server gave none')}")
+            else:
+                total += weight * row[component]
+        return row | {"reward": None if missing else total, "reason": "; ".join(missing) or None}
+
+    def _item(self, image: bytes, case: Case) -> RewardItem:
+        if case.case_id not in self._pngs:
+            mask = mask_to_tensor(load_mask(case.mask), self.canvas.width, self.canvas.height)
+            grey = to_image(mask.expand(3, -1, -1) * 2 - 1)
+            self._pngs[case.case_id] = (png_bytes(grey), png_bytes(load_rgb(case.reference)))
+        mask_png, reference = self._pngs[case.case_id]
+        looks_at_reference = self.params.style_weight > 0 or self.params.vlm_weight > 0
+        return RewardItem(
+            image=image,
+            prompt=case.prompt,
+            text=case.text,
+            mask=mask_png,
+            reference=reference if looks_at_reference else None,
+        )

@@ -1,0 +1,40 @@
+"""A tiny model with random weights, written once per session in the layout of the full-size one."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory) -> Path:
+    """A folder with `flux-fill/`, `siglip/` and `calligrapher.bin`. Read-only: it is shared by all tests."""
+    from calligrapher.tiny.build import write_random
+
+    return write_random(tmp_path_factory.mktemp("model") / "random")
+
+
+@pytest.fixture
+def random_transformer(random_model):
+    """The transformer of `random_model`, freshly loaded."""
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel.from_pretrained(random_model / "flux-fill" / "transformer").eval()
+
+
+@pytest.fixture
+def random_encoders(random_model):
+    """The frozen encoders of `random_model`, freshly loaded; they take prompts of up to 24 tokens."""
+    from diffusers import FluxFillPipeline
+    from transformers import AutoImageProcessor, SiglipVisionModel
+
+    from calligrapher.conditioning import Encoders
+
+    pipeline = FluxFillPipeline.from_pretrained(random_model / "flux-fill")
+    pipeline.set_progress_bar_config(disable=True)
+    return Encoders(
+        pipeline=pipeline,
+        siglip=SiglipVisionModel.from_pretrained(random_model / "siglip").eval(),
+        image_processor=AutoImageProcessor.from_pretrained(random_model / "siglip"),
+        digest="random",
+        max_sequence_length=24,
+    )

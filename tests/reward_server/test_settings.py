@@ -1,0 +1,58 @@
+import pytest
+from pydantic import ValidationError
+
+from reward_server.settings import Settings
+
+
+def test_another_address_than_loopback_needs_a_token(tmp_path):
+    with pytest.raises(ValidationError, match="token_file must be given"):
+        Settings(host="0.0.0.0")
+    Settings(host="0.0.0.0", token_file=tmp_path / "token")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"vlm_url": "http://h/v1"}, "given together"),
+        ({"vlm_url": "http://h/v1", "vlm_model": "m", "vlm_model_path": "/m"}, "not both"),
+        ({"ocr_engine": "paddle"}, "ocr_model_dir"),
+        ({"port": 0}, "port"),
+        ({"queue_size": 0}, "queue_size"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, told):
+    with pytest.raises(ValidationError, match=told):
+        Settings(**options)
+
+
+@pytest.mark.parametrize("content", [None, "short", "tokën-with-an-umlaut-in-it"])
+def test_an_unusable_token_file_is_refused(tmp_path, content):
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match="token_file must"):
+        Settings(token_file=path).token()
+
+
+def test_every_option_is_documented_and_has_a_flag(capsys):
+    from reward_server.serve import main
+
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    for name, field in Settings.model_fields.items():
+        assert field.description
+        assert "--" + name.replace("_", "-") in told
+
+
+@pytest.mark.parametrize(
+    "flags", [["--host=0.0.0.0"], ["--port=abc"], ["--ocr-engine=tesseract"], ["--token-file=/none"]]
+)
+def test_wrong_flags_end_with_a_usage_error(flags, capsys):
+    from reward_server.serve import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(flags)
+    assert ended.value.code == 2
+    assert "error:" in capsys.readouterr().err

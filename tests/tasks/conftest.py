@@ -1,0 +1,162 @@
+"""Whole runs in seconds: random tiny model, drawn cases, a scorer that asks nobody, no Prefect, no MLflow."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+SETTINGS = {
+    "seed": 3,
+    "rounds": 2,
+    "model": {"width": 48, "height": 32, "max_sequence_length": 24, "device": "cpu"},
+    "data": {},
+    "warmup": {"steps": 1, "batch_size": 2, "gradient_accumulation_steps": 1},
+    # Three groups of three in shards of four and batches of two: nothing divides.
+    "rollout": {
+        "num_cases": 3,
+        "num_images_per_prompt": 3,
+        "num_inference_steps": 3,
+        "batch_size": 2,
+        "shard_size": 4,
+    },
+    "reward": {"ocr_weight": 1.0, "vlm_weight": 0.0},
+    "update": {
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.0,
+    },
+    "ema": {"use_ema": True, "decay": 0.9},
+    "evaluate": {"every": 0, "num_cases": 2, "grid_cases": 1},
+    "tracking": {"enabled": False},
+    "retention": {"keep_last": 9},
+}
+ALGORITHMS = {
+    "nft": {"nft_beta": 1.0, "num_train_sigmas": 1, "kl_coef": 0.0, "old_policy": "slow"},
+    "grpo": {"window_size": 1, "clip_range": 1e-3, "kl_coef": 0.0},
+}
+
+
+class HashScorer:
+    """Rewards in [0, 1) that the picture's bytes decide; `calls` holds (pictures, cases) of each call."""
+
+    def __init__(self):
+        self.calls = []
+
+    def identity(self):
+        return {"scorers": "hash"}
+
+    def reward(self, image, case):
+        return hashlib.sha256(image).digest()[0] / 256
+
+    def score(self, images, cases):
+        self.calls.append((list(images), list(cases)))
+        return [self.row(i, c) for i, c in zip(images, cases, strict=True)]
+
+    def row(self, image, case):
+        reward = self.reward(image, case)
+        return {
+            "ocr_text": case.text.lower(),
+            "ocr_confidence": 0.5,
+            "ocr_accuracy": reward,
+            "ocr_likelihood": None,
+            "vlm_score": None,
+            "style_score": None,
+            "reward": reward,
+            "reason": None if reward is not None else "the server gave none",
+        }
+
+
+class ConstantScorer(HashScorer):
+    def reward(self, image, case):
+        return 0.25
+
+
+@pytest.fixture(scope="session")
+def cases(tmp_path_factory) -> Path:
+    """Bench folders `train` (7 cases) and `evaluation` (2 cases)."""
+    from calligrapher.tiny.world import write_bench
+
+    folder = tmp_path_factory.mktemp("cases")
+    write_bench(folder / "train", num_cases=7, split="train", seed=1)
+    write_bench(folder / "evaluation", num_cases=2, split="evaluation", seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encodings(tmp_path_factory) -> Path:
+    """The data folder that all runs share, as those of one `runs_dir` do."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def values(random_model, cases):
+    """Values of a params file: `values("nft", update={"batch_size": 3})` changes keys of sections."""
+
+    def values(algorithm="nft", **changes):
+        given = {name: dict(v) if isinstance(v, dict) else v for name, v in SETTINGS.items()}
+        given[algorithm] = dict(ALGORITHMS[algorithm])
+        given["model"] |= {
+            "base": str(random_model / "flux-fill"),
+            "siglip": str(random_model / "siglip"),
+            "initial_adapter": str(random_model / "calligrapher.bin"),
+        }
+        given["data"] |= {"train": str(cases / "train"), "evaluation": str(cases / "evaluation")}
+        for name, value in changes.items():
+            given[name] = {**given.get(name, {}), **value} if isinstance(value, dict) else value
+        return given
+
+    return values
+
+
+@pytest.fixture
+def make_bench(values, encodings):
+    """`make_bench("grpo", scorer, rounds=1)` -> Bench; further arguments as in `values`."""
+    from tasks.bench import Bench
+    from tasks.params import RunParams
+
+    def make(algorithm="nft", scorer=None, **changes):
+        params = RunParams.model_validate(values(algorithm, **changes))
+        return Bench(params, encodings, scorer or HashScorer())
+
+    return make
+
+
+@pytest.fixture
+def train(make_bench, tmp_path):
+    """Run, or go on with, the run `name`; returns (folder, summary). The loop is that of `flows.rl_train`."""
+    from tasks.run import open_run
+    from tasks.summary import summarise
+
+    def train(name, algorithm="nft", scorer=None, **changes):
+        bench = make_bench(algorithm, scorer, **changes)
+        with open_run(bench.params, name, tmp_path, bench) as run:
+            start = checkpoint = old = run.warmup()
+            run.evaluate(0, checkpoint)
+            for round in range(bench.params.rounds):
+                images = run.rollout(round, old)
+                scores = run.score(round, images)
+                advantages = run.advantage(round, scores)
+                checkpoint = run.update(round, checkpoint, start, old, images, advantages)
+                old = run.refresh(round, old, checkpoint)
+                run.evaluate(round + 1, checkpoint)
+                if run.finished(checkpoint):
+                    break
+            return run.folder.path, summarise(run, checkpoint)
+
+    return train
+
+
+@pytest.fixture
+def hash_scorer():
+    return HashScorer()
+
+
+@pytest.fixture
+def constant_scorer():
+    return ConstantScorer()
+
+
+@pytest.fixture
+def scorer_class():
+    return HashScorer
