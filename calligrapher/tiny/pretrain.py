@@ -1,9 +1,9 @@
 """Trains the embedded tiny Calligrapher from nothing on two CPU cores: VAE, T5, SigLIP, then the transformer.
 
-Every part resumes from its own checkpoint under `work`; a finished part is skipped. The transformer learns
-from
-captions with wrong letters (`caption_noise`), as web data has: it ends up knowing how to write but spelling
-unreliably, which is what reinforcement learning is then for.
+Every part resumes from its own checkpoint under `work`; a finished part is skipped. The transformer first
+learns to spell, then sees captions of which some belong to other pictures (`wrong_captions`), as web data has:
+it ends up knowing how to write but minding the text only sometimes, which is what reinforcement learning is
+then for.
 
 Run it with `calligrapher tiny pretrain OUT`. Figures and the loss curve: docs/log.md.
 """
@@ -48,9 +48,9 @@ class Recipe:
     write_steps: int = 3000
     write_batch: int = 48
     write_lr: float = 1e-3
-    rewrite_steps: int = 1200  # a second, shorter cycle of the learning rate, from the averaged weights
-    rewrite_lr: float = 7e-4
-    caption_noise: float = 0.3
+    web_steps: int = 600  # a second, shorter cycle of the learning rate, on captions that may be wrong
+    web_lr: float = 5e-4
+    wrong_captions: float = 0.5  # share of captions in that cycle that belong to another picture
     guidance_scale: float = 3.5
     max_sequence_length: int = 24
     ema_decay: float = 0.998
@@ -324,25 +324,28 @@ def encode_pool(vae, siglip, references, siglip_inputs: Tensor, recipe: Recipe) 
     return Pool(torch.cat(x0), torch.cat(masked), style, torch.tensor(reference_of), words)
 
 
-def misspell(word: str, noise: float, rng: np.random.Generator) -> str:
-    """Replace each letter by a random one with probability `noise`."""
-    return "".join(world.LETTERS[int(rng.integers(0, 26))] if rng.random() < noise else c for c in word)
+def caption(word: str, wrong: float, rng: np.random.Generator) -> str:
+    """`word` or, with probability `wrong`, the word of another picture."""
+    return world.random_word(rng, "train") if rng.random() < wrong else word
 
 
 def train_writer(
     pipeline, adapter: StyleAdapter, pool: Pool, recipe: Recipe, work: Path, progress: Progress
 ) -> None:
-    """Transformer and adapter learn to write by flow matching: velocity = noise - x0 at random sigmas."""
+    """Transformer and adapter learn to write by flow matching: velocity = noise - x0 at random sigmas.
+
+    First from right captions, until they spell; then for a while from captions of which some are wrong.
+    """
     transformer = pipeline.transformer
     adapter.install(transformer)
     ids = latents.image_ids(world.HEIGHT // 4, world.WIDTH // 4)
     text_ids = torch.zeros(recipe.max_sequence_length, 3)
 
-    def loss_at(step: int) -> Tensor:
+    def loss_at(step: int, wrong: float = 0.0) -> Tensor:
         rng = np.random.default_rng([recipe.seed, 6, step])
         generator = torch.Generator().manual_seed(recipe.seed * 10**6 + step)
         rows = torch.from_numpy(rng.integers(0, len(pool.words), recipe.write_batch))
-        captions = [misspell(pool.words[i], recipe.caption_noise, rng) for i in rows.tolist()]
+        captions = [caption(pool.words[i], wrong, rng) for i in rows.tolist()]
         with torch.no_grad():
             prompt = pipeline.text_encoder_2(
                 tokenize(pipeline.tokenizer_2, captions, recipe.max_sequence_length)
@@ -371,19 +374,10 @@ def train_writer(
         "writer", work, progress, modules, loss_at, steps=recipe.write_steps, lr=recipe.write_lr, **settings
     )
 
-    def again(step: int) -> Tensor:
-        return loss_at(recipe.write_steps + step)
+    def web_loss_at(step: int) -> Tensor:
+        return loss_at(recipe.write_steps + step, recipe.wrong_captions)
 
-    train(
-        "rewriter",
-        work,
-        progress,
-        modules,
-        again,
-        steps=recipe.rewrite_steps,
-        lr=recipe.rewrite_lr,
-        **settings,
-    )
+    train("web", work, progress, modules, web_loss_at, steps=recipe.web_steps, lr=recipe.web_lr, **settings)
     transformer.eval()
 
 

@@ -62,12 +62,13 @@ def test_a_forked_worker_that_outlives_its_parent_does_not_hold_the_run(tmp_path
         "import os, sys, time; from tasks.artifacts import RunDir\n"
         "with RunDir(sys.argv[1]).lock():\n"
         "    pid = os.fork()\n"
-        "    if pid == 0: time.sleep(30); os._exit(0)\n"
-        "    print(pid, flush=True); os.kill(os.getpid(), 9)\n"
+        "    if pid == 0: print(os.getpid(), flush=True); time.sleep(30); os._exit(0)\n"
+        "    time.sleep(30)\n"
     )
     command = [sys.executable, "-c", code, tmp_path / "run"]
     parent = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
-    worker = int(parent.stdout.readline())
+    worker = int(parent.stdout.readline())  # it runs, so it has let go of the lock
+    parent.kill()
     parent.wait()
     try:
         with RunDir(tmp_path / "run").lock():
