@@ -1,7 +1,7 @@
 """Trains the embedded tiny Calligrapher from nothing on two CPU cores: VAE, T5, SigLIP, then the transformer.
 
 Every part resumes from its own checkpoint under `work`; a finished part is skipped. The transformer first
-learns to spell, then sees captions of which some belong to other pictures (`wrong_captions`), as web data has:
+learns to spell, then sees captions of which some belong to other pictures (`wrong_captions`), as on the web:
 it ends up knowing how to write but minding the text only sometimes, which is what reinforcement learning is
 then for.
 
