@@ -13,7 +13,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from reward_server.admission import OverloadedError
 from reward_server.guard import Guard
+from reward_server.intake import ItemError
 from reward_server.schema import (
     BatchRequest,
     BatchResponse,
@@ -25,7 +27,7 @@ from reward_server.schema import (
     ScoreResponse,
 )
 from reward_server.scorer import Scorer
-from reward_server.service import ItemError, OverloadedError, RewardService, TooManyPixelsError
+from reward_server.service import NotReadyError, RewardService, TooManyPixelsError
 from reward_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -47,9 +49,10 @@ def create_app(
 ) -> FastAPI:
     """The application.
 
-    Scorers are loaded by `load` in a thread once it starts; `on_failure` is called if that fails.
+    Scorers are loaded by `load` in a thread once it starts; `on_failure` is called if that fails, and when
+    a scorer breaks later.
     """
-    service = RewardService(settings, load)
+    service = RewardService(settings, load, on_failure)
 
     def start() -> None:
         try:
@@ -71,13 +74,13 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _unprocessable)
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(OverloadedError, _overloaded)
+    app.add_exception_handler(NotReadyError, _not_ready)
     app.add_exception_handler(TooManyPixelsError, _too_many_pixels)
     app.add_exception_handler(Exception, _our_mistake)
 
     @app.post("/score", responses=_PROBLEMS)
     async def score(request: ScoreRequest) -> ScoreResponse:
         """Score one picture."""
-        _must_be_ready(service)
         (result,) = await service.score([request])
         if isinstance(result, ItemError):
             raise HTTPException(422, str(result))
@@ -92,7 +95,6 @@ def create_app(
     )
     async def score_batch(batch: BatchRequest, response: Response) -> BatchResponse:
         """Score several pictures; results in the order of the items."""
-        _must_be_ready(service)
         if len(batch.items) > settings.max_items:
             raise HTTPException(422, f"items must be at most {settings.max_items}. Got {len(batch.items)}.")
         results = await service.score(list(batch.items))
@@ -107,7 +109,9 @@ def create_app(
             ]
         )
 
-    @app.get("/health", responses={503: {"model": Health, "description": "loading", "headers": _RETRY_LATER}})
+    @app.get(
+        "/health", responses={503: {"model": Health, "description": "not ready", "headers": _RETRY_LATER}}
+    )
     async def health() -> Health:
         """200 once every scorer has scored a probe picture, 503 before."""
         state = service.health()
@@ -118,7 +122,6 @@ def create_app(
     @app.get("/info", responses=_BUSY)
     async def info() -> Info:
         """What decides the scores, and the limits."""
-        _must_be_ready(service)
         return service.info()
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **_BUSY})
@@ -147,11 +150,6 @@ def _declare_bearer(app: FastAPI) -> None:
     document["paths"]["/health"]["get"]["security"] = []
 
 
-def _must_be_ready(service: RewardService) -> None:
-    if not service.ready:
-        raise HTTPException(503, "the scorers are still loading", headers={"Retry-After": "1"})
-
-
 async def _http_problem(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     return JSONResponse({"detail": str(error.detail)}, error.status_code, headers=error.headers)
@@ -160,6 +158,10 @@ async def _http_problem(request: Request, error: Exception) -> JSONResponse:
 async def _overloaded(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OverloadedError)
     return JSONResponse({"detail": str(error)}, 429, headers={"Retry-After": str(error.retry_after)})
+
+
+async def _not_ready(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 503, headers={"Retry-After": "1"})
 
 
 async def _too_many_pixels(request: Request, error: Exception) -> JSONResponse:

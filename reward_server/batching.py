@@ -1,6 +1,5 @@
 """Dynamic batching: single items from many requests in, batches for one scorer out, on its own threads."""
 
-import logging
 import threading
 import time
 from collections import deque
@@ -8,9 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from reward_server.scorer import Item, Outcome, Scorer, ScorerUnavailableError, failed
+from reward_server.safely import probe, score_safely
+from reward_server.scorer import Item, Outcome, Scorer, failed
 
-log = logging.getLogger(__name__)
+_SUSPECT = ("exception", "no_number")  # kinds of errors that a broken scorer makes
 
 
 @dataclass
@@ -25,14 +25,20 @@ class Batcher:
 
     A thread takes a batch when `max_batch` items wait or the oldest has waited `max_wait_s`. Waiting items
     are shared out evenly between the threads. The queue's length is bounded by whoever admits requests
-    (`service.Admission`).
+    (`admission`). `on_batch(scorer, items, seconds, outcomes)` is called after each batch;
+    `on_broken(scorer, reason)` when an item failed for no reason of its own: the probe picture fails too.
     """
 
     def __init__(
-        self, scorer: Scorer, on_batch: Callable[[str, int, float, list[Outcome]], None] | None = None
+        self,
+        scorer: Scorer,
+        *,
+        on_batch: Callable[[str, int, float, list[Outcome]], None] = lambda *_: None,
+        on_broken: Callable[[str, str], None] = lambda *_: None,
     ):
         self.scorer = scorer
-        self._on_batch = on_batch or (lambda *args: None)
+        self._on_batch, self._on_broken = on_batch, on_broken
+        self._taken_at: dict[int, float] = {}  # thread -> since when it works on a batch
         self._waiting: deque[_Waiting] = deque()
         self._wake = threading.Condition()
         self._closed = False
@@ -45,6 +51,11 @@ class Batcher:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def seconds_in_hand(self) -> float:
+        """How long the oldest batch that is being scored has been."""
+        now = time.monotonic()
+        return max((now - taken_at for taken_at in self._taken_at.copy().values()), default=0.0)
 
     def submit(self, item: Item) -> "Future[Outcome]":
         """Queue one item; the future gives its outcome and never an exception of the scorer."""
@@ -63,7 +74,8 @@ class Batcher:
             left, self._waiting = list(self._waiting), deque()
             self._wake.notify_all()
         for waiting in left:
-            waiting.future.set_result(failed(self.scorer.fields, "the server is stopping"))
+            if waiting.future.set_running_or_notify_cancel():
+                waiting.future.set_result(failed(self.scorer.fields, "the server is stopping"))
         for thread in self._threads:
             thread.join(timeout=10)
         self.scorer.close()
@@ -73,11 +85,21 @@ class Batcher:
             batch = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
             if not batch:
                 continue
-            started = time.monotonic()
-            outcomes = score_safely(self.scorer, [waiting.item for waiting in batch])
-            self._on_batch(self.scorer.name, len(batch), time.monotonic() - started, outcomes)
+            outcomes = self._score([waiting.item for waiting in batch])
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 waiting.future.set_result(outcome)
+
+    def _score(self, items: list[Item]) -> list[Outcome]:
+        me, started = threading.get_ident(), time.monotonic()
+        self._taken_at[me] = started
+        outcomes = score_safely(self.scorer, items)
+        if any(outcome.kind in _SUSPECT for outcome in outcomes):
+            shown = probe(self.scorer)
+            if shown.errors and shown.kind in _SUSPECT:
+                self._on_broken(self.scorer.name, next(iter(shown.errors.values())))
+        del self._taken_at[me]
+        self._on_batch(self.scorer.name, len(items), time.monotonic() - started, outcomes)
+        return outcomes
 
     def _take(self) -> list[_Waiting]:
         """The next batch; empty when closed."""
@@ -93,20 +115,3 @@ class Batcher:
                 self._wake.wait(timeout=patience)
             share = -(-len(self._waiting) // self.scorer.parallel)
             return [self._waiting.popleft() for _ in range(min(share, self.scorer.max_batch))]
-
-
-def score_safely(scorer: Scorer, items: list[Item]) -> list[Outcome]:
-    """Outcomes of a batch; when it raises, each item is tried alone, so one bad item fails only itself."""
-    try:
-        outcomes = scorer.score_items(items)
-        assert len(outcomes) == len(items), (
-            f"{scorer.name} gave {len(outcomes)} outcomes for {len(items)} items"
-        )
-        return outcomes
-    except ScorerUnavailableError as error:
-        return [failed(scorer.fields, f"{scorer.name} is unavailable: {error}")] * len(items)
-    except Exception as error:
-        if len(items) > 1:
-            return [score_safely(scorer, [item])[0] for item in items]
-        log.exception("%s failed on an item", scorer.name)
-        return [failed(scorer.fields, f"{type(error).__name__}: {error}")]

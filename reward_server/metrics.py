@@ -36,7 +36,7 @@ class Metrics:
         )
         self.failures = Counter(
             "reward_failures",
-            "components that could not be scored",
+            "components that could not be scored: refused, exception, unavailable, no_number, timeout",
             ["scorer", "kind"],
             registry=self.registry,
         )
@@ -55,9 +55,12 @@ class Metrics:
         self.batch_items.labels(scorer).observe(items)
         self.batch_seconds.labels(scorer).observe(seconds)
         for outcome in outcomes:
-            if outcome.errors:
-                kind = "all" if not outcome.values else "some"
-                self.failures.labels(scorer, kind).inc()
+            self.count_failures(scorer, outcome)
+
+    def count_failures(self, scorer: str, outcome: Outcome) -> None:
+        """Count the components that an outcome lacks, by the kind of its errors."""
+        if outcome.errors:
+            self.failures.labels(scorer, outcome.kind).inc(len(outcome.errors))
 
     def text(self) -> bytes:
         """Prometheus exposition format."""

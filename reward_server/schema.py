@@ -17,6 +17,12 @@ Base64PNG = Annotated[
     ),
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
+
+
+def lowest(component: str) -> float:
+    """The smallest number that a component may be; the largest is always 1."""
+    return -1.0 if component == "style_score" else 0.0
 
 
 class Wire(BaseModel):
@@ -60,9 +66,7 @@ class ScoreResponse(Wire):
     ocr_likelihood: Share | None = Field(
         description="probability of the target text in the recogniser's output, geometric mean per character"
     )
-    style_score: float | None = Field(
-        ge=-1, le=1, description="cosine of the crop's and the reference's embedding"
-    )
+    style_score: Cosine | None = Field(description="cosine of the crop's and the reference's embedding")
     errors: dict[str, str]
     reward_model_disabled: bool = Field(
         description="debug mode: the numbers are made up from the picture's bytes"
@@ -87,8 +91,8 @@ class BatchResponse(Wire):
 
 
 class Health(Wire):
-    status: str = Field(description="ok | loading")
-    scorers: dict[str, str] = Field(description="name -> ready | loading | why its probe failed")
+    status: str = Field(description="ok | loading | broken | stopping")
+    scorers: dict[str, str] = Field(description="name -> ready | loading | waiting: why | broken: why")
     pid: int
 
 

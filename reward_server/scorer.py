@@ -24,6 +24,9 @@ class Outcome:
 
     values: dict[str, float | str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    kind: str = (
+        "refused"  # of the errors, for the metrics: refused (this item cannot be scored), exception, ...
+    )
 
 
 class ScorerUnavailableError(RuntimeError):
@@ -65,9 +68,9 @@ class Scorer(Protocol):
         """Release threads and connections."""
 
 
-def failed(fields: Sequence[str], reason: str) -> Outcome:
+def failed(fields: Sequence[str], reason: str, kind: str = "refused") -> Outcome:
     """The outcome of an item that could not be scored."""
-    return Outcome(errors=dict.fromkeys(fields, reason))
+    return Outcome(errors=dict.fromkeys(fields, reason), kind=kind)
 
 
 def probe_item() -> Item:

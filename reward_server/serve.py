@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 EXIT_USAGE = 2
 EXIT_PORT_TAKEN = 98
-EXIT_LOAD_FAILED = 3
+EXIT_SCORERS_FAILED = 3  # they could not be loaded, or one works no more
 _GRACE_S = 10  # from the first wish to stop to the process's end, whatever hangs
 
 
@@ -151,12 +151,13 @@ def serve(settings: Settings, sock: socket.socket) -> int:
 
     status = 0
 
-    def load_failed() -> None:
+    def scorers_failed() -> None:
         nonlocal status
-        status = EXIT_LOAD_FAILED
+        status = EXIT_SCORERS_FAILED
         server.should_exit = True
+        _insist(status)
 
-    app = create_app(settings, lambda: load_scorers(settings), load_failed)
+    app = create_app(settings, lambda: load_scorers(settings), scorers_failed)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -173,6 +174,16 @@ def serve(settings: Settings, sock: socket.socket) -> int:
     return status
 
 
+def _insist(status: int) -> None:
+    """End this process after a while, whatever hangs: a thread in a kernel that never returns, say."""
+
+    def end() -> None:
+        time.sleep(_GRACE_S)
+        os._exit(status)
+
+    threading.Thread(target=end, name="insist", daemon=True).start()
+
+
 def stop_with(parent_pid: int) -> None:
     """End this process when its parent is gone.
 
@@ -185,8 +196,7 @@ def stop_with(parent_pid: int) -> None:
             time.sleep(0.25)
         log.warning("process %d is gone, stopping", parent_pid)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_GRACE_S)
-        os._exit(1)
+        _insist(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 

@@ -11,13 +11,13 @@ sys.path.insert(0, str(Path(__file__).parent))  # `import fakes`, in importlib m
 
 
 @contextmanager
-def serving(*scorers, wait=True, **settings):
+def serving(*scorers, wait=True, on_failure=lambda: None, **settings):
     from fastapi.testclient import TestClient
 
     from reward_server.app import create_app
     from reward_server.settings import Settings
 
-    app = create_app(Settings(**settings), lambda: list(scorers))
+    app = create_app(Settings(**settings), lambda: list(scorers), on_failure)
     with TestClient(app, raise_server_exceptions=False) as client:
         stop_at = time.monotonic() + 20
         while wait and client.get("/health").status_code != 200 and time.monotonic() < stop_at:

@@ -27,13 +27,15 @@ class FakeScorer:
         )
         self.batches: list[int] = []
         self.seen: list[str] = []
-        self.closed = False
+        self.closed = self.broken = False
         self.gate = threading.Event()
         self.gate.set()
 
     def score_items(self, items):
         self.gate.wait(20)
         time.sleep(self.delay_s)
+        if self.broken:
+            raise RuntimeError("the device is lost")
         if any(item.text == "gone" for item in items):
             raise ScorerUnavailableError("nobody there")
         if any(item.text == "boom" for item in items):

@@ -224,6 +224,57 @@ def test_a_scorer_that_fails_its_probe_stops_the_server():
     service.close()
 
 
+def test_a_scorer_that_breaks_makes_the_server_refuse_and_end(serve):
+    ended = threading.Event()
+    scorer = FakeScorer()
+    with serve(scorer, on_failure=ended.set) as client:
+        assert client.post("/score", json={**GOOD, "text": "boom"}).status_code == 200  # the item's own fault
+        assert not ended.is_set()
+        scorer.broken = True
+        for _ in range(2):
+            refused = client.post("/score", json=GOOD)
+            assert refused.status_code == 503  # no null: nothing is known about the picture
+            assert refused.headers["retry-after"] == "1"
+        health = client.get("/health")
+    assert ended.is_set()
+    assert health.status_code == 503
+    assert health.json()["status"] == "broken"
+    assert "device is lost" in health.json()["scorers"]["ocr"]
+
+
+def test_a_batch_that_never_comes_back_makes_the_server_end(serve):
+    ended = threading.Event()
+    scorer = FakeScorer()
+    with serve(scorer, on_failure=ended.set, score_timeout=0.02) as client:
+        scorer.gate.clear()
+        statuses = []
+        while len(statuses) < 100 and not ended.is_set():
+            statuses.append(client.post("/score", json=GOOD).status_code)
+        scorer.gate.set()
+    assert statuses[0] == 200  # one time-out is no proof
+    assert statuses[-1] == 503
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -0.1, 1.001])
+def test_what_is_no_number_of_its_range_is_null_with_a_reason(serve, number):
+    class Dizzy(FakeScorer):
+        def score_items(self, items):
+            outcomes = super().score_items(items)
+            for item, outcome in zip(items, outcomes, strict=True):
+                if item.text == "dizzy":
+                    outcome.values["ocr_accuracy"] = number
+            return outcomes
+
+    with serve(Dizzy()) as client:
+        response = client.post("/score", json={**GOOD, "text": "dizzy"})
+        text = client.get("/metrics").text
+    assert response.status_code == 200
+    assert response.json()["ocr_accuracy"] is None
+    assert "no number in 0..1" in response.json()["errors"]["ocr_accuracy"]
+    assert response.json()["ocr_text"] == "dizzy"
+    assert 'reward_failures_total{kind="no_number",scorer="ocr"} 1.0' in text
+
+
 def test_info_tells_engines_limits_and_a_fingerprint_that_limits_do_not_change(serve):
     answers = []
     for items in (5, 6):
@@ -251,13 +302,16 @@ def test_metrics_count_requests_batches_and_failures(serve):
     with serve(FakeScorer()) as client:
         client.post("/score", json=GOOD)
         client.post("/score", json={**GOOD, "text": "boom"})
+        client.post("/score", json={**GOOD, "text": "gone"})
+        client.post("/score", json={**GOOD, "text": "half"})
         client.post("/score", json={"image": "?"})
         client.get("/nowhere/at/all")
         text = client.get("/metrics").text
-    assert 'reward_requests_total{path="/score",status="200"} 2.0' in text
+    assert 'reward_requests_total{path="/score",status="200"} 4.0' in text
     assert 'reward_requests_total{path="/score",status="422"} 1.0' in text
     assert 'reward_requests_total{path="other",status="404"} 1.0' in text
-    assert 'reward_failures_total{kind="all",scorer="ocr"} 1.0' in text
+    for kind, components in (("exception", 4.0), ("unavailable", 4.0), ("refused", 1.0)):
+        assert f'reward_failures_total{{kind="{kind}",scorer="ocr"}} {components}' in text
     assert 'reward_batch_items_count{scorer="ocr"}' in text
     assert 'reward_queue_items{scorer="ocr"} 0.0' in text
     assert 'reward_request_seconds_bucket{le="0.005",path="/score"}' in text

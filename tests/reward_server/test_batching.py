@@ -67,6 +67,32 @@ def test_one_bad_item_fails_alone():
     batcher.close()
 
 
+def test_a_scorer_that_fails_on_the_probe_as_well_is_told_to_be_broken():
+    told = []
+    scorer = FakeScorer()
+    batcher = Batcher(scorer, on_broken=lambda *what: told.append(what))
+    batcher.submit(item("boom")).result(5)
+    assert told == []
+    scorer.broken = True
+    batcher.submit(item("good")).result(5)
+    assert told == [("ocr", "RuntimeError: the device is lost")]
+    batcher.close()
+
+
+def test_the_time_that_a_batch_takes_is_known_while_it_is_scored():
+    scorer = FakeScorer()
+    scorer.gate.clear()
+    batcher = Batcher(scorer)
+    assert batcher.seconds_in_hand() == 0
+    future = batcher.submit(item("a"))
+    time.sleep(0.2)
+    assert 0.1 < batcher.seconds_in_hand() < 5
+    scorer.gate.set()
+    future.result(5)
+    batcher.close()
+    assert batcher.seconds_in_hand() == 0
+
+
 def test_an_unavailable_scorer_fails_the_batch_with_its_reason_and_is_asked_once():
     scorer = FakeScorer(max_batch=4, max_wait_s=0.05)
     batcher = Batcher(scorer)
@@ -79,7 +105,8 @@ def test_closing_fails_what_still_waits_and_ends_the_threads():
     scorer = FakeScorer(max_batch=1)
     scorer.gate.clear()
     batcher = Batcher(scorer)
-    first, second = batcher.submit(item("a")), batcher.submit(item("b"))
+    first, second, left = (batcher.submit(item(text)) for text in "abc")
+    left.cancel()  # whoever asked waits no longer
     time.sleep(0.1)  # the first is in the scorer's hands
     closing = threading.Thread(target=batcher.close)
     closing.start()
