@@ -48,6 +48,11 @@ class GRPOParams(BaseModel):
         description="Stochastic, trained steps per image, in one window drawn per group; the others are "
         "deterministic. null = every step that timestep_fraction leaves, the last one always excepted.",
     )
+    noise: Literal["row", "group"] = Field(
+        "row",
+        description="The noise that sampling starts from is drawn for every image, or once for all images of "
+        "a group: they then differ by what was explored in the window and by nothing else.",
+    )
     guard: bool = Field(
         False,
         description="GRPO-Guard: centre the ratio and make it and the loss comparable between noise levels. "

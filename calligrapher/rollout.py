@@ -36,8 +36,8 @@ class Sampled:
     window: Window | None
 
 
-def sample_seed(seed: int, round: int, case_id: str, member: int) -> int:
-    """The seed of one image's random stream."""
+def sample_seed(seed: int, round: int, case_id: str, member: int | str) -> int:
+    """The seed of one image's random stream, or of what a group's images share (member `all`)."""
     digest = hashlib.sha256(f"image/{seed}/{round}/{case_id}/{member}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -66,12 +66,14 @@ def sample(
     seeds: list[int],
     num_steps: int,
     *,
+    starts_from: list[int] | None = None,
     window_starts: list[int] | None = None,
     grpo: GRPOParams | None = None,
 ) -> Sampled:
     """Sample one image per row with one transformer call per step.
 
-    conditioning: B rows; seeds: B. With `grpo`, row b takes stochastic steps from `window_starts[b]` on; its
+    conditioning: B rows; seeds: B. The noise a row starts from is drawn from `starts_from[b]` where that is
+    given, so rows may share it. With `grpo`, row b takes stochastic steps from `window_starts[b]` on; its
     other steps are ODE steps, as all are without. Noise is drawn on the CPU, so results do not depend on the
     device's generator.
     """
@@ -79,12 +81,12 @@ def sample(
     channels = policy.model.transformer.out_channels
     streams = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def noise(rows: Iterable[int]) -> Tensor:
-        drawn = [torch.randn(length, channels, generator=streams[b]) for b in rows]
+    def noise(generators: Iterable[torch.Generator]) -> Tensor:
+        drawn = [torch.randn(length, channels, generator=generator) for generator in generators]
         return torch.stack(drawn).to(conditioning.masked.device)
 
     sigmas = sigma_schedule(num_steps, length).tolist()
-    x = noise(range(len(seeds)))
+    x = noise([torch.Generator().manual_seed(seed) for seed in starts_from] if starts_from else streams)
     width = window_length(num_steps, grpo.window_size, grpo.timestep_fraction) if grpo else 0
     trajectory, means, log_probs, window_sigmas = ([[] for _ in seeds] for _ in range(4))
     for i in range(num_steps):
@@ -95,7 +97,13 @@ def sample(
             if inside:
                 rows = torch.tensor(inside, device=x.device)
                 step = stochastic_step(
-                    velocity[rows], x[rows], sigmas[i], sigmas[i + 1], sigmas[1], grpo, noise=noise(inside)
+                    velocity[rows],
+                    x[rows],
+                    sigmas[i],
+                    sigmas[i + 1],
+                    sigmas[1],
+                    grpo,
+                    noise=noise(streams[b] for b in inside),
                 )
                 x_next[rows] = step.x_next
                 for j, b in enumerate(inside):

@@ -71,7 +71,7 @@ _OUTSIDE: dict[str, set[str]] = {
     "update": {"checkpointing_steps"},
     "evaluate": {"every"},
 }
-_ROLLOUT_GRPO = {"noise_level", "sampler", "window_size", "timestep_fraction", "guard"}
+_ROLLOUT_GRPO = {"noise_level", "noise", "sampler", "window_size", "timestep_fraction", "guard"}
 
 
 class RunParams(Section):

@@ -56,30 +56,37 @@ def _write(
     params = bench.params
     cases = [case for _, case, _ in rows]
     seeds = [sample_seed(params.seed, round, case.case_id, member) for _, case, member in rows]
-    starts = None
+    windows = starts_from = None
     if params.grpo is not None:
         ids = [case.case_id for case in cases]
-        starts = windows_of(ids, params.seed, round, params.rollout.num_inference_steps, params.grpo)
-    sampled = sample_batches(bench, cases, seeds, weights, starts)
+        windows = windows_of(ids, params.seed, round, params.rollout.num_inference_steps, params.grpo)
+        if params.grpo.noise == "group":
+            starts_from = [sample_seed(params.seed, round, case_id, "all") for case_id in ids]
+    sampled = sample_batches(bench, cases, seeds, weights, windows, starts_from)
     tensors = {"x0": torch.cat([s.x0 for s in sampled])}
     if params.grpo is not None:
-        windows = [s.window for s in sampled]
+        explored = [s.window for s in sampled]
         tensors |= {
-            "trajectory": torch.cat([w.trajectory for w in windows]),
-            "log_prob": torch.cat([w.log_prob for w in windows]),
-            "window_sigmas": torch.cat([w.sigmas for w in windows]),
+            "trajectory": torch.cat([w.trajectory for w in explored]),
+            "log_prob": torch.cat([w.log_prob for w in explored]),
+            "window_sigmas": torch.cat([w.sigmas for w in explored]),
         }
         if params.grpo.guard:
-            tensors["mean_old"] = torch.cat([w.mean for w in windows])
+            tensors["mean_old"] = torch.cat([w.mean for w in explored])
     images = [p for s in sampled for p in pictures(bench.model, s.x0, bench.conditioning.canvas)]
     columns = table_columns(bench, round, rows, seeds, policy_digest)
     write_shard(path, columns, images, {name: t.cpu() for name, t in tensors.items()})
 
 
 def sample_batches(
-    bench: Bench, cases: list[Case], seeds: list[int], weights: Weights, starts: list[int] | None = None
+    bench: Bench,
+    cases: list[Case],
+    seeds: list[int],
+    weights: Weights,
+    window_starts: list[int] | None = None,
+    starts_from: list[int] | None = None,
 ) -> list[Sampled]:
-    """Sample one image per case under `weights`, `rollout.batch_size` at a time."""
+    """Sample one image per case under `weights`, `rollout.batch_size` at a time; see `sample`."""
     params, sampled = bench.params, []
     size = params.rollout.batch_size
     with bench.model.policy.use(weights):
@@ -91,8 +98,9 @@ def sample_batches(
                     bench.conditioning.batch(cases[part]),
                     seeds[part],
                     params.rollout.num_inference_steps,
-                    window_starts=starts[part] if starts else None,
-                    grpo=params.grpo if starts else None,
+                    starts_from=starts_from[part] if starts_from else None,
+                    window_starts=window_starts[part] if window_starts else None,
+                    grpo=params.grpo if window_starts else None,
                 )
             )
     return sampled

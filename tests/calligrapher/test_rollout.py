@@ -68,6 +68,23 @@ def test_the_window_holds_the_stochastic_steps_and_nothing_else():
             assert (x_next - step.mean).std() == pytest.approx(step.std.item(), rel=0.5)
 
 
+def test_rows_that_start_from_one_noise_share_their_path_up_to_the_window():
+    grpo = GRPOParams(window_size=2)
+    found = sample(
+        TowardsTarget(),
+        conditioning(3),
+        [5, 6, 7],
+        5,
+        starts_from=[9, 9, 8],
+        window_starts=[1, 1, 1],
+        grpo=grpo,
+    )
+    begin = found.window.trajectory[:, 0]
+    assert torch.equal(begin[0], begin[1])
+    assert not torch.equal(begin[0], begin[2])
+    assert not torch.equal(found.window.trajectory[0, 1], found.window.trajectory[1, 1])
+
+
 @pytest.mark.parametrize("sampler", ["sde", "cps"])
 def test_exploring_moves_the_path_but_ode_steps_after_the_window_bring_it_home(sampler):
     grpo = GRPOParams(window_size=1, sampler=sampler)

@@ -75,6 +75,7 @@ CHANGES = {
     "grpo.kl_coef": (0.5, "update", {}),
     "grpo.adv_clip_max": (0.1, "update", {}),
     "grpo.noise_level": (0.4, "rollout", {}),
+    "grpo.noise": ("group", "rollout", {}),
     "grpo.sampler": ("cps", "rollout", {}),
     "grpo.window_size": (2, "rollout", {}),
     "grpo.guard": (True, "update", {}),
