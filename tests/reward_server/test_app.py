@@ -171,6 +171,25 @@ def test_too_many_requests_at_once_are_503_with_retry_after(serve):
     assert refused.headers["retry-after"] == "1"
 
 
+def test_the_bodies_under_way_are_bounded_together(serve):
+    scorer = FakeScorer()
+    body = {**GOOD, "prompt": "The text is 'a'." + " " * 900}
+    with serve(scorer, max_body_bytes=2000) as client, concurrent.futures.ThreadPoolExecutor(40) as pool:
+        scorer.gate.clear()
+        asked = [pool.submit(client.post, "/score", json=body) for _ in range(40)]
+        while client.service.admission.items + sum(future.done() for future in asked) < 40:
+            time.sleep(0.01)
+        refused = [future for future in asked if future.done()]
+        scorer.gate.set()
+        statuses = [future.result(20).status_code for future in asked]
+        assert client.post("/score", json=body).status_code == 200  # the room was given back
+    assert 0 < len(refused) < 40
+    assert all(future.result().headers["retry-after"] == "1" for future in refused)
+    assert "bytes of requests are under way" in refused[0].result().json()["detail"]
+    assert sorted(set(statuses)) == [200, 503]
+    assert statuses.count(503) == len(refused)
+
+
 def test_large_bodies_and_pictures_are_refused(serve):
     limits = {"max_body_bytes": 20_000, "max_pixels": 100}
     with serve(FakeScorer(), **limits) as client:
