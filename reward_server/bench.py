@@ -82,7 +82,8 @@ def _bare_loop(count: int, threads: int) -> dict[str, float]:
     import onnxruntime
 
     from reward_server.ocr import OCRScorer
-    from reward_server.ocr_models import REC_FILE, bundled, padded_width
+    from reward_server.ocr_models import padded_width
+    from reward_server.ocr_weights import REC_FILE, bundled
 
     targets = words(count)
     crops = [np.asarray(picture(word)) for word in targets]

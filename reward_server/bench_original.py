@@ -18,7 +18,13 @@ def main() -> None:
     import uvicorn
     from fastapi import FastAPI
 
-    from reward_server.ocr_models import REC_FILE, bundled, offline_paddle, onnx_folder, recognition_config_of
+    from reward_server.ocr_weights import (
+        REC_FILE,
+        bundled,
+        offline_paddle,
+        onnx_folder,
+        recognition_config_of,
+    )
     from reward_server.serve import stop_with
 
     parser = argparse.ArgumentParser()

@@ -16,16 +16,17 @@ from PIL import Image
 from reward_server.ctc import Alphabet, likelihood_per_character
 from reward_server.ocr_models import load_detector, load_recogniser
 from reward_server.scorer import Item, Outcome
-from reward_server.text import normalise, ocr_accuracy
+from reward_server.text import normalise, ocr_accuracy, picture_order
 
 
 @dataclass(frozen=True)
 class Reading:
     """What was read on one picture."""
 
-    text: str  # lines joined by a space
+    text: str  # rows joined by a space
     confidence: float  # mean over the lines of the mean over their characters; 0 when nothing was read
-    probs: np.ndarray | None = None  # [T frames, C classes] CTC output, only when asked for
+    probs: np.ndarray  # [T frames, C classes] CTC output of all lines
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class OCRScore:
 
 
 class OCRScorer:
-    """PaddleOCR as a Scorer, also usable by itself through `read` and `score`.
+    """PaddleOCR as a Scorer, also usable by itself through `score`.
 
     `mode`: line (the picture is one line of text), scene (lines are found first), auto (line for items with
     a mask). `engine`: onnxruntime with bundled weights, or paddle with `model_dir` (and `det_model_dir` for
@@ -89,21 +90,13 @@ class OCRScorer:
         }
         return {"mode": self.mode, **told}
 
-    def read(
-        self, images: Sequence[Image.Image | np.ndarray], *, with_probs: bool = False, scene: bool = False
-    ) -> list[Reading]:
-        """Recognise the text on each picture (PIL or RGB uint8 [H, W, 3]); order kept."""
-        arrays = [
-            _rgb(image) for image in images
-        ]  # here: one lazy PIL image must not be loaded by two threads
-        return list(self._pool.map(lambda rgb: self._read_one(rgb, scene, with_probs), arrays))
-
     def score(
         self, images: Sequence[Image.Image | np.ndarray], targets: Sequence[str], *, scene: bool = False
     ) -> list[OCRScore]:
         """Recognise and compare with the target texts; order kept."""
         if len(images) != len(targets):
             raise ValueError(f"images and targets must be as many. Got {len(images)} and {len(targets)}.")
+        # Here and not in the pool: one lazy PIL image must not be loaded by two threads.
         arrays = [_rgb(image) for image in images]
         return list(self._pool.map(lambda rgb, text: self._score_one(rgb, text, scene), arrays, targets))
 
@@ -118,16 +111,20 @@ class OCRScorer:
     def _as_scene(self, item: Item) -> bool:
         return self.mode == "scene" or (self.mode == "auto" and not item.has_mask)
 
-    def _read_one(self, rgb: np.ndarray, scene: bool, with_probs: bool) -> Reading:
-        lines = [rgb]
+    def _read(self, rgb: np.ndarray, scene: bool) -> Reading:
+        rows = [[rgb]]
         if scene:
             assert self._detector is not None, "reading scenes needs mode scene or auto"
-            lines = self._detector.lines(rgb)
-        outputs = [self._recogniser.probs(line) for line in lines]
-        readings = [self._recogniser.decode(probs) for probs in outputs]
-        text = " ".join(text for text, _ in readings)
-        confidence = float(np.mean([confidence for _, confidence in readings])) if readings else 0.0
-        return Reading(text, confidence, self._joined(outputs) if with_probs else None)
+            rows = self._detector.rows(rgb)
+        outputs = [[self._recogniser.probs(line) for line in row] for row in rows]
+        readings = [[self._recogniser.decode(probs) for probs in row] for row in outputs]
+        confidences = [confidence for row in readings for _, confidence in row]
+        return Reading(
+            text=" ".join(picture_order(" ".join(text for text, _ in row)) for row in readings),
+            confidence=float(np.mean(confidences)) if confidences else 0.0,
+            probs=self._joined([probs for row in outputs for probs in row]),
+            rows=len(rows),
+        )
 
     def _joined(self, outputs: list[np.ndarray]) -> np.ndarray:
         """One CTC output for all lines: a certain blank between them keeps their letters apart."""
@@ -140,15 +137,16 @@ class OCRScorer:
     def _score_one(self, rgb: np.ndarray, target: str, scene: bool) -> OCRScore:
         if not normalise(target):
             raise ValueError(f"text must hold at least one character that is not a space. Got {target!r}.")
-        reading = self._read_one(rgb, scene, with_probs=True)
-        assert reading.probs is not None
+        reading = self._read(rgb, scene)
         errors: dict[str, str] = {}
         accuracy = likelihood = None
         absent = self.alphabet.missing(target)
         if absent:
             errors["ocr_likelihood"] = f"the recogniser's alphabet has no {' '.join(absent)!r}"
+        elif reading.rows > 1 and picture_order(target) != target:
+            errors["ocr_likelihood"] = "right-to-left text in several rows has no one order of frames"
         else:
-            likelihood = likelihood_per_character(reading.probs, target, self.alphabet)
+            likelihood = likelihood_per_character(reading.probs, picture_order(target), self.alphabet)
         if len(absent) == len(set(self.alphabet.spell(target))):
             # 0 for every picture of a script that the recogniser never learned is a failure, not a number.
             errors["ocr_accuracy"] = f"the recogniser's alphabet has none of the characters of {target!r}"

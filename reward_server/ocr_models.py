@@ -1,27 +1,27 @@
-"""PaddleOCR's models, loaded from folders and never from the network: a line recogniser and a text detector.
+"""PaddleOCR's models: a line recogniser and a text detector.
 
-Engine `onnxruntime`: the PP-OCRv6 small weights that the `rapidocr` wheel carries (the recogniser's
-character list is in the ONNX file's metadata). Engine `paddle`: folders as PaddleOCR publishes them
-(`inference.yml` beside the weights). Pre-processing, runner and post-processing are PaddleOCR's own.
+Pre-processing, runner and post-processing are PaddleOCR's own; the order of the lines found is not.
 """
 
-import hashlib
-import os
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-REC_NAME, REC_FILE = "PP-OCRv6_small_rec", "PP-OCRv6_rec_small.onnx"
-DET_NAME, DET_FILE = "PP-OCRv6_small_det", "PP-OCRv6_det_small.onnx"
+from reward_server.ocr_weights import (
+    DET_FILE,
+    LINE_HEIGHT,
+    REC_FILE,
+    describe,
+    detection_config_of,
+    offline_paddle,
+    recognition_config_of,
+    weights_folder,
+)
 
-LINE_HEIGHT = 48  # px, what the recognisers were trained on
 WIDTH_STEP = 32  # px; widths are padded to a multiple of this
 RIGHT_MARGIN = (
     8  # px of padding at least: the last letter is read better with some room (.902 -> .910, noisy words)
@@ -76,19 +76,43 @@ class Detector:
     """Finds lines of text."""
 
     predictor: Any
-    sort_boxes: Any
     crop_boxes: Any
     info: dict[str, str]
 
-    def lines(self, rgb: np.ndarray) -> list[np.ndarray]:
-        """Crops of the lines, upright, from top to bottom and left to right; each uint8 [h, w, 3]."""
+    def rows(self, rgb: np.ndarray) -> list[list[np.ndarray]]:
+        """Upright crops uint8 [h, w, 3] of the pieces of text: rows from the top, each from the left."""
         bgr = np.ascontiguousarray(rgb[:, :, ::-1])
         batch = SimpleNamespace(instances=[bgr], input_paths=[None], page_indexes=[None])
         boxes = self.predictor.process(batch)["dt_polys"][0]
-        if not len(boxes):
-            return []
-        crops = self.crop_boxes(rgb, self.sort_boxes(boxes))
-        return [np.ascontiguousarray(crop) for crop in crops if crop.size]
+        rows = (self.crop_boxes(rgb, row) for row in rows_of(boxes))
+        return [[np.ascontiguousarray(crop) for crop in row if crop.size] for row in rows]
+
+
+def rows_of(boxes: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    """Boxes [4 corners, 2 px] in reading order: rows from top to bottom, each from left to right.
+
+    Seen level, by the median slant of the boxes, a box shares the row of the one above it when their middles
+    are less than half a box's height apart. (PaddleOCR's own order asks for 10 px, however large the letters
+    are.)
+    """
+    if not len(boxes):
+        return []
+    corners = np.asarray(boxes, dtype=np.float64)  # [N, 4, 2]
+    run, rise = (corners[:, 1] - corners[:, 0]).T
+    slant = float(np.median(np.arctan2(rise, run)))
+    level = corners @ np.array([[np.cos(slant), -np.sin(slant)], [np.sin(slant), np.cos(slant)]])
+    middles, heights = level.mean(axis=1), np.linalg.norm(level[:, 3] - level[:, 0], axis=1)
+
+    rows: list[list[int]] = []
+    for place in np.argsort(middles[:, 1], kind="stable"):
+        above = rows[-1][-1] if rows else None
+        if above is not None and (
+            middles[place, 1] - middles[above, 1] < min(heights[place], heights[above]) / 2
+        ):
+            rows[-1].append(place)
+        else:
+            rows.append([place])
+    return [[boxes[place] for place in sorted(row, key=lambda one: middles[one, 0])] for row in rows]
 
 
 def load_recogniser(engine: str, *, model_dir: Path | None, device: str, threads: int) -> Recogniser:
@@ -96,11 +120,11 @@ def load_recogniser(engine: str, *, model_dir: Path | None, device: str, threads
     with offline_paddle():
         from paddleocr import TextRecognition
         from paddlex.inference.models.text_recognition.processors import OCRReisizeNormImg
-    with _folder(engine, model_dir, bundled(REC_FILE), recognition_config_of) as (folder, name):
+    with weights_folder(engine, model_dir, REC_FILE, recognition_config_of) as (folder, name):
         model = TextRecognition(
             model_name=name, model_dir=str(folder), **_engine_flags(engine, device, threads)
         )
-        info = _info(engine, name, folder)
+        info = describe(engine, name, folder)
     predictor = model.paddlex_predictor
     return Recogniser(predictor.runner, predictor.post_op, OCRReisizeNormImg, info)
 
@@ -109,25 +133,12 @@ def load_detector(engine: str, *, model_dir: Path | None, device: str, threads: 
     """The detector of an engine; `model_dir` only for `paddle`."""
     with offline_paddle():
         from paddleocr import TextDetection
-        from paddlex.inference.pipelines.components import CropByPolys, SortQuadBoxes
-    with _folder(engine, model_dir, bundled(DET_FILE), _detection_config) as (folder, name):
+        from paddlex.inference.pipelines.components import CropByPolys
+    with weights_folder(engine, model_dir, DET_FILE, detection_config_of) as (folder, name):
         flags = {**_engine_flags(engine, device, threads), **_DETECTION}
         model = TextDetection(model_name=name, model_dir=str(folder), **flags)
-        info = _info(engine, name, folder)
-    return Detector(model.paddlex_predictor, SortQuadBoxes(), CropByPolys(det_box_type="quad"), info)
-
-
-def bundled(file_name: str) -> Path:
-    """Path of weights inside the installed `rapidocr` wheel. Raises FileNotFoundError."""
-    from importlib.util import find_spec
-
-    spec = find_spec("rapidocr")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError("the OCR weights come from the `rapidocr` wheel, which must be installed.")
-    path = Path(spec.origin).parent / "models" / file_name
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} must exist. Install the pinned rapidocr version again.")
-    return path
+        info = describe(engine, name, folder)
+    return Detector(model.paddlex_predictor, CropByPolys(det_box_type="quad"), info)
 
 
 def _engine_flags(engine: str, device: str, threads: int) -> dict[str, Any]:
@@ -135,123 +146,3 @@ def _engine_flags(engine: str, device: str, threads: int) -> dict[str, Any]:
         config: dict[str, Any] = {"intra_op_num_threads": 1, "inter_op_num_threads": 1}
         return {"engine": engine, "device": "cpu", "engine_config": config}
     return {"engine": "paddle", "device": device, "cpu_threads": threads, "enable_mkldnn": False}
-
-
-@contextmanager
-def _folder(engine: str, model_dir: Path | None, onnx: Path, config_of) -> Iterator[tuple[Path, str]]:
-    """(folder that PaddleX can load, model name): `model_dir` for paddle, else one around ONNX weights."""
-    import yaml
-
-    if engine == "onnxruntime":
-        with onnx_folder(onnx, config_of(onnx)) as found:
-            yield found
-        return
-    path = Path(model_dir or "") / "inference.yml"
-    if model_dir is None or not path.is_file():
-        raise FileNotFoundError(f"the folder of a Paddle model must hold inference.yml. Got {model_dir}.")
-    yield model_dir, yaml.safe_load(path.read_text(encoding="utf-8"))["Global"]["model_name"]
-
-
-@contextmanager
-def onnx_folder(weights: Path, config: dict) -> Iterator[tuple[Path, str]]:
-    """A temporary folder with `inference.onnx` and `inference.yml`, and the model's name."""
-    import yaml
-
-    with tempfile.TemporaryDirectory(prefix="reward-ocr-") as folder:
-        (Path(folder) / "inference.onnx").symlink_to(weights)
-        text = yaml.safe_dump(config, allow_unicode=True)
-        (Path(folder) / "inference.yml").write_text(text, encoding="utf-8")
-        yield Path(folder), config["Global"]["model_name"]
-
-
-def recognition_config_of(weights: Path) -> dict:
-    """The `inference.yml` of an ONNX recogniser that carries its characters in its metadata."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(weights), providers=["CPUExecutionProvider"])
-    characters = session.get_modelmeta().custom_metadata_map["character"].split("\n")
-    return recognition_config(REC_NAME, characters)
-
-
-def recognition_config(name: str, characters: list[str]) -> dict:
-    """The `inference.yml` of a recogniser with these output characters; PaddleOCR adds blank and space."""
-    return {
-        "Global": {"model_name": name},
-        "PreProcess": {
-            "transform_ops": [
-                {"DecodeImage": {"channel_first": False, "img_mode": "BGR"}},
-                {"RecResizeImg": {"image_shape": [3, LINE_HEIGHT, 320]}},
-            ]
-        },
-        "PostProcess": {"name": "CTCLabelDecode", "character_dict": characters},
-    }
-
-
-def detection_config(name: str) -> dict:
-    """The `inference.yml` of a detector."""
-    mean_std = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "scale": 1 / 255, "order": "hwc"}
-    return {
-        "Global": {"model_name": name},
-        "PreProcess": {
-            "transform_ops": [
-                {"DecodeImage": {"channel_first": False, "img_mode": "BGR"}},
-                {"DetResizeForTest": {"resize_long": 960}},
-                {"NormalizeImage": mean_std},
-                {"ToCHWImage": None},
-            ]
-        },
-        "PostProcess": {"name": "DBPostProcess"},
-    }
-
-
-def _detection_config(weights: Path) -> dict:
-    return detection_config(DET_NAME)
-
-
-def _info(engine: str, name: str, folder: Path) -> dict[str, str]:
-    from importlib.metadata import version
-
-    library = "onnxruntime" if engine == "onnxruntime" else "paddlepaddle"
-    weights = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix in (".onnx", ".pdiparams", ".pdmodel", ".json", ".yml")
-    )
-    digest = hashlib.sha256()
-    for path in weights:
-        digest.update(path.name.encode() + path.read_bytes())
-    return {"engine": f"{library} {_version(library, version)}", "model": name, "sha256": digest.hexdigest()}
-
-
-def _version(library: str, version) -> str:
-    for name in (library, f"{library}-gpu"):
-        try:
-            return version(name)
-        except Exception:
-            continue
-    return "unknown"
-
-
-@contextmanager
-def offline_paddle() -> Iterator[None]:
-    """Import PaddleX without what it would download models with.
-
-    It imports two download clients, which import torch, transformers and peft: 5 of 7 seconds and 400 MB that
-    nothing here uses. Empty stand-ins take their place for as long as the import lasts.
-    """
-    os.environ.setdefault("PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK", "True")  # no look-up of the nearest host
-    wanted: dict[str, dict] = {
-        "modelscope": {},
-        "aistudio_sdk": {},
-        "aistudio_sdk.errors": {"NotExistError": LookupError},
-    }
-    wanted["aistudio_sdk.snapshot_download"] = {"snapshot_download": None}
-    stand_ins = {name: ModuleType(name) for name in wanted if name not in sys.modules}
-    for name, module in stand_ins.items():
-        module.__dict__.update(wanted[name])
-        sys.modules[name] = module
-    try:
-        yield
-    finally:
-        for name in stand_ins:
-            del sys.modules[name]

@@ -1,7 +1,8 @@
 """Text of the OCR reward: how it is normalised, compared, and read out of a prompt.
 
 Formula: `ocr_accuracy = 1 - min(levenshtein(T, R), len(T)) / len(T)` with T (target) and R (recognised) both
-normalised: NFKC, spaces removed, case folded. By hand: `ocr_accuracy("Cafe", "CAFB") == 0.75`.
+normalised: NFKC, spaces and invisible marks removed, case folded. By hand:
+`ocr_accuracy("Cafe", "CAFB") == 0.75`.
 """
 
 import re
@@ -17,12 +18,17 @@ _CLOSED_BY = {
     "\u201c": '\u201d"',
     "\u201d": '\u201d"',
 }
+# Unicode's bidirectional classes of Latin letters, numbers, and the signs inside numbers.
+_LEFT_TO_RIGHT = {"L", "EN", "AN", "ES", "ET", "CS"}
 
 
 def normalise(text: str) -> str:
-    """NFKC, all white space removed, case folded (then NFKC again: folding may leave a decomposed form)."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(unicodedata.normalize("NFKC", folded).split())
+    """NFKC, all white space removed, case folded (then NFKC again: folding may leave a decomposed form).
+
+    With the white space go marks that cannot be seen: of writing direction, joiners, soft hyphens.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return "".join(char for char in folded if not (char.isspace() or unicodedata.category(char) == "Cf"))
 
 
 def ocr_accuracy(target: str, recognised: str) -> float:
@@ -36,6 +42,24 @@ def ocr_accuracy(target: str, recognised: str) -> float:
     if not wanted:
         raise ValueError(f"text must hold at least one character that is not a space. Got {target!r}.")
     return 1.0 - min(Levenshtein.distance(wanted, found), len(wanted)) / len(wanted)
+
+
+def picture_order(text: str) -> str:
+    """Characters as they stand in a picture from left to right, which is how a recogniser gives them.
+
+    Right-to-left text is turned round; numbers and Latin words in it keep their direction. Its own inverse;
+    text without right-to-left letters stays as it is. By hand: 'אב 12' <-> '12 בא'.
+    """
+    kinds = [unicodedata.bidirectional(char) for char in text]
+    if not {"R", "AL"} & set(kinds):
+        return text
+    runs: list[str] = []
+    for place, (char, kind) in enumerate(zip(text, kinds, strict=True)):
+        if place and {kind, kinds[place - 1]} <= _LEFT_TO_RIGHT:
+            runs[-1] += char
+        else:
+            runs.append(char)
+    return "".join(reversed(runs))
 
 
 def text_from_prompt(prompt: str) -> str:

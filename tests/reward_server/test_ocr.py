@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from reward_server.ocr import OCRScorer
-from reward_server.ocr_models import padded_width
+from reward_server.ocr_models import padded_width, rows_of
 from reward_server.scorer import Item
 
 FONTS = [
@@ -140,6 +140,74 @@ def test_a_scene_is_read_line_by_line(scorer):
     assert score.likelihood > 0.5
     without_mask = Item(np.asarray(page), np.asarray(page), "grand hotel since 1920", has_mask=False)
     assert scorer.score_items([without_mask])[0].values["ocr_accuracy"] == 1.0
+
+
+def box(left: float, top: float, width: float, height: float, slant: float = 0.0) -> np.ndarray:
+    corners = [
+        (left, top),
+        (left + width, top + slant),
+        (left + width, top + slant + height),
+        (left, top + height),
+    ]
+    return np.array(corners)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[box(10, 42, 80, 60), box(120, 20, 90, 60), box(240, 36, 50, 60)]],  # one row whose words jump
+        [[box(10, 0, 50, 20), box(90, 3, 50, 20)], [box(10, 24, 50, 20), box(90, 27, 50, 20)]],
+        [
+            [box(0, 0, 100, 30, slant=20), box(110, 22, 100, 30, slant=20), box(220, 44, 90, 30, slant=18)],
+            [
+                box(-10, 38, 100, 30, slant=20),
+                box(100, 60, 100, 30, slant=20),
+                box(210, 82, 90, 30, slant=18),
+            ],
+        ],
+        [[box(40, 0, 200, 90)], [box(0, 95, 20, 12), box(30, 97, 25, 12)]],  # a headline over small print
+        [],
+    ],
+)
+def test_rows_are_read_from_the_top_and_each_from_the_left(rows):
+    boxes = [one for row in rows for one in row]
+    for seed in range(3):
+        found = rows_of(random.Random(seed).sample(boxes, len(boxes)))
+        assert [[one.tolist() for one in row] for row in found] == [
+            [one.tolist() for one in row] for row in rows
+        ]
+
+
+def test_words_of_one_row_that_jump_are_read_from_left_to_right(scorer):
+    page = Image.new("RGB", (520, 260), "white")
+    for text, left, top in (("second", 300, 20), ("first", 20, 40), ("fourth", 290, 150), ("third", 10, 172)):
+        page.paste(picture(text, size=(190, 70), points=44), (left, top))
+    (score,) = scorer.score([page], ["first second third fourth"], scene=True)
+    assert score.text == "first second third fourth"
+
+
+class Hebrew:
+    """A recogniser of three letters that reads the same every time, as CTC does: from left to right."""
+
+    characters = ("blank", *"\u05d0\u05d1\u05d2")
+    info = {"model": "by hand"}  # noqa: RUF012
+
+    def probs(self, rgb):
+        return np.eye(4, dtype=np.float32)[[3, 0, 2, 1]]
+
+    def decode(self, probs):
+        return "".join(self.characters[place] for place in probs.argmax(1) if place), 1.0
+
+
+def test_right_to_left_text_is_compared_as_it_is_written(monkeypatch):
+    monkeypatch.setattr("reward_server.ocr.load_recogniser", lambda *args, **options: Hebrew())
+    right, backwards = OCRScorer().score(
+        [Image.new("RGB", (9, 9))] * 2, ["\u05d0\u05d1\u05d2", "\u05d2\u05d1\u05d0"]
+    )
+    assert right.text == "\u05d0\u05d1\u05d2"
+    assert (right.accuracy, right.likelihood) == (1.0, 1.0)
+    assert backwards.accuracy == pytest.approx(1 / 3)
+    assert backwards.likelihood < 1e-6
 
 
 def test_an_empty_scene_reads_nothing(scorer):

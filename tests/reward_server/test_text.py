@@ -1,6 +1,6 @@
 import pytest
 
-from reward_server.text import normalise, ocr_accuracy, text_from_prompt
+from reward_server.text import normalise, ocr_accuracy, picture_order, text_from_prompt
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,12 @@ def test_a_hostile_prompt_costs_no_time():
         ("e\u0301", "\u00e9"),
         ("\ufb01", "fi"),
         ("\u0130", "i\u0307"),
+        ("\u200f\u05d0\u200b\u05d1\u200e", "\u05d0\u05d1"),
+        ("soft\u00adhyphen", "softhyphen"),
+        ("\u200b", ""),
     ],
 )
-def test_normalising_folds_width_case_and_spaces(raw, normal):
+def test_normalising_folds_width_and_case_and_drops_what_cannot_be_seen(raw, normal):
     assert normalise(raw) == normal
     assert normalise(normal) == normal
 
@@ -73,3 +76,18 @@ def test_accuracy_is_one_minus_the_clipped_edit_distance(target, read, accuracy)
 def test_an_empty_target_has_no_accuracy():
     with pytest.raises(ValueError, match="at least one character"):
         ocr_accuracy(" \t", "anything")
+
+
+@pytest.mark.parametrize(
+    ("written", "seen"),
+    [
+        ("Hello, 12", "Hello, 12"),
+        ("\u05d0\u05d1\u05d2", "\u05d2\u05d1\u05d0"),
+        ("\u05d0\u05d1 12.5", "12.5 \u05d1\u05d0"),
+        ("\u0645\u0631 Cafe \u062d", "\u062d Cafe \u0631\u0645"),
+        ("", ""),
+    ],
+)
+def test_right_to_left_text_is_turned_round_and_numbers_and_latin_words_in_it_are_not(written, seen):
+    assert picture_order(written) == seen
+    assert picture_order(seen) == written
