@@ -6,6 +6,7 @@ retried, and a picture that could not be scored is never a number.
 
 import base64
 import io
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -174,7 +175,8 @@ class RewardClient:
         return chunks
 
     def _score_chunk(self, bodies: list[dict], stop_at: float) -> list[RewardResult]:
-        answer = self._servers.ask("POST", "/score_batch", {"items": bodies}, stop_at)
+        body = json.dumps({"items": bodies}).encode()
+        answer = self._servers.ask("POST", "/score_batch", body, stop_at)
         try:
             results = [_result(one) for one in answer["results"]]
         except (KeyError, TypeError) as error:

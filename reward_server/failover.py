@@ -79,7 +79,9 @@ class Servers:
     ):
         self.servers = [Server(url, trip_after=trip_after, max_pause_s=max_pause_s) for url in urls]
         self._request_timeout_s = request_timeout_s
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._headers = {"Content-Type": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
         self._local = threading.local()
         self._sessions: list[requests.Session] = []
         self._closing = threading.Event()
@@ -90,8 +92,11 @@ class Servers:
         for session in self._sessions:
             session.close()
 
-    def ask(self, method: str, path: str, body: dict | None, stop_at: float) -> dict:
-        """The JSON answer of whichever server gives one first in order of preference, until `stop_at`."""
+    def ask(self, method: str, path: str, body: bytes | None, stop_at: float) -> dict:
+        """The JSON answer of whichever server gives one first in order of preference, until `stop_at`.
+
+        `body`: JSON, encoded once for all attempts.
+        """
         delay, reason = 0.1, "no server was asked"
         while time.monotonic() < stop_at and not self._closing.is_set():
             wait = min(server.pause() for server in self.servers)
@@ -107,11 +112,11 @@ class Servers:
             delay = min(delay * 2, _MAX_BACKOFF_S)
         raise RewardUnavailableError(f"no reward server answered in time (last: {reason})", [])
 
-    def _try(self, server: Server, method: str, path: str, body: dict | None, left: float):
+    def _try(self, server: Server, method: str, path: str, body: bytes | None, left: float):
         """One request: (answer or None, why none, seconds to wait). Raises RewardRejectedError."""
         timeout = (min(_CONNECT_S, left), min(self._request_timeout_s, left))
         try:
-            response = self._session().request(method, server.url + path, json=body, timeout=timeout)
+            response = self._session().request(method, server.url + path, data=body, timeout=timeout)
             if response.status_code in (200, 207):
                 answer = response.json()
                 server.succeeded()

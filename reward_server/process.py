@@ -30,6 +30,12 @@ class ServerStartError(RuntimeError):
         self.exit_status = exit_status
 
 
+def url_of(host: str, port: int) -> str:
+    """Where a server bound to `host` is asked from this machine: all addresses mean loopback."""
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+
 class ServerProcess:
     """A `python -m reward_server` child. It stops by itself when this process is gone, however that came."""
 
@@ -44,8 +50,7 @@ class ServerProcess:
         module: str = "reward_server",
     ):
         self.port, self.log_path = port, log_path
-        # A server bound to all addresses is asked on loopback.
-        self.url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+        self.url = url_of(host, port)
         command = [sys.executable, "-m", module, f"--host={host}", f"--port={port}", *flags]
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log_file:

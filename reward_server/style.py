@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from reward_server.digest import folder_digest
 from reward_server.scorer import Item, Outcome, failed
 
 
@@ -30,8 +31,6 @@ class StyleScorer:
         """From a folder with a SigLIP (whole or vision half), Hugging Face layout; never from the network."""
         import torch
         from transformers import SiglipVisionModel
-
-        from reward_server.vlm_local import folder_digest
 
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"siglip_path must be a folder with a SigLIP. Got {path}.")

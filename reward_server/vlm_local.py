@@ -8,12 +8,12 @@ the last bit. On a GPU items share one, padded on the left; there padding moves 
 Legend: B items, T tokens, N patches of all pictures, V vocabulary.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reward_server.digest import folder_digest
 from reward_server.scorer import Item, Outcome, failed
 from reward_server.vlm import DIGITS, NoScoreError, Question, expectation, parse_answer
 
@@ -77,6 +77,7 @@ class LocalVLMScorer:
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"vlm_model_path must be a folder with a Qwen2.5-VL. Got {path}.")
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        identity = {"model": path.name, "sha256": folder_digest(path), "dtype": str(dtype)}
         model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             path, dtype=dtype, local_files_only=True
         )
@@ -84,7 +85,6 @@ class LocalVLMScorer:
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, local_files_only=True)
         size = dict(image_processor.size)
         image_processor.size = {**size, "longest_edge": min(size["longest_edge"], _MAX_PIXELS)}
-        identity = {"model": path.name, "sha256": folder_digest(path), "dtype": str(dtype)}
         return cls(
             model.to(device).eval(),
             tokenizer,
@@ -205,18 +205,3 @@ def _single_token(tokenizer: Any, text: str) -> int:
     if len(ids) != 1:
         raise ValueError(f"the VLM's tokenizer must have one token for {text!r}. Got {len(ids)}.")
     return ids[0]
-
-
-def folder_digest(path: Path) -> str:
-    """sha256 over each file's name, size and first megabyte.
-
-    Reading 15 GB of weights in full at every start would take a minute; a safetensors file's first megabyte
-    holds its names, shapes and offsets and the first of its numbers.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if file.is_file():
-            digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
-            with file.open("rb") as handle:
-                digest.update(handle.read(2**20))
-    return digest.hexdigest()

@@ -172,6 +172,22 @@ def test_broken_answers_are_asked_again_and_no_item_is_scored_twice(failure):
     assert texts(results) == ["t0", "t1", "t2"]
 
 
+def test_a_picture_is_encoded_once_however_often_it_is_sent(monkeypatch):
+    encoded = []
+    monkeypatch.setattr(
+        "reward_server.client.encode_png", lambda picture: encoded.append(picture) or "in base64"
+    )
+
+    def flaky(number, body):
+        return (500, {}, b"") if number <= 2 else (200, {}, scored(body))
+
+    with scripts(flaky) as (server,), RewardClient([DEAD, server.url], trip_after=9) as client:
+        client.score_batch(items(3))
+    assert len(server.bodies) == 3
+    assert len(encoded) == 3
+    assert server.bodies[0] == server.bodies[2]
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_server_is_asked_again_after_the_time_it_names(status):
     def busy(number, body):

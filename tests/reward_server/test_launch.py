@@ -15,7 +15,7 @@ from fakes import noisy_png
 
 from reward_server.client import RewardClient, RewardItem
 from reward_server.launch import Fleet, ServerStartError, local_server, main
-from reward_server.process import LOCAL_PORTS, ServerProcess
+from reward_server.process import LOCAL_PORTS, ServerProcess, url_of
 from reward_server.serve import EXIT_PORT_TAKEN
 
 DEBUG = ["--disable-reward-model"]
@@ -174,20 +174,72 @@ def test_a_fleet_restarts_what_dies_gives_up_at_the_bound_and_stops_all(tmp_path
     }
 
 
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("10.0.0.5", "http://10.0.0.5:8000"),
+    ],
+)
+def test_a_server_is_asked_where_it_is_bound(host, url):
+    assert url_of(host, 8000) == url
+
+
+def launcher(first: int, log_dir: Path, *flags: str, before=None) -> subprocess.Popen:
+    """`calligrapher reward-server` with two servers in debug mode."""
+    code = "import sys; from flows.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "reward-server", "--gpu-ids", "4,7", "--port", str(first)]
+    return subprocess.Popen(
+        [*command, f"--log-dir={log_dir}", "--device=cpu", *DEBUG, *flags],
+        stdout=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=before,
+    )  # fmt: skip
+
+
+def test_a_launcher_that_is_told_its_parent_ends_with_it(tmp_path):
+    first = free_ports(2)
+    parent = subprocess.Popen(["sleep", "60"])
+    started = launcher(
+        first, tmp_path, f"--parent-pid={parent.pid}"
+    )  # which is not its parent, as if it were gone
+    try:
+        assert started.wait(60) == 0
+    finally:
+        parent.kill()
+        parent.wait()
+        started.kill()
+        started.stdout.close()
+    assert port_is_free(first)
+
+
+def test_a_launcher_under_nohup_outlives_its_terminal(tmp_path):
+    first = free_ports(2)
+    started = launcher(first, tmp_path, before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    try:
+        [started.stdout.readline() for _ in range(2)]
+        started.send_signal(signal.SIGHUP)
+        time.sleep(0.6)
+        assert health(f"http://127.0.0.1:{first}")["status"] == "ok"
+    finally:
+        started.terminate()
+        status = started.wait(60)
+        started.stdout.close()
+    assert status == 0
+    assert port_is_free(first)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_one_signal_to_the_launcher_leaves_no_process_and_no_port(tmp_path, number):
     first = free_ports(2)
-    code = "import sys; from reward_server.launch import main; sys.exit(main(sys.argv[1:]))"
-    flags = ["--gpu-ids=4,7", f"--port={first}", f"--log-dir={tmp_path}", "--device=cpu", *DEBUG]
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", code, *flags], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    lines = [launcher.stdout.readline() for _ in range(2)]
+    started = launcher(first, tmp_path)
+    lines = [started.stdout.readline() for _ in range(2)]
     pids = [health(f"http://127.0.0.1:{first + place}")["pid"] for place in range(2)]
     environments = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in pids]
-    launcher.send_signal(number)
-    status = launcher.wait(60)
-    launcher.stdout.close()
+    started.send_signal(number)
+    status = started.wait(60)
+    started.stdout.close()
     assert f"http://127.0.0.1:{first} (GPU 4" in lines[0]
     assert f"http://127.0.0.1:{first + 1} (GPU 7" in lines[1]
     assert b"CUDA_VISIBLE_DEVICES=4" in environments[0]
