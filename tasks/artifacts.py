@@ -6,19 +6,21 @@ runs/NAME/round-0003/update.partial/    the work folder of one being built, or l
 ```
 """
 
-import errno
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from calligrapher.durable import atomic_path, atomic_write, fsync_path, is_temporary
 from calligrapher.errors import ArtifactError
 from tasks.digests import fingerprint, path_digest
+from tasks.disk import disk_full, is_disk_full
+from tasks.lineage import Fork, read_fork
 from tasks.manifest import (
     INNER,
     MANIFEST,
@@ -50,6 +52,17 @@ class RunDir:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._whole: set[tuple[Path, str]] = set()  # made or read through by this process
+
+    @cached_property
+    def fork(self) -> Fork | None:
+        """What this run is a fork of; None for a run of its own."""
+        return read_fork(self.path)
+
+    @property
+    def shared(self) -> dict[str, str]:
+        """Name -> digest of the artifacts that a fork has from its parent; empty for a run of its own."""
+        return self.fork.shared if self.fork else {}
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the run for this process. Raises RunLockedError when another one holds it."""
@@ -68,6 +81,24 @@ class RunDir:
             if not any(part.endswith(PARTIAL_SUFFIX) for part in path.relative_to(self.path).parts):
                 yield Artifact.load(path.parent)
 
+    def load(self, name: str) -> Artifact:
+        """The finished artifact `name`, with all its files there. Raises ArtifactError.
+
+        What a fork shares must still be what its parent had: other bytes under its name are refused.
+        """
+        path = self.stage_path(name)
+        if not path.exists():
+            hint = " Make the fork anew: this one's part of it was deleted." if name in self.shared else ""
+            raise ArtifactError(f"{path} must be a finished artifact. It is not there.{hint}")
+        artifact = Artifact.load(path)
+        if self.shared.get(name, artifact.digest) != artifact.digest:
+            raise ArtifactError(
+                f"{path} must be the artifact {self.shared[name][:12]} that this run shares with its parent. "
+                f"It is {artifact.digest[:12]}. Make the fork anew."
+            )
+        artifact.verify(read_bytes=False)
+        return artifact
+
     def ensure(
         self,
         name: str,
@@ -85,7 +116,8 @@ class RunDir:
         what an earlier, killed attempt *with the same fingerprint* left; what it keeps in `folder/inner`
         (checkpoints to resume from) does not become part of the artifact. SIGKILL at any moment leaves no
         artifact or a whole one. Raises ArtifactError when `name` was made with other params or inputs (says
-        which), when files of it are gone, and when the disk is full.
+        which), when files of it are gone, when an input's bytes are not those that were written, and when the
+        disk is full.
         """
         reads = {
             "stage": stage,
@@ -96,26 +128,34 @@ class RunDir:
         wanted = fingerprint(**reads, **extra)
         final = self.stage_path(name)
         if final.exists():
-            artifact = Artifact.load(final)
+            artifact = self.load(name)
             if artifact.fingerprint != wanted:
-                raise _stale(artifact, {**reads, "extra": extra})
-            artifact.verify(read_bytes=False)
+                raise stale(artifact, {**reads, "extra": extra})
             return artifact
         partial = final.with_name(final.name + PARTIAL_SUFFIX)
         try:
             _open_partial(partial, wanted)
             if not (partial / MANIFEST).exists():
+                self._check(v for v in inputs.values() if isinstance(v, Artifact))
                 started = time.monotonic()
                 meta = build(partial) or {}
                 _fsync_tree(partial)
                 seconds = time.monotonic() - started
-                write_manifest(partial, **reads, extra=extra, meta=meta, seconds=seconds)
+                made = write_manifest(partial, **reads, extra=extra, meta=meta, seconds=seconds)
+                self._whole.add((final, made.digest))
         except Exception as error:
-            if not _is_disk_full(error, partial):
+            if not is_disk_full(error, partial):
                 raise
-            raise _disk_full(name, partial, error) from error
+            raise disk_full(name, partial, error) from error
         _commit(partial, final)
         return Artifact.load(final)
+
+    def _check(self, inputs: Iterable[Artifact]) -> None:
+        """Read every byte of what this process has not made or read before: no work on damaged inputs."""
+        for artifact in inputs:
+            if (artifact.path, artifact.digest) not in self._whole:
+                artifact.verify()
+                self._whole.add((artifact.path, artifact.digest))
 
 
 def _open_partial(partial: Path, wanted: str) -> None:
@@ -157,20 +197,25 @@ def _fsync_tree(folder: Path) -> None:
         fsync_path(path)
 
 
-def _stale(artifact: Artifact, reads: dict[str, Any]) -> ArtifactError:
+def made_from(artifact: Artifact) -> dict[str, Any]:
+    """All that the fingerprint of `artifact` covers."""
     made = artifact.manifest
-    then = {
+    return {
         "stage": made.stage,
         "stage_version": made.stage_version,
         "params": made.params,
         "inputs": made.inputs,
         "extra": made.extra,
     }
-    lines = "".join(f"\n  {line}" for line in differences(then, reads))
+
+
+def stale(artifact: Artifact, reads: dict[str, Any]) -> ArtifactError:
+    """The error for an artifact that was made from something else than `reads`; it lists the differences."""
+    lines = "".join(f"\n  {line}" for line in differences(made_from(artifact), reads))
     return ArtifactError(
         f"{artifact.path} was made from other params or inputs than are asked for now:{lines}\n"
-        "A finished artifact is never overwritten. Give the changed run a new name, or put the old values "
-        "back to go on with this one."
+        "A finished artifact is never overwritten. Put the old values back to go on with this run, give the "
+        "changed run a new name, or change it from one stage on with `calligrapher rerun`."
     )
 
 
@@ -188,35 +233,3 @@ def differences(then: Any, now: Any, key: str = "") -> Iterator[str]:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 80 else text[:12] + "..."
-
-
-def _is_disk_full(error: BaseException | None, folder: Path) -> bool:
-    """Whether `error`, or what it came from, is a full disk: libraries report it in words of their own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return True
-        if "no space left" in str(error).lower():  # safetensors
-            return True
-        if (
-            isinstance(error, RuntimeError)
-            and "failed writing" in str(error)
-            and _free_bytes(folder) < 1 << 20
-        ):
-            return True  # torch.save
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _free_bytes(folder: Path) -> int:
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
-def _disk_full(name: str, partial: Path, error: BaseException) -> ArtifactError:
-    file = getattr(error, "filename", None) or partial
-    return ArtifactError(
-        f"the disk must have room for {name!r}. It is full: {_free_bytes(partial)} bytes are free where "
-        f"{file} was being written ({error}). Nothing half-written was kept as an artifact. Free some space "
-        "and start the same command again: it goes on from the last whole file."
-    )

@@ -125,6 +125,12 @@ class Artifact:
 
     def verify(self, *, read_bytes: bool = True) -> None:
         """Raise an ArtifactError naming every damaged file. `read_bytes=False` compares only the sizes."""
+        if problems := self.damage(read_bytes=read_bytes):
+            listing = "".join(f"\n  {problem}" for problem in problems)
+            raise ArtifactError(f"{self.path} is damaged:{listing}\n{self._mend()}")
+
+    def damage(self, *, read_bytes: bool = True) -> list[str]:
+        """One line for every file that is not as it was written; what retention deleted is no damage."""
         pruned, problems = self.pruned(), []
         for name, entry in sorted(self.files.items()):
             path = self.path / name
@@ -136,9 +142,7 @@ class Artifact:
                 problems.append(f"{name}: {entry.bytes} bytes were written, {size} are there")
             elif read_bytes and file_sha256(path) != entry.sha256:
                 problems.append(f"{name}: other bytes than were written")
-        if problems:
-            listing = "".join(f"\n  {problem}" for problem in problems)
-            raise ArtifactError(f"{self.path} is damaged:{listing}\n{self._mend()}")
+        return problems
 
     def _mend(self) -> str:
         return f"Delete the folder {self.path} and start the same command again: the stage is run anew."

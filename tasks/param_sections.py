@@ -208,3 +208,4 @@ class RetentionParams(Section):
 
     keep_last: Positive = Field(2, description="The newest rounds that keep their files.")
     keep_every: Count = Field(0, description="Also every n-th round; 0 = none.")
+    keep_best: bool = Field(True, description="Also the round with the best held-out OCR accuracy.")

@@ -9,31 +9,31 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from calligrapher.durable import atomic_write
-from calligrapher.update import EMA, OPTIMIZER, STATE, TRAINED
+from calligrapher.update import EMA, STATE, TRAINED
 from tasks import advantage as advantage_stage
 from tasks import evaluate as evaluate_stage
+from tasks import gc, rescore, summary, training
 from tasks import refresh as refresh_stage
 from tasks import rollout as rollout_stage
 from tasks import score as score_stage
-from tasks import summary, training
 from tasks import update as update_stage
 from tasks import warmup as warmup_stage
-from tasks.artifacts import Artifact, RunDir, path_digest, prune
+from tasks.artifacts import Artifact, Build, RunDir, made_from, stale
 from tasks.bench import Bench
 from tasks.digests import canonical_json, fingerprint
+from tasks.lineage import PARAMS, lineage_tags
 from tasks.names import evaluation_name, round_name
 from tasks.params import RunParams
+from tasks.plan import WARMUP, planned, stage_of
+from tasks.reads import Reads
 from tasks.refresh import OLD
 from tasks.tracking import Tracker
 
 logger = logging.getLogger(__name__)
-
-WARMUP = "warmup"
 
 
 class Run:
@@ -41,25 +41,17 @@ class Run:
 
     def __init__(self, folder: RunDir, params: RunParams, bench: Bench, tracker: Tracker):
         self.folder, self.params, self.bench, self.tracker = folder, params, bench, tracker
+        self.reads = Reads(bench)
         self.started = time.monotonic()
+        self.built: set[str] = set()  # names of the artifacts that this process made
 
-    @cached_property
-    def scored_by(self) -> dict[str, Any]:
-        return self.bench.scorer.identity()
-
-    @cached_property
-    def model_inputs(self) -> dict[str, str]:
-        return {"model": self.bench.model_digest, "train_data": path_digest(self.bench.train_folder)}
+    def has(self, name: str) -> bool:
+        """Whether the artifact `name` is made."""
+        return self.folder.stage_path(name).exists()
 
     def warmup(self) -> Artifact:
         """The supervised start of the run: also the reference policy and the first old one."""
-        made = self._ensure(
-            WARMUP,
-            "warmup",
-            warmup_stage,
-            self.model_inputs,
-            lambda out: warmup_stage.warmup(self.bench, out),
-        )
+        made = self._ensure(WARMUP, {}, lambda out: warmup_stage.warmup(self.bench, out))
         self._track_steps(made, "warmup")
         return made
 
@@ -75,9 +67,7 @@ class Run:
                 meta["seconds_sampling"] = time.monotonic() - started
             return meta
 
-        made = self._ensure(
-            name, "rollout", rollout_stage, self.model_inputs | {"old": old}, build, round=round
-        )
+        made = self._ensure(name, {"old": old}, build)
         seconds = made.meta["seconds_sampling"]
         self.tracker.log(
             name,
@@ -87,15 +77,16 @@ class Run:
         return made
 
     def score(self, round: int, rollout: Artifact) -> Artifact:
+        """The rewards of a round: reckoned from the parent's components in a fork, where those suffice."""
         name = f"{round_name(round)}/score"
-        made = self._ensure(
-            name,
-            "score",
-            score_stage,
-            {"rollout": rollout, "train_data": self.model_inputs["train_data"]},
-            lambda out: score_stage.score(self.bench, rollout, self._ahead(round), out),
-            scored_by=self.scored_by,
-        )
+
+        def build(out: Path) -> dict[str, Any]:
+            earlier = self._earlier_scores(name, rollout)
+            if earlier is None:
+                return score_stage.score(self.bench, rollout, self._ahead(round), out)
+            return score_stage.summary(self.bench, rescore.reweigh(earlier, self.params.reward, out))
+
+        made = self._ensure(name, {"rollout": rollout}, build)
         self.tracker.log(name, round, {f"score/{k}": v for k, v in made.meta.items()})
         summary.show_round(self, round, rollout, made)
         return made
@@ -103,12 +94,7 @@ class Run:
     def advantage(self, round: int, scores: Artifact) -> Artifact:
         name = f"{round_name(round)}/advantage"
         made = self._ensure(
-            name,
-            "advantage",
-            advantage_stage,
-            {"scores": scores},
-            lambda out: advantage_stage.advantage(self.params, scores, out),
-            group_size=self.params.rollout.num_images_per_prompt,
+            name, {"scores": scores}, lambda out: advantage_stage.advantage(self.params, scores, out)
         )
         self.tracker.log(name, round, {f"advantage/{k}": v for k, v in made.meta.items()})
         return made
@@ -145,7 +131,7 @@ class Run:
                 out=out,
             )
 
-        made = self._ensure(name, "update", update_stage, self.model_inputs | inputs, build, round=round)
+        made = self._ensure(name, inputs, build)
         self.bench.model_is(made)
         self._track_steps(made, "update")
         return made
@@ -154,13 +140,11 @@ class Run:
         name = f"{round_name(round)}/refresh"
         made = self._ensure(
             name,
-            "refresh",
-            refresh_stage,
             {"old": old, "updated": updated},
             lambda out: refresh_stage.refresh(self.params, old.file(old_file(old)), updated, out),
         )
         self.tracker.log(name, round, {f"refresh/{k}": v for k, v in made.meta.items()})
-        self._retain(round)
+        gc.retain(self.folder, self.params.retention)
         return made
 
     def finished(self, checkpoint: Artifact) -> bool:
@@ -185,16 +169,7 @@ class Run:
             policy = self.bench.weights(checkpoint.file(weights))
             return evaluate_stage.evaluate(self.bench, round, policy, checkpoint.digest, cases, out)
 
-        data = {"evaluation_data": path_digest(self.bench.evaluation_folder)}
-        made = self._ensure(
-            name,
-            "evaluate",
-            evaluate_stage,
-            {"model": self.bench.model_digest, "checkpoint": checkpoint} | data,
-            build,
-            scored_by=self.scored_by,
-            cases=cases,
-        )
+        made = self._ensure(name, {"checkpoint": checkpoint}, build)
         if full:
             self.tracker.log(name, round, {f"evaluate/{k}": v for k, v in made.meta.items()})
             self.tracker.log_checkpoint(
@@ -208,24 +183,37 @@ class Run:
         summary.show_grid(self, round, made)
         return made
 
-    def _ensure(
-        self, name: str, stage: str, module: Any, inputs: dict[str, Any], build: Any, **extra: Any
-    ) -> Artifact:
+    def _ensure(self, name: str, made_from: dict[str, Artifact], build: Build) -> Artifact:
+        if name in self.folder.shared:
+            return self.folder.load(name)
+        asked = self.reads.of(name, made_from)
+        if not self.has(name):
+            self.built.add(name)
         return self.folder.ensure(
             name,
             build,
-            stage=stage,
-            params=self.params.reads(stage),
-            inputs=inputs,
-            stage_version=module.VERSION,
-            **extra,
+            stage=asked.stage,
+            params=asked.params,
+            inputs=asked.inputs,
+            stage_version=asked.stage_version,
+            **asked.extra,
         )
+
+    def _earlier_scores(self, name: str, rollout: Artifact) -> Artifact | None:
+        """The parent's scores of the same images by the same scorer, if they hold what is weighed now."""
+        fork = self.folder.fork
+        path = fork and self.folder.path / fork.parent / name
+        if not path or not path.is_dir():
+            return None
+        earlier = Artifact.load(path)
+        same = earlier.inputs["rollout"] == rollout.digest
+        same = same and earlier.manifest.extra["scored_by"] == self.reads.scored_by
+        return earlier if same and rescore.can_reweigh(earlier, self.params.reward) else None
 
     def _ahead(self, round: int) -> Path:
         """Where the scores that run ahead wait; another way of scoring never finds them."""
-        key = fingerprint(
-            "ahead", score_stage.VERSION, self.params.reads("score"), {}, scored_by=self.scored_by
-        )
+        reads = self.params.reads("score")
+        key = fingerprint("ahead", score_stage.VERSION, reads, {}, scored_by=self.reads.scored_by)
         return self.folder.path / round_name(round) / f"score-ahead-{key[:12]}.partial"
 
     def _track_steps(self, made: Artifact, stage: str) -> None:
@@ -235,27 +223,30 @@ class Run:
             key, [(row.pop("step"), {f"{stage}/{k}": v for k, v in row.items()}) for row in rows]
         )
 
-    def _retain(self, round: int) -> None:
-        """Delete weights and latents of rounds that retention does not keep; manifests and scores stay."""
-        keep = self.params.retention
-        gone = round - keep.keep_last
-        if gone < 0 or (keep.keep_every and gone % keep.keep_every == 0):
-            return
-        for stage, names in (("update", (TRAINED, EMA, OPTIMIZER)), ("refresh", (OLD,))):
-            path = self.folder.stage_path(f"{round_name(gone)}/{stage}")
-            if path.exists():
-                prune(Artifact.load(path), list(names))
-
 
 @contextmanager
 def open_run(params: RunParams, name: str, runs_dir: Path, bench: Bench) -> Iterator[Run]:
-    """Take the lock of `runs_dir/name`, store the params there, and track the run until the block ends."""
+    """Take the lock of `runs_dir/name`, store the params there, and track the run until the block ends.
+
+    Raises ArtifactError when the run has artifacts that were made with other params; nothing is changed then.
+    """
     folder = RunDir(runs_dir / name)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
-        atomic_write(folder.path / "params.json", canonical_json(params.resolved()) + b"\n")
-        with Tracker(folder.path, params) as tracker:
+        _refuse_other_params(folder, params)
+        gc.sweep(folder)
+        atomic_write(folder.path / PARAMS, canonical_json(params.resolved()) + b"\n")
+        with Tracker(folder.path, params, tags=lineage_tags(folder.path)) as tracker:
             yield Run(folder, params, bench, tracker)
+
+
+def _refuse_other_params(folder: RunDir, params: RunParams) -> None:
+    for name in planned(params):
+        path = folder.stage_path(name)
+        if name not in folder.shared and path.exists():
+            artifact = Artifact.load(path)
+            if artifact.params != (now := json.loads(json.dumps(params.reads(stage_of(name))))):
+                raise stale(artifact, made_from(artifact) | {"params": now})
 
 
 def old_file(artifact: Artifact) -> str:

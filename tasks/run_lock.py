@@ -57,6 +57,21 @@ def run_lock(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def lock_holder(folder: Path) -> str | None:
+    """Who works on the run in `folder` just now, in words; None when nobody does."""
+    try:
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(descriptor)
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def _write(descriptor: int, holder: dict[str, object]) -> None:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(holder).encode(), 0)

@@ -1,6 +1,6 @@
 """Asks the reward servers about pictures and weighs the answers: one row of the score table per picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calligrapher.conditioning import Canvas
@@ -60,18 +60,9 @@ class Scorer:
         return [self.weigh(result) for result in results]
 
     def weigh(self, result: RewardResult) -> dict[str, Any]:
-        """`sum(weight * component)`; null with a reason when a component that counts is missing."""
-        row: dict[str, Any] = {name: getattr(result, name) for name in FIELDS}
-        total, missing = 0.0, []
-        for weight_name, component in COMPONENTS.items():
-            weight = getattr(self.params, weight_name)
-            if weight == 0:
-                continue
-            if row[component] is None:
-                missing.append(f"{component}: {result.errors.get(component, 'the server gave none')}")
-            else:
-                total += weight * row[component]
-        return row | {"reward": None if missing else total, "reason": "; ".join(missing) or None}
+        """A row of the score table: what was measured, and the reward that it gives."""
+        row = {name: getattr(result, name) for name in FIELDS}
+        return row | reward_of(self.params, row, result.errors)
 
     def _item(self, image: bytes, case: Case) -> RewardItem:
         if case.case_id not in self._pngs:
@@ -87,3 +78,17 @@ class Scorer:
             mask=mask_png,
             reference=reference if looks_at_reference else None,
         )
+
+
+def reward_of(params: RewardParams, row: Mapping[str, Any], errors: Mapping[str, str]) -> dict[str, Any]:
+    """`sum(weight * component)` as `reward`; null, with a `reason`, when one that counts is missing."""
+    total, missing = 0.0, []
+    for weight_name, component in COMPONENTS.items():
+        weight = getattr(params, weight_name)
+        if weight == 0:
+            continue
+        if row[component] is None:
+            missing.append(f"{component}: {errors.get(component, 'the server gave none')}")
+        else:
+            total += weight * row[component]
+    return {"reward": None if missing else total, "reason": "; ".join(missing) or None}

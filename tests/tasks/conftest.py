@@ -160,3 +160,25 @@ def constant_scorer():
 @pytest.fixture
 def scorer_class():
     return HashScorer
+
+
+@pytest.fixture
+def judged(scorer_class):
+    """A scorer whose evaluations (of two pictures) come out as these accuracies, one after the other."""
+
+    def judged(*accuracies):
+        class Judged(scorer_class):
+            def __init__(self):
+                super().__init__()
+                self.left = [0.0, *accuracies]  # the first is that before the first round
+
+            def score(self, images, cases):
+                rows = super().score(images, cases)
+                if len(images) == 2:
+                    value = self.left.pop(0)
+                    rows = [row | {"ocr_accuracy": value} for row in rows]
+                return rows
+
+        return Judged()
+
+    return judged

@@ -126,6 +126,7 @@ PLACES = {
     "tracking.enabled": "test_tracking_goes_where_it_is_told",
     "retention.keep_last": "test_retention_keeps_what_it_is_told",
     "retention.keep_every": "test_retention_keeps_what_it_is_told",
+    "retention.keep_best": "test_the_best_round_keeps_its_weights_until_a_better_one",
 }
 
 
@@ -417,3 +418,20 @@ def test_retention_keeps_what_it_is_told(train, retention, kept):
     assert [i for i in range(3) if (folder / f"round-000{i}/update/trained.safetensors").exists()] == kept
     assert [i for i in range(3) if (folder / f"round-000{i}/refresh/old.safetensors").exists()] == kept
     assert len(list(folder.glob("round-*/update/artifact.json"))) == 3
+
+
+EVALUATED = {"rounds": 4, "warmup": {"steps": 0}, "evaluate": {"every": 1}}
+
+
+def with_weights(folder):
+    return [i for i in range(4) if (folder / f"round-000{i}/update/trained.safetensors").exists()]
+
+
+def test_the_best_round_keeps_its_weights_until_a_better_one(train, judged):
+    folder, _ = train("a", "nft", judged(0.2, 0.9, 0.3, 0.4), retention={"keep_last": 1}, **EVALUATED)
+    assert with_weights(folder) == [1, 3]
+    folder, _ = train("b", "nft", judged(0.5, 0.4, 0.6, 0.1), retention={"keep_last": 1}, **EVALUATED)
+    assert with_weights(folder) == [2, 3]
+    keep = {"keep_last": 1, "keep_best": False}
+    folder, _ = train("c", "nft", judged(0.2, 0.9, 0.3, 0.4), retention=keep, **EVALUATED)
+    assert with_weights(folder) == [3]

@@ -1,0 +1,94 @@
+"""The flow `rerun-stage`, and the same without Prefect: stages of a run made anew in a fork."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from calligrapher.conditioning import Canvas
+from calligrapher.errors import ParamsError
+from flows.setup import reward_urls
+from tasks.artifacts import Artifact
+from tasks.bench import Bench
+from tasks.locate import locate
+from tasks.plan import stage_of
+from tasks.preflight import preflight
+from tasks.rerun import Rerun, build_stage, carry_out, prepare_replay, prepare_rerun
+from tasks.run import Run, open_run
+from tasks.scoring import Scorer
+
+_NEEDS_MODEL = {"warmup", "rollout", "update", "evaluate"}
+
+
+@flow(name="rerun-stage", flow_run_name="{fork}")
+def rerun_stage(
+    run: str,
+    fork: str,
+    stage: str | None = None,
+    overrides: list[str] | None = None,
+    downstream: bool = False,
+    runs_dir: str = "runs",
+) -> dict[str, Any]:
+    """Make one stage of a run anew, in a fork that shares all that the stage does not change.
+
+    Args:
+        run: The run: its name, folder, or the URI of an artifact of it that MLflow shows.
+        fork: Name of the new run; the same call again goes on with it.
+        stage: As `round-0003/update`. Not needed where `run` names an artifact.
+        overrides: Changes to the run's params by dotted key, each as `section.key=value`.
+        downstream: Also make anew all that is made from the stage, to the end of the run.
+        runs_dir: Folder of all runs.
+    """
+    return rerun(run, stage, overrides or [], fork, downstream, Path(runs_dir), build=_build)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="{name}")
+def _build(run: Run, name: str) -> Artifact:
+    return build_stage(run, name)
+
+
+def rerun(
+    run: str,
+    stage: str | None,
+    overrides: list[str],
+    fork: str,
+    downstream: bool = False,
+    runs_dir: Path = Path("runs"),
+    build: Callable[[Run, str], Artifact] = build_stage,
+) -> dict[str, Any]:
+    """What the flow does, without Prefect. Returns the summary, or the artifact of the one stage."""
+    parent, named = locate(run, runs_dir)
+    stage = stage or named
+    if stage is None:
+        raise ParamsError(f"a rerun needs a stage, as round-0003/update. Got the run {run} alone.")
+    return _carry_out(prepare_rerun(parent, stage, overrides, fork, downstream=downstream), build)
+
+
+def replay(run: str, overrides: list[str], fork: str, runs_dir: Path = Path("runs")) -> dict[str, Any]:
+    """Train a policy anew, in a fork, on the images that `run` sampled. Returns the summary."""
+    parent, _ = locate(run, runs_dir)
+    return _carry_out(prepare_replay(parent, overrides, fork), build_stage)
+
+
+def _carry_out(todo: Rerun, build: Callable[[Run, str], Artifact]) -> dict[str, Any]:
+    with _opened(todo) as this:
+        return carry_out(this, todo, build)
+
+
+@contextmanager
+def _opened(todo: Rerun) -> Iterator[Run]:
+    """The fork, locked, with a bench; reward servers run only where something must be scored by them."""
+    params, folder = todo.params, todo.folder.path
+    data_dir = folder.parent / "data"
+    if _NEEDS_MODEL & {stage_of(name) for name in todo.missing}:
+        preflight(params, data_dir)
+    with ExitStack() as stack:
+        scorer: Any = todo.recorded_scorer()
+        if scorer is None:
+            canvas = Canvas(params.model.width, params.model.height, params.model.reference_context)
+            scorer = Scorer(params.reward, stack.enter_context(reward_urls(params, folder)), canvas)
+        bench = Bench(params, data_dir, scorer)
+        yield stack.enter_context(open_run(params, folder.name, folder.parent, bench))
