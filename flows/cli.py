@@ -2,7 +2,10 @@
 
 calligrapher train params/tiny-nft.yaml [run=NAME] [runs_dir=DIR] [rounds=5 nft.nft_beta=0.1 ...]
 calligrapher reward-server [--gpu-ids 0,1] [--port 8000] ...
-calligrapher sync RUN
+calligrapher status|verify|gc|sync RUN
+calligrapher why RUN STAGE [KEY=VALUE ...]
+calligrapher rerun RUN STAGE [KEY=VALUE ...] --fork NAME [--downstream]
+calligrapher replay RUN [KEY=VALUE ...] --fork NAME
 calligrapher tiny pretrain OUT | tiny cases OUT
 """
 
@@ -14,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calligrapher.errors import CalligrapherError
+from flows.cli_runs import add_run_commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("run", type=Path, help="the run's folder")
     sync.add_argument("--uri", help="MLflow store; default: where the run was tracked")
     sync.set_defaults(command=_sync)
+
+    add_run_commands(commands)
 
     tiny = commands.add_parser("tiny", help="the embedded tiny model").add_subparsers(
         required=True, metavar="WHAT"
@@ -102,7 +108,6 @@ def _train(chosen: argparse.Namespace) -> int:
         "PREFECT_LOGGING_LEVEL": "WARNING",
     }.items():
         os.environ.setdefault(name, value)
-    _quiet_loading()
     from flows.prefect_api import prefect_api
     from flows.rl_train import rl_train
     from tasks.summary import closing_lines
@@ -111,15 +116,6 @@ def _train(chosen: argparse.Namespace) -> int:
         summary = rl_train(str(chosen.params), overrides, run or chosen.params.stem, str(runs_dir))
     print("\n".join(closing_lines(summary, runs_dir)))
     return 0
-
-
-def _quiet_loading() -> None:
-    """The bars of model loading end before they can be read."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _sync(chosen: argparse.Namespace) -> int:
