@@ -144,7 +144,8 @@ class Run:
             lambda out: refresh_stage.refresh(self.params, old.file(old_file(old)), updated, out),
         )
         self.tracker.log(name, round, {f"refresh/{k}": v for k, v in made.meta.items()})
-        gc.retain(self.folder, self.params.retention)
+        if name in self.built:
+            gc.retain(self.folder, self.params.retention)
         return made
 
     def finished(self, checkpoint: Artifact) -> bool:

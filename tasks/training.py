@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from calligrapher.durable import fsync_path
 from calligrapher.update import Loop, Plan
 from tasks.artifacts import INNER
 from tasks.progress import Progress
@@ -58,7 +59,10 @@ def _save(loop: Loop, history: list[dict[str, float]], inner: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     loop.state.save(loop.policy, partial)
     _write_history(history, partial)
+    for path in (*partial.iterdir(), partial):
+        fsync_path(path)
     os.replace(partial, inner / name)
+    fsync_path(inner)
     for older in inner.glob("step-*"):
         if older.name != name:
             shutil.rmtree(older)
