@@ -321,7 +321,7 @@ def test_the_package_imports_none_of_the_others():
 
     import reward_server
 
-    for path in Path(reward_server.__file__).parent.glob("*.py"):
+    for path in Path(reward_server.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

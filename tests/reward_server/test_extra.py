@@ -19,7 +19,7 @@ def required() -> dict[str, str]:
 
 def test_every_module_that_the_service_imports_is_required_by_the_extra():
     imported = set()
-    for path in (ROOT / "reward_server").glob("*.py"):
+    for path in (ROOT / "reward_server").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}

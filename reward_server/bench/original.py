@@ -1,7 +1,7 @@
 """The pattern that this service replaces, to be measured against: OCR in the event loop, one at a time.
 
 PaddleOCR's `predict` with its defaults (its own padding to 320 px, all cores for one picture), the same
-weights, the recogniser's confidence as the answer. Only `bench throughput` starts it.
+weights, the recogniser's confidence as the answer. Only `throughput` starts it.
 """
 
 import argparse

@@ -1,0 +1,49 @@
+"""What the service does per second, for long, and when servers die: `python -m reward_server.bench WHAT`.
+
+    throughput   images/s beside a bare loop over the engine and one blocking request at a time; latencies
+    soak         memory, threads and descriptors of the server over many requests
+    faults       one of three servers is killed while it scores
+    heldout      OCR components of right, slightly wrong, mirrored and empty pictures
+
+Each prints one JSON object.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from reward_server.bench.endurance import faults, soak
+from reward_server.bench.heldout import heldout
+from reward_server.bench.throughput import throughput
+
+_RUNS = {
+    "throughput": (throughput, 512),
+    "soak": (soak, 20_000),
+    "faults": (faults, 300),
+    "heldout": (heldout, 200),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one benchmark and print its JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reward_server.bench",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("what", choices=_RUNS)
+    parser.add_argument(
+        "--threads", type=int, default=2, help="OCR threads of the server, and of the bare loop"
+    )
+    parser.add_argument(
+        "--count", type=int, help="pictures, or requests (soak); default 512, 20000, 300, 200"
+    )
+    options = parser.parse_args(argv)
+    run, count = _RUNS[options.what]
+    sys.stdout.write(json.dumps(run(options.count or count, options.threads), indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

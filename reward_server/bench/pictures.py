@@ -1,0 +1,41 @@
+"""What the benchmarks score: random words, drawn on pictures of one line."""
+
+import io
+import random
+
+from PIL import Image, ImageDraw, ImageFont
+
+from reward_server.client import RewardItem
+
+LETTERS = "abcdefghknoprstuwxyz"
+SIZE = (96, 32)  # px, width and height
+
+
+def picture(text: str, size: tuple[int, int] = SIZE) -> Image.Image:
+    """One line of text in the middle of a picture of `size` (width, height)."""
+    image = Image.new("RGB", size, (240, 236, 225))
+    font = ImageFont.load_default(size=round(size[1] * 0.62))
+    ImageDraw.Draw(image).text((size[0] / 2, size[1] / 2), text, font=font, fill=(25, 30, 70), anchor="mm")
+    return image
+
+
+def words(count: int, seed: int = 0) -> list[str]:
+    """Random words of five letters."""
+    rng = random.Random(seed)
+    return ["".join(rng.choices(LETTERS, k=5)) for _ in range(count)]
+
+
+def items(count: int) -> list[RewardItem]:
+    """Pictures of random words with a mask over all of each, encoded."""
+    mask = png(Image.new("L", SIZE, 255))
+    return [
+        RewardItem(png(picture(word)), f"The text is '{word}'.", mask=mask, text=word)
+        for word in words(count)
+    ]
+
+
+def png(image: Image.Image) -> bytes:
+    """The picture as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
