@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS ?= runs
 
-.PHONY: demo test slow check fix clean
+.PHONY: demo test slow check fix clean services services-stop
 
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -24,6 +24,12 @@ check: .venv/.installed  ## what a reviewer should not have to say
 	$(BIN)/pip check
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+services: .venv/.installed  ## Prefect server and workers, MLflow server; then: prefect deployment run rl-train/tiny-nft --watch
+	$(BIN)/python -m flows.services start --runs-dir $(RUNS)
+
+services-stop: .venv/.installed  ## stop exactly those
+	$(BIN)/python -m flows.services stop --runs-dir $(RUNS)
 
 fix: .venv/.installed
 	$(BIN)/ruff check --fix .

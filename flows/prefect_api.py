@@ -5,17 +5,21 @@ Prefect starts such a server by itself, but leaves it behind when the run is kil
 """
 
 import ctypes
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from calligrapher.errors import CalligrapherError
+
+logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 300.0  # its imports and migrations take 10 s on an idle core, much longer on a busy one
 _PR_SET_PDEATHSIG = 1
@@ -25,13 +29,16 @@ _PR_SET_PDEATHSIG = 1
 def prefect_api() -> Iterator[str]:
     """The API's URL for the block: of the server that Prefect's settings name, else of a child of ours.
 
-    Raises CalligrapherError when the child does not start.
+    A named server that does not answer is replaced by a child, with a warning. Raises CalligrapherError when
+    the child does not start.
     """
     from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
     if configured := PREFECT_API_URL.value():
-        yield configured
-        return
+        if _answers(configured):
+            yield configured
+            return
+        logger.warning("no Prefect server answers at %s: this run is not shown in its UI", configured)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # The child inherits the open port, so that nobody can take it in between.
         child = subprocess.Popen(
@@ -55,20 +62,27 @@ def prefect_api() -> Iterator[str]:
             child.wait()
 
 
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url + "/health", timeout=5):
+            return True
+    except urllib.error.HTTPError:  # a server all the same, which wants to be asked in another way
+        return True
+    except OSError:
+        return False
+
+
 def _wait_healthy(child: subprocess.Popen, url: str) -> None:
     stop_at = time.monotonic() + START_TIMEOUT_S
     while True:
-        try:
-            with urllib.request.urlopen(url + "/health", timeout=5):
-                return
-        except OSError:
-            if child.poll() is not None or time.monotonic() > stop_at:
-                raise CalligrapherError(
-                    f"Prefect's API must start within {START_TIMEOUT_S:g} s. It did not (exit status "
-                    f"{child.poll()}). Its messages are above. Or start `prefect server start` and set "
-                    "PREFECT_API_URL."
-                ) from None
-            time.sleep(0.1)
+        if _answers(url):
+            return
+        if child.poll() is not None or time.monotonic() > stop_at:
+            raise CalligrapherError(
+                f"Prefect's API must start within {START_TIMEOUT_S:g} s. It did not (exit status "
+                f"{child.poll()}). Its messages are above. Or `make services` starts a server that stays."
+            )
+        time.sleep(0.1)
 
 
 def serve(descriptor: int, parent: int) -> None:

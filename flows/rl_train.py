@@ -1,27 +1,32 @@
 """The flow `rl-train`: what the pipeline does, from the first stage to the last."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
+from pydantic import Field
 
 from flows.setup import training_run
 from tasks import stages
 from tasks.summary import summarise
 
 
-@flow(name="rl-train", flow_run_name="{run}", validate_parameters=False)
+@flow(name="rl-train", flow_run_name="{run}")
 def rl_train(
-    params: str = "params/tiny-nft.yaml",
-    overrides: list[str] | None = None,
-    run: str | None = None,
+    params: Annotated[str, Field(examples=["params/nft.yaml"])] = "params/tiny-nft.yaml",
+    overrides: Annotated[list[str] | None, Field(examples=[["rounds=20", "nft.nft_beta=0.1"]])] = None,
+    run: Annotated[str | None, Field(examples=["beta-01"])] = None,
     runs_dir: str = "runs",
 ) -> dict[str, Any]:
     """Train with reinforcement learning; the same call again goes on where the last one ended.
 
-    params: a YAML file. overrides: dotted keys, as in `nft.nft_beta=0.1`. run: the run's folder in
-    `runs_dir`, by default the name of the params file. Returns the summary that is also written to
-    `summary.json`.
+    Args:
+        params: Path of a params file: one YAML file is one experiment.
+        overrides: Changes to it by dotted key, each as `section.key=value`.
+        run: Name of the run's folder; the name of a run goes on with it. Default: that of the params file.
+        runs_dir: Folder of all runs.
+
+    Returns the summary that is also written to `summary.json`.
     """
     with training_run(Path(params), overrides or [], run, Path(runs_dir)) as this:
         start = checkpoint = old = stages.warmup(this)

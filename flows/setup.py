@@ -1,5 +1,6 @@
 """Puts a run together (params, reward servers, bench, folder) and takes it apart in every case of exit."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ from tasks.scoring import Scorer
 @contextmanager
 def training_run(params_file: Path, overrides: list[str], name: str | None, runs_dir: Path) -> Iterator[Run]:
     """Everything that the flow needs. Raises ParamsError or RunLockedError before a model is loaded."""
+    our_logs()
     params = load_params(params_file, overrides)
     name = name or params_file.stem
     preflight(params, runs_dir / "data")
@@ -24,6 +26,17 @@ def training_run(params_file: Path, overrides: list[str], name: str | None, runs
         bench = Bench(params, runs_dir / "data", Scorer(params.reward, urls, canvas))
         with open_run(params, name, runs_dir, bench) as run:
             yield run
+
+
+def our_logs() -> None:
+    """Our loggers speak at INFO, to whoever listens; without the loading bars of libraries."""
+    for name in ("calligrapher", "flows", "tasks"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 @contextmanager

@@ -178,7 +178,8 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         failed = "FAILED" if kind is not None and issubclass(kind, Exception) else "KILLED"
-        self.close("FINISHED" if kind is None else failed)
+        # Who cancels a run waits for its end: what MLflow then lacks, the next start sends.
+        self.close("FINISHED" if kind is None else failed, timeout_s=60.0 if kind is None else 3.0)
 
     def _event(self, record: Record) -> None:
         assert self._journals is not None

@@ -1,13 +1,10 @@
 """The MLflow mirror of a run's files, and `sync`, which completes it. The only file that knows MLflow."""
 
 import contextlib
-import fcntl
 import getpass
 import json
-import logging
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +15,16 @@ from calligrapher.errors import CalligrapherError
 from tasks.digests import code_version
 from tasks.journal import Journal, Record
 from tasks.tracker import METRICS, POINTER, REPORT, Tracker, read_pointer, run_journals, write_pointer
+from tasks.tracking_setup import one_at_a_time, prepare_mlflow
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
-__all__ = ["Mirror", "Tracker", "sync"]
+__all__ = ["CHAMPION_TAG", "Mirror", "TrackedRun", "Tracker", "sync"]
 
 _BATCH = 900  # MLflow takes at most 1000 metrics at once
 _PARAMS_BATCH = 100
+CHAMPION_TAG = "champion"
 
 
 def sync(run_dir: str | Path, uri: str | None = None) -> str:
@@ -61,10 +60,10 @@ class Mirror:
         self._run_dir, self._journals, self._failed = run_dir, journals, failed
         self._metrics_offset = self._events_offset = 0
         pointer = read_pointer(run_dir)
-        _prepare_mlflow()
+        prepare_mlflow()
         import mlflow
 
-        with _one_at_a_time(pointer["uri"]):
+        with one_at_a_time(pointer["uri"]):
             self._client = mlflow.MlflowClient(tracking_uri=pointer["uri"])
             self._experiment_id = self._experiment(pointer["experiment"], pointer["uri"])
         self.run_id, is_new = self._run(pointer)
@@ -131,7 +130,7 @@ class Mirror:
         if "commit" in code_version():
             tags["mlflow.source.git.commit"] = code_version()["commit"]
         run = self._client.create_run(self._experiment_id, tags=tags, run_name=self._run_dir.name)
-        pointer = pointer | {"run_id": run.info.run_id}
+        pointer = pointer | {"run_id": run.info.run_id, "experiment_id": self._experiment_id}
         atomic_write(self._run_dir / POINTER, json.dumps(pointer, indent=1).encode())
         return run.info.run_id, True
 
@@ -217,28 +216,18 @@ class Mirror:
         self._datasets.add((name, digest))
 
     def _mirror_checkpoint(self, record: Record) -> None:
-        known = self._client.search_logged_models(
-            [self._experiment_id],
-            filter_string=f"source_run_id = '{self.run_id}' AND name = '{record['name']}'",
+        place = self._run_dir / record["path"]
+        model = ensure_model(
+            self._client, self._experiment_id, self.run_id, record["name"], record["digest"], place
         )
-        if any(model.tags.get("digest") == record["digest"] for model in known):
-            return
-        place = str((self._run_dir / record["path"]).resolve())
-        tags = {"digest": record["digest"], "path": place, "mlflow.model.isExternal": "true"}
-        model = self._client.create_logged_model(
-            self._experiment_id,
-            name=record["name"],
-            source_run_id=self.run_id,
-            tags=tags,
-            model_type="adapter",
-        )
+        known = {metric.key for metric in model.metrics or ()}
         scores = [
             self._score_of(model.model_id, _metric_name(key), value, record["step"], record["time"])
             for key, value in record["metrics"].items()
+            if _metric_name(key) not in known
         ]
         if scores:
             self._client.log_batch(self.run_id, metrics=scores, synchronous=True)
-        self._client.finalize_logged_model(model.model_id, "READY")
 
     def _score_of(self, model_id: str, name: str, value: float, step: int, when: float) -> "Metric":
         """A model's metric lands among the run's too: it must be the very one that is there already."""
@@ -252,31 +241,54 @@ class Mirror:
         return Metric(name, value, round(when * 1000), step, model_id=model_id, run_id=self.run_id)
 
 
-def _prepare_mlflow() -> None:
-    """Settings that MLflow reads from the environment: no telemetry, no chatter, short time-outs."""
-    os.environ["DO_NOT_TRACK"] = "true"
-    for key, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    }.items():
-        os.environ.setdefault(key, value)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+class TrackedRun:
+    """The MLflow run of a run folder, for those who add to it after the training.
+
+    Raises CalligrapherError when the folder was never mirrored to MLflow.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        pointer = read_pointer(run_dir)
+        if not pointer.get("run_id"):
+            raise CalligrapherError(f"{run_dir} must be in MLflow. It is not: `calligrapher sync {run_dir}`.")
+        prepare_mlflow()
+        import mlflow
+
+        self.client: Any = mlflow.MlflowClient(tracking_uri=pointer["uri"])
+        self.run_id: str = pointer["run_id"]
+        self.experiment_id: str = self.client.get_run(self.run_id).info.experiment_id
+
+    def logged_model(self, name: str, digest: str, place: Path) -> str:
+        """The id of the checkpoint's LoggedModel, made now if the training has not."""
+        model = ensure_model(self.client, self.experiment_id, self.run_id, name, digest, place)
+        return model.model_id
+
+    def attach(self, run_id: str, model_id: str) -> None:
+        """Make the model an input of another run: its page then lists that run."""
+        from mlflow.entities import LoggedModelInput
+
+        self.client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+
+    def crown(self, model_id: str) -> None:
+        """Tag the model `champion`, and no other one of this run."""
+        wanted = f"source_run_id = '{self.run_id}'"
+        for model in self.client.search_logged_models([self.experiment_id], filter_string=wanted):
+            if model.model_id != model_id and CHAMPION_TAG in model.tags:
+                self.client.delete_logged_model_tag(model.model_id, CHAMPION_TAG)
+        self.client.set_logged_model_tags(model_id, {CHAMPION_TAG: "true"})
 
 
-@contextlib.contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
-    """Two processes that create the same SQLite database at once break it."""
-    if not uri.startswith("sqlite:///"):
-        yield
-        return
-    path = Path(uri.removeprefix("sqlite:///"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(path.name + ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def ensure_model(client: Any, experiment_id: str, run_id: str, name: str, digest: str, place: Path) -> Any:
+    """The LoggedModel of a checkpoint, found by its digest or made; its files stay in `place`."""
+    wanted = f"source_run_id = '{run_id}' AND name = '{name}'"
+    for model in client.search_logged_models([experiment_id], filter_string=wanted):
+        if model.tags.get("digest") == digest:
+            return model
+    tags = {"digest": digest, "path": str(place.resolve()), "mlflow.model.isExternal": "true"}
+    model = client.create_logged_model(
+        experiment_id, name=name, source_run_id=run_id, tags=tags, model_type="adapter"
+    )
+    return client.finalize_logged_model(model.model_id, "READY")
 
 
 def _metric_name(key: str) -> str:

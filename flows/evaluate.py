@@ -1,0 +1,111 @@
+"""The flow `evaluate`: a checkpoint on held-out cases, compared with what came before it."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
+from pydantic import Field
+
+from calligrapher.conditioning import Canvas
+from flows.setup import our_logs, reward_urls
+from tasks.artifacts import Artifact
+from tasks.bench import Bench
+from tasks.evaluation import (
+    Evaluation,
+    load_evaluation_params,
+    newest_checkpoint,
+    open_evaluation,
+    params_of,
+)
+from tasks.evaluation_report import picture, verdict_report
+from tasks.measures import CASES, MEASURES
+from tasks.scoring import Scorer
+from tasks.tracking_evaluation import track_evaluation
+
+logger = logging.getLogger(__name__)
+
+ALARM_EVENT = "calligrapher.reward-hacking"
+
+
+@flow(name="evaluate", flow_run_name="evaluate {run} {checkpoint}")
+def evaluate(
+    run: Annotated[str | None, Field(examples=["tiny-nft"])] = None,
+    checkpoint: Annotated[str | None, Field(examples=["round-0003"])] = None,
+    runs_dir: str = "runs",
+    params: Annotated[str, Field(examples=["params/evaluate.yaml"])] = "params/evaluate.yaml",
+) -> list[dict[str, Any]]:
+    """Evaluate checkpoints; what was evaluated before is found again.
+
+    Args:
+        run: Name of the run. Default: every run that has a checkpoint.
+        checkpoint: Its round, as `round-0003`. Default: the newest.
+        runs_dir: Folder of all runs.
+        params: Path of the file that says how (params/evaluate.yaml).
+
+    Returns one verdict a run (tasks/evaluation.py).
+    """
+    our_logs()
+    found = []
+    for folder in _runs(Path(runs_dir), run):
+        name = (checkpoint or newest_checkpoint(folder) or "").split("/")[0]
+        with evaluation(folder, Path(params)) as this:
+            others = {other: measure(this, other) for other in this.earlier(name)}
+            made = measure(this, name)
+            verdict = this.judge(name, made, others)
+            show(this, verdict, made, others)
+            found.append(verdict)
+    return found
+
+
+@task(cache_policy=NO_CACHE, task_run_name="measure {name}")
+def measure(this: Evaluation, name: str) -> Artifact:
+    return this.measure(name)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="show")
+def show(this: Evaluation, verdict: dict[str, Any], made: Artifact, others: dict[str, Artifact]) -> None:
+    """Picture, Prefect's UI, MLflow, alarm. An MLflow that is down costs only its own page."""
+    sheet = picture(this, verdict, made, others)
+    report = verdict_report(verdict, sheet)
+    key = "".join(c if c.isalnum() else "-" for c in f"{verdict['run']}-evaluation".lower())
+    create_markdown_artifact(report, key=key, description=f"{verdict['run']} {verdict['checkpoint']}")
+    if verdict["reward_hacking"]:
+        logger.warning(
+            "the reward of %s may be gamed: %s", verdict["run"], ", ".join(verdict["reward_hacking"])
+        )
+        payload = {name: verdict[name] for name in ("run", "checkpoint", "reward_hacking")}
+        emit_event(
+            ALARM_EVENT, {"prefect.resource.id": f"calligrapher.run.{verdict['run']}"}, payload=payload
+        )
+    if this.bench.params.tracking.enabled:
+        checkpoint = this.checkpoint(verdict["checkpoint"]).path
+        try:
+            track_evaluation(this.run, checkpoint, verdict, [made.file(MEASURES), made.file(CASES), sheet])
+        except Exception as error:
+            logger.warning("MLflow does not show this evaluation: %s: %s", type(error).__name__, error)
+
+
+@contextmanager
+def evaluation(run: Path, params_file: Path) -> Iterator[Evaluation]:
+    """Everything that the flow needs for one run, taken apart in every case of exit."""
+    settings = load_evaluation_params(params_file)
+    params = params_of(run, settings)
+    logs = run.parent / "evaluations" / run.name
+    with reward_urls(params, logs) as urls:
+        canvas = Canvas(params.model.width, params.model.height, params.model.reference_context)
+        bench = Bench(params, run.parent / "data", Scorer(params.reward, urls, canvas))
+        with open_evaluation(run, settings, bench) as this:
+            yield this
+
+
+def _runs(runs_dir: Path, run: str | None) -> list[Path]:
+    if run is not None:
+        return [runs_dir / run]
+    folders = sorted(path.parent for path in runs_dir.glob("*/params.json"))
+    return [folder for folder in folders if newest_checkpoint(folder)]
