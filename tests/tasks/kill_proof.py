@@ -2,12 +2,15 @@
 
     python tests/tasks/kill_proof.py --runs 2 --seed 0 [--algorithm nft] [--no-mlflow]
 
-Each kill comes at a random moment after the stage's work folder has appeared, then the same run is started
+The kernel sends each SIGKILL after a random share of the CPU time that the stage took in the run that is
+never killed: at any instruction of it, loading, committing and tracking included. Then the same run starts
 again. Prints one JSON object; exit status 1 when a run ended otherwise than the one that was never killed.
 Imports once and forks a process per start: the imports take longer than a run.
 """
 
 import argparse
+import ctypes
+import itertools
 import json
 import os
 import random
@@ -34,15 +37,11 @@ from calligrapher.tiny.world import write_bench
 from tasks.bench import Bench
 from tasks.manifest import PARTIAL_SUFFIX
 from tasks.params import RunParams
-from tasks.plan import planned, stage_of
+from tasks.plan import planned, round_of, stage_of
 from tasks.rerun import build_stage
 from tasks.run import open_run
-from tasks.status import status
 from tasks.summary import summarise
 from tasks.verify import verify
-
-STAGES = ("warmup", "rollout", "score", "advantage", "update", "refresh", "evaluate")
-PATIENCE_S = 600.0
 
 
 def settings(algorithm: str, model: Path, cases: Path, *, mlflow: bool) -> RunParams:
@@ -58,22 +57,45 @@ def settings(algorithm: str, model: Path, cases: Path, *, mlflow: bool) -> RunPa
     return RunParams.model_validate(given | {algorithm: ALGORITHMS[algorithm]})
 
 
-def train(params: RunParams, runs: Path, name: str) -> None:
-    """Make all artifacts of the run that are not there yet, in the order of `flows.rl_train`."""
+def train(params: RunParams, runs: Path, name: str, victim: str | None, kill_after_s: float) -> None:
+    """Make all artifacts of the run that are not there yet, in the order of `flows.rl_train`.
+
+    Dies `kill_after_s` of CPU time after it has begun with `victim`. `NAME.log` gets each artifact that it
+    begins with, and the CPU time until then.
+    """
     torch.set_num_threads(1)
     bench = Bench(params, runs / "data", HashScorer())
-    with open_run(params, name, runs, bench) as run:
-        made = [build_stage(run, artifact) for artifact in planned(params)]
+    with open_run(params, name, runs, bench) as run, (runs / f"{name}.log").open("w") as log:
+        made = []
+        for artifact in planned(params):
+            log.write(json.dumps([artifact, time.process_time()]) + "\n")
+            log.flush()
+            if artifact == victim:
+                die_after(kill_after_s)
+            made.append(build_stage(run, artifact))
         summarise(run, [artifact for artifact in made if artifact.stage == "update"][-1])
+        log.write(json.dumps(["end", time.process_time()]) + "\n")
 
 
-def start(params: RunParams, runs: Path, name: str) -> int:
+def die_after(cpu_s: float) -> None:
+    """Have the kernel send SIGKILL to this process when it has used `cpu_s` more of CPU time (Linux)."""
+    libc, timer = ctypes.CDLL(None, use_errno=True), ctypes.c_void_p()
+    event = (ctypes.c_int * 16)(0, 0, signal.SIGKILL, 0)  # sigevent: value, signal, SIGEV_SIGNAL
+    nanoseconds = max(1, round(cpu_s * 1e9))
+    after = (ctypes.c_long * 4)(0, 0, nanoseconds // 10**9, nanoseconds % 10**9)
+    assert libc.timer_create(time.CLOCK_PROCESS_CPUTIME_ID, event, ctypes.byref(timer)) == 0
+    assert libc.timer_settime(timer, 0, after, None) == 0
+
+
+def start(
+    params: RunParams, runs: Path, name: str, victim: str | None = None, kill_after_s: float = 0
+) -> int:
     """Fork a process, with a session of its own, that trains; its pid."""
     if pid := os.fork():
         return pid
     os.setsid()
     try:
-        train(params, runs, name)
+        train(params, runs, name, victim, kill_after_s)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
@@ -84,21 +106,15 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def kill_in(pid: int, work: Path, delay_s: float) -> None:
-    """SIGKILL `pid` `delay_s` after the work folder `work` (or the artifact itself) has appeared."""
-    done = work.with_name(work.name.removesuffix(PARTIAL_SUFFIX))
-    stop_at = time.monotonic() + PATIENCE_S
-    while not work.exists() and not done.exists():
-        assert time.monotonic() < stop_at, f"{work} did not appear"
-        time.sleep(0.001)
-    time.sleep(delay_s)
-    os.kill(pid, signal.SIGKILL)
+def begun(runs: Path, name: str) -> list[tuple[str, float]]:
+    """(artifact, CPU seconds until it was begun with) of the last start of the run."""
+    return [tuple(json.loads(line)) for line in (runs / f"{name}.log").open()]
 
 
-def hit(folder: Path) -> str:
-    """The stage whose work folder the killed process left: a kill between two stages leaves none."""
-    found = [p.name for p in folder.rglob(f"*{PARTIAL_SUFFIX}") if not p.name.startswith("score-ahead")]
-    return stage_of(found[0].removesuffix(PARTIAL_SUFFIX)) if found else "between stages"
+def cpu_seconds(runs: Path, name: str) -> dict[str, float]:
+    """Artifact -> CPU seconds that it took."""
+    marks = begun(runs, name)
+    return {name: end - at for (name, at), (_, end) in itertools.pairwise(marks)}
 
 
 def digest(runs: Path, name: str) -> str:
@@ -158,19 +174,20 @@ def in_a_child(check, *arguments, **options) -> list[str]:
 
 
 def prove(params: RunParams, runs: Path, number: int, dice: random.Random, *, mlflow: bool) -> dict:
-    """Kill run number `number` once in every stage of every round; what came of it."""
-    seconds = {s.name: s.seconds for s in status(runs / "whole").stages}
-    name, hits, sessions = f"killed-{number}", Counter(), []
-    for artifact in planned(params):
-        pid = start(params, runs, name)
+    """Kill run number `number` in every stage of every round, twice where there is but one; the outcome."""
+    seconds, name, hits, sessions = cpu_seconds(runs, "whole"), f"killed-{number}", Counter(), []
+    works, names = 0, planned(params)
+    for victim in sorted(names + [n for n in names if round_of(n) is None], key=names.index):
+        pid = start(params, runs, name, victim, dice.uniform(0, seconds[victim]))
         sessions.append(pid)
-        kill_in(pid, runs / name / (artifact + PARTIAL_SUFFIX), dice.uniform(0, seconds[artifact]))
         if wait(pid) == -signal.SIGKILL:
-            hits[hit(runs / name)] += 1
+            hits[stage_of(begun(runs, name)[-1][0])] += 1
+            works += any((runs / name).rglob(f"*{PARTIAL_SUFFIX}"))
     last = start(params, runs, name)
     assert wait(last) == 0, "the run must finish when nobody kills it"
     return {
         "hits": hits,
+        "work_folders_left_by_kills": works,
         "same_digest": digest(runs, name) == digest(runs, "whole"),
         "leftovers": leftovers(runs / name, [*sessions, last]),
         "twice": in_a_child(twice, runs / name, mlflow=mlflow),
@@ -209,7 +226,7 @@ def main() -> int:
     finally:
         shutil.rmtree(folder)
     good = all(r["same_digest"] and not (r["leftovers"] or r["twice"] or r["damaged"]) for r in results)
-    summary = {"kills": sum(hits.values()), "hits": hits, "runs": results, "good": good}
+    summary = {"kills": sum(hits.values()), "hits": dict(hits), "runs": results, "good": good}
     print(json.dumps(summary | {"seconds": round(time.monotonic() - started)}, indent=1))
     return 0 if good else 1
 

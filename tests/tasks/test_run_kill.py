@@ -17,8 +17,8 @@ def test_a_run_that_is_killed_in_every_stage_ends_as_one_that_never_was(algorith
     proof = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert proof.returncode == 0, proof.stdout + proof.stderr[-3000:]
     found = json.loads(proof.stdout)
-    assert found["kills"] >= 11  # of 14 moments: a stage of milliseconds may be over before the kill
-    assert set(found["hits"]) >= {"warmup", "rollout", "score", "update", "evaluate"}
-    assert found["runs"] == [
-        {"algorithm": algorithm, "same_digest": True, "leftovers": [], "twice": [], "damaged": []}
-    ]
+    assert found["kills"] >= 12  # of 16: a stage that takes less time than measured is over before the kill
+    assert set(found["hits"]) >= {"rollout", "score", "update", "evaluate"}
+    (run,) = found["runs"]
+    assert run.pop("work_folders_left_by_kills") >= 3
+    assert run == {"algorithm": algorithm, "same_digest": True, "leftovers": [], "twice": [], "damaged": []}
