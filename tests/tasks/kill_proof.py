@@ -2,8 +2,8 @@
 
     python tests/tasks/kill_proof.py --runs 2 --seed 0 [--algorithm nft] [--no-mlflow]
 
-The kernel sends each SIGKILL after a random share of the CPU time that the stage took in the run that is
-never killed: at any instruction of it, loading, committing and tracking included. Then the same run starts
+The kernel (Linux) sends each SIGKILL after a random share of the CPU time that the stage took in the run that
+is never killed: at any instruction of it, loading, committing and tracking included. Then the same run starts
 again. Prints one JSON object; exit status 1 when a run ended otherwise than the one that was never killed.
 Imports once and forks a process per start: the imports take longer than a run.
 """
@@ -68,22 +68,22 @@ def train(params: RunParams, runs: Path, name: str, victim: str | None, kill_aft
     with open_run(params, name, runs, bench) as run, (runs / f"{name}.log").open("w") as log:
         made = []
         for artifact in planned(params):
-            log.write(json.dumps([artifact, time.process_time()]) + "\n")
+            log.write(json.dumps([artifact, time.thread_time()]) + "\n")
             log.flush()
             if artifact == victim:
                 die_after(kill_after_s)
             made.append(build_stage(run, artifact))
         summarise(run, [artifact for artifact in made if artifact.stage == "update"][-1])
-        log.write(json.dumps(["end", time.process_time()]) + "\n")
+        log.write(json.dumps(["end", time.thread_time()]) + "\n")
 
 
 def die_after(cpu_s: float) -> None:
-    """Have the kernel send SIGKILL to this process when it has used `cpu_s` more of CPU time (Linux)."""
+    """Have the kernel send SIGKILL to this process when this thread has used `cpu_s` more of CPU time."""
     libc, timer = ctypes.CDLL(None, use_errno=True), ctypes.c_void_p()
     event = (ctypes.c_int * 16)(0, 0, signal.SIGKILL, 0)  # sigevent: value, signal, SIGEV_SIGNAL
     nanoseconds = max(1, round(cpu_s * 1e9))
     after = (ctypes.c_long * 4)(0, 0, nanoseconds // 10**9, nanoseconds % 10**9)
-    assert libc.timer_create(time.CLOCK_PROCESS_CPUTIME_ID, event, ctypes.byref(timer)) == 0
+    assert libc.timer_create(time.CLOCK_THREAD_CPUTIME_ID, event, ctypes.byref(timer)) == 0
     assert libc.timer_settime(timer, 0, after, None) == 0
 
 

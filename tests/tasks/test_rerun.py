@@ -324,3 +324,27 @@ def test_the_order_of_the_plan_is_that_in_which_a_run_makes_its_artifacts(train,
     folder, _ = train("a", evaluate={"every": 2})
     there = {p.parent.relative_to(folder).as_posix() for p in folder.rglob("artifact.json")}
     assert there == set(planned(make_bench(evaluate={"every": 2}).params))
+
+
+@pytest.mark.slow
+def test_mlflow_shows_a_fork_under_its_parent_with_curves_on_the_same_axis(train, go, tmp_path):
+    from mlflow import MlflowClient
+
+    parent, _ = train("a", tracking={"enabled": True})
+    go(prepare_rerun(parent, "round-0001/update", ["nft.nft_beta=0.2"], "b"))
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("calligrapher-rl").experiment_id
+    runs = {run.info.run_name: run for run in client.search_runs([experiment])}
+    assert runs.keys() == {"a", "b"}
+    tags = runs["b"].data.tags
+    assert tags["mlflow.parentRunId"] == runs["a"].info.run_id
+    assert (tags["forked_from"], tags["stage"], tags["round"]) == ("a", "update", "1")
+    for key, same in (("score/reward_mean", True), ("update/loss", False)):
+        theirs, ours = (
+            [(m.step, m.value) for m in client.get_metric_history(runs[name].info.run_id, key)]
+            for name in ("a", "b")
+        )
+        assert [step for step, _ in ours] == [step for step, _ in theirs]
+        assert (ours == theirs) is same
+    params = [runs[name].data.params["nft.nft_beta"] for name in ("a", "b")]
+    assert params == ["1.0", "0.2"]
