@@ -12,11 +12,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from pydantic import Field
 
-from calligrapher.conditioning import Canvas
-from flows.setup import our_logs, reward_urls
+from flows.setup import lazy_scorer, our_logs
 from tasks.artifacts import Artifact
 from tasks.bench import Bench
 from tasks.evaluation import (
+    EVALUATIONS,
     Evaluation,
     load_evaluation_params,
     newest_checkpoint,
@@ -25,7 +25,6 @@ from tasks.evaluation import (
 )
 from tasks.evaluation_report import picture, verdict_report
 from tasks.measures import CASES, MEASURES
-from tasks.scoring import Scorer
 from tasks.tracking_evaluation import track_evaluation
 
 logger = logging.getLogger(__name__)
@@ -96,12 +95,12 @@ def evaluation(run: Path, params_file: Path) -> Iterator[Evaluation]:
     """Everything that the flow needs for one run, taken apart in every case of exit."""
     settings = load_evaluation_params(params_file)
     params = params_of(run, settings)
-    logs = run.parent / "evaluations" / run.name
-    with reward_urls(params, logs) as urls:
-        canvas = Canvas(params.model.width, params.model.height, params.model.reference_context)
-        bench = Bench(params, run.parent / "data", Scorer(params.reward, urls, canvas))
-        with open_evaluation(run, settings, bench) as this:
-            yield this
+    data = run.parent / "data"
+    with (
+        lazy_scorer(params, run.parent / EVALUATIONS / run.name, data) as scorer,
+        open_evaluation(run, settings, Bench(params, data, scorer)) as this,
+    ):
+        yield this
 
 
 def _runs(runs_dir: Path, run: str | None) -> list[Path]:

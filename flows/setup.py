@@ -1,17 +1,22 @@
 """Puts a run together (params, reward servers, bench, folder) and takes it apart in every case of exit."""
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 
 from calligrapher.conditioning import Canvas
 from calligrapher.errors import RewardError
 from tasks.bench import Bench
+from tasks.digests import code_version, fingerprint, path_digest
 from tasks.params import RunParams, load_params
 from tasks.preflight import preflight
 from tasks.run import Run, open_run
 from tasks.scoring import Scorer
+
+ENGINES = ("paddleocr", "paddlex", "onnxruntime", "rapidocr", "opencv-python", "torch", "transformers")
 
 
 @contextmanager
@@ -21,11 +26,35 @@ def training_run(params_file: Path, overrides: list[str], name: str | None, runs
     params = load_params(params_file, overrides)
     name = name or params_file.stem
     preflight(params, runs_dir / "data")
-    with reward_urls(params, runs_dir / name) as urls:
-        canvas = Canvas(params.model.width, params.model.height, params.model.reference_context)
-        bench = Bench(params, runs_dir / "data", Scorer(params.reward, urls, canvas))
-        with open_run(params, name, runs_dir, bench) as run:
-            yield run
+    data = runs_dir / "data"
+    with (
+        lazy_scorer(params, runs_dir / name, data) as scorer,
+        open_run(params, name, runs_dir, Bench(params, data, scorer)) as run,
+    ):
+        yield run
+
+
+@contextmanager
+def lazy_scorer(params: RunParams, run_folder: Path, data_dir: Path) -> Iterator[Scorer]:
+    """The scorer of a run; a server of our own is started when something is to be scored, not before."""
+    canvas = Canvas(params.model.width, params.model.height, params.model.reference_context)
+    own = not params.reward.disable_reward_model and not params.reward.server_urls
+    with ExitStack() as stack:
+        urls = functools.cache(lambda: stack.enter_context(reward_urls(params, run_folder)))
+        note = identity_note(params, data_dir) if own else None
+        yield Scorer(params.reward, urls, canvas, identity_note=note)
+
+
+def identity_note(params: RunParams, data_dir: Path) -> Path:
+    """Where it is noted what our own server scores with: a name for its packages, its code and its VLM."""
+    vlm = params.reward.vlm
+    key = fingerprint(
+        "identity",
+        1,
+        {"versions": {name: version(name) for name in ENGINES}, "code": code_version()},
+        {} if vlm is None else {"vlm": path_digest(vlm)},
+    )
+    return data_dir / "reward-identity" / f"{key[:16]}.json"
 
 
 def our_logs() -> None:

@@ -1,10 +1,14 @@
 """Asks the reward servers about pictures and weighs the answers: one row of the score table per picture."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from calligrapher.conditioning import Canvas
 from calligrapher.dataset import Case
+from calligrapher.durable import atomic_write
 from calligrapher.errors import RewardError
 from calligrapher.images import load_mask, load_rgb, mask_to_tensor, png_bytes, to_image
 from reward_server.client import RewardClient, RewardClientError, RewardItem, RewardResult
@@ -21,26 +25,50 @@ DISABLED_REWARD = 0.5
 
 
 class Scorer:
-    """Scores pictures of one size on the servers `urls`; with `disable_reward_model` it asks nobody."""
+    """Scores pictures of one size on the servers `urls`; with `disable_reward_model` it asks nobody.
 
-    def __init__(self, params: RewardParams, urls: Sequence[str], canvas: Canvas, *, rank: int = 0):
+    urls: or a function that starts the servers when they are first needed. identity_note: a file whose name
+    stands for all that decides what `identity` says, so that nothing need be started to know it.
+    """
+
+    def __init__(
+        self,
+        params: RewardParams,
+        urls: Sequence[str] | Callable[[], Sequence[str]],
+        canvas: Canvas,
+        *,
+        rank: int = 0,
+        identity_note: Path | None = None,
+    ):
         self.params, self.canvas = params, canvas
-        self.client: RewardClient | None = None
-        if not params.disable_reward_model:
-            self.client = RewardClient(
-                urls, rank=rank, request_timeout_s=params.timeout_s, deadline_s=10 * params.timeout_s
-            )
+        self._urls, self._rank, self._note = urls, rank, identity_note
         self._pngs: dict[str, tuple[bytes, bytes]] = {}
+
+    @cached_property
+    def client(self) -> RewardClient | None:
+        params = self.params
+        if params.disable_reward_model:
+            return None
+        urls = self._urls() if callable(self._urls) else self._urls
+        return RewardClient(
+            urls, rank=self._rank, request_timeout_s=params.timeout_s, deadline_s=10 * params.timeout_s
+        )
 
     def identity(self) -> dict[str, Any]:
         """What decides a score besides the picture: engines and the digests of their weights."""
+        if self._note is not None and self._note.is_file():
+            return json.loads(self._note.read_bytes())
         if self.client is None:
             return {"disabled": True}
         try:
             info = self.client.info()
         except RewardClientError as error:
             raise RewardError(f"The reward servers must say what they score with. {error}") from error
-        return {"scorers": info["scorers"]}
+        found = {"scorers": info["scorers"]}
+        if self._note is not None:
+            self._note.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(self._note, json.dumps(found).encode())
+        return found
 
     def score(self, images: Sequence[bytes], cases: Sequence[Case]) -> list[dict[str, Any]]:
         """PNG pictures and their cases -> rows of the score table, without `sample_id`.

@@ -1,0 +1,31 @@
+import json
+
+from tasks.round_report import mlflow_page, round_report
+
+
+def test_a_round_is_reported_with_its_numbers_worst_samples_and_links(train):
+    folder, _ = train("one", rounds=1)
+    report = round_report(folder, 0)
+    mean = json.loads((folder / "round-0000/score/artifact.json").read_text())["meta"]["reward_mean"]
+    assert f"| `score/reward_mean` | {mean:.4g} |" in report
+    worst = [line for line in report.splitlines() if line.startswith("| 0000-")]
+    assert len(worst) == 5
+    rewards = [float(line.split("|")[4]) for line in worst]
+    assert rewards == sorted(rewards)
+    assert (folder / "report/grid/000001.png").as_uri() in report
+    assert "MLflow: no server" in report
+
+
+def test_the_page_in_mlflow_is_known_where_a_server_is(tmp_path, monkeypatch):
+    pointer = {"uri": "sqlite:///x.db", "experiment": "e", "run_id": "r1", "experiment_id": "7"}
+    (tmp_path / "mlflow.json").write_text(json.dumps(pointer))
+    assert mlflow_page(tmp_path) is None
+    monkeypatch.setenv("CALLIGRAPHER_MLFLOW_URL", "http://127.0.0.1:5000/")
+    assert mlflow_page(tmp_path) == "http://127.0.0.1:5000/#/experiments/7/runs/r1"
+
+
+def test_text_that_a_model_painted_does_not_become_markup():
+    from tasks.round_report import _cell
+
+    assert _cell("a|b`<b>\n") == "`a¦b'<b> `"
+    assert _cell("") == "(nothing)"
