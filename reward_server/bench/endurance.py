@@ -10,9 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-import requests
-
-from reward_server.bench.pictures import items
+from reward_server.bench.pictures import items, pid_of
 from reward_server.client import RewardClient
 from reward_server.process import LOCAL_PORTS, ServerProcess, local_server
 
@@ -25,7 +23,7 @@ def soak(count: int, threads: int) -> dict:
     step = max(count // 20, 1)
     samples: list[dict] = []
     with local_server(ocr_threads=threads) as url:
-        pid = _pid(url)
+        pid = pid_of(url)
         with (
             ThreadPoolExecutor(_CLIENTS) as pool,
             RewardClient([url], chunk_size=1, concurrency=_CLIENTS) as client,
@@ -76,10 +74,6 @@ def faults(count: int, threads: int) -> dict:
             ),
             "zeros": accuracies.count(0.0),
         }
-
-
-def _pid(url: str) -> int:
-    return requests.get(url + "/health", timeout=10).json()["pid"]
 
 
 def _resources(pid: int) -> dict[str, int]:

@@ -1,8 +1,9 @@
-"""What the benchmarks score: random words, drawn on pictures of one line."""
+"""What the benchmarks score, random words drawn on pictures of one line; and whom they ask."""
 
 import io
 import random
 
+import requests
 from PIL import Image, ImageDraw, ImageFont
 
 from reward_server.client import RewardItem
@@ -39,3 +40,8 @@ def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def pid_of(url: str) -> int:
+    """Process id of the server there."""
+    return requests.get(url + "/health", timeout=10).json()["pid"]

@@ -1,5 +1,6 @@
 """Images per second of the service beside a bare loop and the original pattern; latencies by clients."""
 
+import os
 import random
 import statistics
 import tempfile
@@ -9,80 +10,77 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import requests
 
-from reward_server.bench.pictures import SIZE, items, picture, words
+from reward_server.bench.pictures import SIZE, items, picture, pid_of, words
 from reward_server.client import RewardClient, RewardItem, encode_png
-from reward_server.ocr import OCRScorer
-from reward_server.ocr_models import padded_width
-from reward_server.ocr_weights import LINE_HEIGHT, REC_FILE, bundled
+from reward_server.ctc import Alphabet, likelihood_per_character
+from reward_server.ocr_models import load_recogniser, padded_width
+from reward_server.ocr_weights import LINE_HEIGHT
 from reward_server.process import LOCAL_PORTS, ServerProcess, local_server
+from reward_server.text import ocr_accuracy
 
-_ROUNDS = 2  # the best of these counts, for the service as for what it is compared with
+_TURNS = 3
+_RATE, _CPU = "images_per_s", "cpu_ms_per_image"
 
 
 def throughput(count: int, threads: int) -> dict:
-    """Images per second of a bare loop, of the service under load, and of the original pattern."""
-    bare = _bare_loop(count, threads)
+    """Images per second of a bare loop, of the service under load, and of the original pattern.
+
+    Rates suffer from whatever else runs on the machine: the bare loop with its best batch size and the
+    service take turns, and the CPU time of all processes per image is told as well.
+    """
     sent = items(count)
+    loop = _BareLoop(count, threads)
+    by_batch = {batch: _measure(lambda batch=batch: loop.run(batch), count) for batch in (1, 4, 8, 16)}
+    best_batch = min(by_batch, key=lambda batch: by_batch[batch][_CPU])
+    bare, service = [], []
     with local_server(ocr_threads=threads) as url:
         _load(url, sent[:32], clients=4, chunk=8)  # warm up
-        service = max(_load(url, sent, clients=16, chunk=8)["images_per_s"] for _ in range(_ROUNDS))
+        for _ in range(_TURNS):
+            bare.append(_measure(lambda: loop.run(best_batch), count))
+            service.append(_measure(lambda: _load(url, sent, clients=16, chunk=8), count, pid_of(url)))
         single = {clients: _load(url, sent, clients=clients, chunk=1) for clients in (1, 4, 16, 64)}
     original = _original_pattern(sent)
     return {
         "images": count,
         "threads": threads,
-        "bare_images_per_s": bare,
-        "service_images_per_s": service,
-        "original_images_per_s": original,
-        "of_bare_loop": service / max(bare.values()),
-        "times_original": service / original,
+        "bare_loop_by_batch_size": by_batch,
+        "bare_loop": _best(bare),
+        "service": _best(service),
+        "original": original,
+        "of_bare_loop": statistics.median(
+            one[_RATE] / other[_RATE] for one, other in zip(service, bare, strict=True)
+        ),
+        "of_bare_loop_by_cpu_time": _best(bare)[_CPU] / _best(service)[_CPU],
+        "times_original": _best(service)[_RATE] / original[_RATE],
+        "times_original_by_cpu_time": original[_CPU] / _best(service)[_CPU],
         "single_image_requests": single,
     }
 
 
-def _bare_loop(count: int, threads: int) -> dict[str, float]:
-    """Images/s of the engine alone: pictures side by side as the scorer reads them, and batches in a forward.
+class _BareLoop:
+    """The same engine and the same work on decoded crops, no server; `threads` batches side by side."""
 
-    The batches are forwards only (no resizing, decoding or comparing), on one session with all threads and on
-    one single-threaded session per thread.
-    """
-    targets = words(count)
-    crops = [np.asarray(picture(word)) for word in targets]
-    scorer = OCRScorer(num_threads=threads)
-    scorer.score(crops[:8], targets[:8])
-    rates = {"the scorer in a loop": _best_rate(lambda: scorer.score(crops, targets), count)}
-    scorer.close()
-    for batch in (1, 4, 8, 16):
-        for sessions in (1, threads):
-            rates[f"forwards of {batch}, {sessions} side by side"] = _forwards(
-                count, batch, sessions, threads
-            )
-    return rates
+    def __init__(self, count: int, threads: int):
+        self._targets = words(count)
+        self._crops = [np.ascontiguousarray(np.asarray(picture(word))[:, :, ::-1]) for word in self._targets]
+        self._recogniser = load_recogniser("onnxruntime", model_dir=None, device="cpu", threads=1)
+        self._alphabet = Alphabet(self._recogniser.characters)
+        self._pool = ThreadPoolExecutor(threads)
 
-
-def _forwards(count: int, batch: int, sessions: int, threads: int) -> float:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads // sessions
-    weights = str(bundled(REC_FILE))
-    run = [
-        onnxruntime.InferenceSession(weights, options, providers=["CPUExecutionProvider"]).run
-        for _ in range(sessions)
-    ]
-    pixels = np.random.default_rng(0).random((batch, 3, LINE_HEIGHT, padded_width(*SIZE)), dtype=np.float32)
-    rounds = max(1, count // (batch * sessions))
-
-    def work(number: int, times: int) -> None:
-        for _ in range(times):
-            run[number](None, {"x": pixels})
-
-    with ThreadPoolExecutor(sessions) as pool:
-        list(pool.map(work, range(sessions), [1] * sessions))  # warm up
-        return _best_rate(
-            lambda: list(pool.map(work, range(sessions), [rounds] * sessions)), rounds * batch * sessions
+    def run(self, batch: int) -> None:
+        """Score every crop, `batch` of them in a forward."""
+        list(
+            self._pool.map(lambda start: self._score(start, start + batch), range(0, len(self._crops), batch))
         )
+
+    def _score(self, start: int, stop: int) -> None:
+        resize = self._recogniser.resize_op(rec_image_shape=[3, LINE_HEIGHT, padded_width(*SIZE)])
+        outputs = self._recogniser.runner(x=[np.stack(resize(self._crops[start:stop]))])[0]
+        for probs, target in zip(outputs, self._targets[start:stop], strict=True):
+            ocr_accuracy(target, self._recogniser.decode(probs)[0])
+            likelihood_per_character(probs, target, self._alphabet)
 
 
 def _load(url: str, sent: Sequence[RewardItem], *, clients: int, chunk: int) -> dict[str, float]:
@@ -99,7 +97,9 @@ def _load(url: str, sent: Sequence[RewardItem], *, clients: int, chunk: int) -> 
 
     with ThreadPoolExecutor(clients) as pool:
         shares = [sent[place::clients] for place in range(clients)]
-        rate = _rate(lambda: list(pool.map(work, shares)), len(sent))
+        started = time.perf_counter()
+        list(pool.map(work, shares))
+        rate = len(sent) / (time.perf_counter() - started)
     cuts = statistics.quantiles(latencies, n=100, method="inclusive")
     return {
         "images_per_s": rate,
@@ -109,8 +109,8 @@ def _load(url: str, sent: Sequence[RewardItem], *, clients: int, chunk: int) -> 
     }
 
 
-def _original_pattern(sent: Sequence[RewardItem]) -> float:
-    """Images/s of one blocking request at a time to a server that recognises in its event loop."""
+def _original_pattern(sent: Sequence[RewardItem]) -> dict[str, float]:
+    """One blocking request at a time to a server that recognises in its event loop."""
     with tempfile.TemporaryDirectory() as folder:
         port = random.SystemRandom().choice(LOCAL_PORTS)
         server = ServerProcess(
@@ -125,7 +125,7 @@ def _original_pattern(sent: Sequence[RewardItem]) -> float:
                 for body in bodies:
                     requests.post(server.url + "/score", json=body, timeout=60).raise_for_status()
 
-            return _best_rate(run, len(bodies))
+            return _measure(run, len(bodies), server.pid)
         finally:
             server.stop()
 
@@ -134,11 +134,21 @@ def _original_body(item: RewardItem) -> dict:
     return {"image": encode_png(item.image), "prompt": item.prompt}
 
 
-def _best_rate(run: Callable[[], object], count: int) -> float:
-    return max(_rate(run, count) for _ in range(_ROUNDS))
-
-
-def _rate(run: Callable[[], object], count: int) -> float:
-    started = time.perf_counter()
+def _measure(run: Callable[[], object], count: int, *servers: int) -> dict[str, float]:
+    """Images/s, and CPU time per image of this process and `servers`."""
+    started, used = time.perf_counter(), _cpu_seconds(*servers)
     run()
-    return count / (time.perf_counter() - started)
+    seconds, cpu_seconds = time.perf_counter() - started, _cpu_seconds(*servers) - used
+    return {_RATE: count / seconds, _CPU: 1e3 * cpu_seconds / count}
+
+
+def _best(turns: list[dict[str, float]]) -> dict[str, float]:
+    return {_RATE: max(turn[_RATE] for turn in turns), _CPU: min(turn[_CPU] for turn in turns)}
+
+
+def _cpu_seconds(*servers: int) -> float:
+    ticks = 0
+    for pid in servers:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])  # in user and in system mode
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")

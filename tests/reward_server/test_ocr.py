@@ -192,8 +192,8 @@ class Hebrew:
     characters = ("blank", *"\u05d0\u05d1\u05d2")
     info = {"model": "by hand"}  # noqa: RUF012
 
-    def probs(self, rgb):
-        return np.eye(4, dtype=np.float32)[[3, 0, 2, 1]]
+    def probs(self, lines):
+        return [np.eye(4, dtype=np.float32)[[3, 0, 2, 1]] for _ in lines]
 
     def decode(self, probs):
         return "".join(self.characters[place] for place in probs.argmax(1) if place), 1.0
