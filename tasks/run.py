@@ -26,7 +26,7 @@ from tasks.artifacts import Artifact, Build, RunDir, made_from, stale
 from tasks.bench import Bench
 from tasks.digests import canonical_json, fingerprint
 from tasks.lineage import PARAMS, lineage_tags
-from tasks.names import evaluation_name, round_name
+from tasks.names import evaluation_name, round_name, round_number
 from tasks.params import RunParams
 from tasks.plan import WARMUP, planned, stage_of
 from tasks.reads import Reads
@@ -190,7 +190,7 @@ class Run:
         asked = self.reads.of(name, made_from)
         if not self.has(name):
             self.built.add(name)
-        return self.folder.ensure(
+        made = self.folder.ensure(
             name,
             build,
             stage=asked.stage,
@@ -199,6 +199,10 @@ class Run:
             stage_version=asked.stage_version,
             **asked.extra,
         )
+        if name.startswith("round-"):
+            seconds = {f"time/{Path(name).name}_seconds": made.manifest.seconds}
+            self.tracker.log(f"{name}/time", round_number(Path(name).parts[0]), seconds)
+        return made
 
     def _earlier_scores(self, name: str, rollout: Artifact) -> Artifact | None:
         """The parent's scores of the same images by the same scorer, if they hold what is weighed now."""

@@ -16,6 +16,15 @@ def test_a_round_is_reported_with_its_numbers_worst_samples_and_links(train):
     assert "MLflow: no server" in report
 
 
+def test_the_seconds_of_every_stage_of_a_round_are_logged_once(train):
+    for _ in range(2):
+        folder, _ = train("one", rounds=1)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    times = [(r["step"], *r["metrics"]) for r in rows if r["stage"].endswith("/time")]
+    stages = ("rollout", "score", "advantage", "update", "refresh")
+    assert times == [(0, f"time/{stage}_seconds") for stage in stages]
+
+
 def test_the_page_in_mlflow_is_known_where_a_server_is(tmp_path, monkeypatch):
     pointer = {"uri": "sqlite:///x.db", "experiment": "e", "run_id": "r1", "experiment_id": "7"}
     (tmp_path / "mlflow.json").write_text(json.dumps(pointer))
