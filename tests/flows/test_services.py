@@ -41,6 +41,7 @@ SETTINGS = [
     "rollout.num_inference_steps=3",
     "rollout.batch_size=1",
     "rollout.shard_size=1",
+    "nft.num_train_sigmas=1",
     "reward.server_urls=[]",
     "reward.ocr_weight=1",
     "reward.vlm_weight=0",
@@ -78,7 +79,7 @@ class Services:
 
     def processes(self):
         notes = [json.loads(path.read_bytes()) for path in (self.runs / ".services").glob("*.json")]
-        family = [psutil.Process(note["pid"]) for note in notes]
+        family = [psutil.Process(note["pid"]) for note in notes if psutil.pid_exists(note["pid"])]
         return family + [child for process in family for child in process.children(recursive=True)]
 
     def deploy(self, name, run, *more, watch=False):
@@ -94,12 +95,11 @@ class Services:
         return found[0] if found else {"state_type": None}
 
     def trainer(self):
-        """The process that trains, and its reward server."""
-        workers = [
-            p for p in self.processes() if "worker" in p.cmdline() and "calligrapher-train" in p.cmdline()
-        ]
-        children = [child for worker in workers for child in worker.children(recursive=True)]
-        return [child for child in children if "prefect.engine" in child.cmdline()], children
+        """The worker of the trainings, and the processes below it: trainer, reward server."""
+        note = json.loads((self.runs / ".services/worker-calligrapher-train.json").read_bytes())
+        worker = psutil.Process(note["pid"])
+        below = worker.children(recursive=True)
+        return worker, below
 
 
 def free_port():
@@ -201,7 +201,7 @@ def test_a_cancelled_run_ends_soon_and_goes_on_under_the_same_name(services):
     services.deploy("rl-train/nft", "two", "rounds=40")
     wait_for(lambda: (services.runs / "two/round-0000/rollout").exists())
     _, processes = services.trainer()
-    assert len(processes) >= 2
+    assert len(processes) >= 2  # and its reward server
     run = services.flow_run("two")
     cancelled = time.monotonic()
     services.post(f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLING"})
@@ -217,8 +217,7 @@ def test_a_run_whose_machine_died_is_marked_crashed_and_a_retry_resumes_it(servi
     services.deploy("rl-train/nft", "three", "rounds=2", "rollout.num_images_per_prompt=6")
     wait_for(lambda: (services.runs / "three/round-0000/rollout.partial").exists())
     time.sleep(5)  # a heartbeat is sent at the start of the flow
-    trainers, processes = services.trainer()
-    worker = trainers[0].parent()
+    worker, processes = services.trainer()
     for process in (worker, *processes):  # as when the power goes
         process.send_signal(signal.SIGKILL)
     wait_for(lambda: services.flow_run("three")["state_type"] == "CRASHED")
