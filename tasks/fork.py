@@ -19,7 +19,7 @@ from calligrapher.errors import ArtifactError, ParamsError
 from tasks.artifacts import Artifact, RunDir
 from tasks.digests import canonical_json
 from tasks.lineage import PARAMS, Fork, read_fork, write_fork
-from tasks.manifest import PRUNED
+from tasks.manifest import MANIFEST, PRUNED
 from tasks.params import RunParams
 from tasks.tracker import METRICS
 
@@ -45,7 +45,7 @@ def fork(
     """
     if name in {"", ".", ".."} or Path(name).name != name:
         raise ParamsError(f"the fork's name must be the name of a folder beside {parent}. Got {name!r}.")
-    final = parent.parent / name
+    final = parent.absolute().parent / name
     if final.exists():
         _must_be(final, (kind, os.path.relpath(parent, final), stage, overrides))
         return RunDir(final)
@@ -75,7 +75,7 @@ def share(artifact: Artifact, to: Path) -> None:
     """Make `to` the same artifact: the same bytes on disk under a second name, where the disk can do that."""
     artifact.verify(read_bytes=False)
     pruned = artifact.pruned()
-    for name in [*sorted(set(artifact.files) - pruned), "artifact.json", *([PRUNED] if pruned else [])]:
+    for name in [*sorted(set(artifact.files) - pruned), MANIFEST, *([PRUNED] if pruned else [])]:
         target = to / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -99,10 +99,11 @@ def _must_be(final: Path, wanted: tuple[str, str, str | None, list[str]]) -> Non
 
 
 def _copy_metrics(parent: Path, fork_folder: Path, shared: set[str]) -> None:
-    """The shared rounds' points, so that the fork's curves begin where its parent's do."""
+    """The shared artifacts' points, so that the fork's curves begin where its parent's do."""
     path = parent / METRICS
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     whole = [line for line in lines if line.endswith(b"\n")]
-    atomic_write(
-        fork_folder / METRICS, b"".join(line for line in whole if json.loads(line)["stage"] in shared)
-    )
+    # A key of several rows of one artifact goes on after its name, as in round-0003/update/time.
+    names = ["/".join(json.loads(line)["stage"].split("/")[:2]) for line in whole]
+    kept = [line for line, name in zip(whole, names, strict=True) if name in shared]
+    atomic_write(fork_folder / METRICS, b"".join(kept))

@@ -70,6 +70,8 @@ def prepare_rerun(
     below = set(descendants(stage, planned(then)))
     shared = [n for n in planned(then) if n not in below and (parent / n).is_dir()]
     folder = fork(parent, name, params, overrides, shared, kind="rerun", stage=stage)
+    params = _params(folder.path, [])  # of a fork that was there already: as it was made
+    names = descendants(stage, planned(params)) if downstream else [stage]
     return Rerun(folder, params, names, downstream and stage_of(stage) != "evaluate")
 
 
@@ -90,7 +92,8 @@ def prepare_replay(parent: Path, overrides: list[str], name: str) -> Rerun:
     shared = {"rollout"} | {s for s in ("warmup", "score") if params.reads(s) == then.reads(s)}
     names = [n for n in planned(then) if stage_of(n) in shared and (parent / n).is_dir()]
     folder = fork(parent, name, params, overrides, names, kind="replay")
-    return Rerun(folder, params, [n for n in planned(params) if n not in names], True)
+    params = _params(folder.path, [])
+    return Rerun(folder, params, [n for n in planned(params) if n not in folder.shared], True)
 
 
 def carry_out(run: Run, rerun: Rerun, build: Callable[[Run, str], Artifact] | None = None) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
     python tests/tasks/kill_proof.py --runs 2 --seed 0 [--algorithm nft] [--no-mlflow]
 
-The kernel (Linux) sends each SIGKILL after a random share of the CPU time that the stage took in the run that
-is never killed: at any instruction of it, loading, committing and tracking included. Then the same run starts
-again. Prints one JSON object; exit status 1 when a run ended otherwise than the one that was never killed.
-Imports once and forks a process per start: the imports take longer than a run.
+The process sends itself each SIGKILL at a random one of the function calls that the stage makes in the run
+that is never killed: writes, renames and fsyncs among them. Then the same run starts again. Prints one JSON
+object; exit status 1 when a run ended otherwise than the one that was never killed. Imports once and forks a
+process per start: the imports take longer than a run.
 """
 
 import argparse
-import ctypes
 import itertools
 import json
 import os
@@ -57,45 +56,42 @@ def settings(algorithm: str, model: Path, cases: Path, *, mlflow: bool) -> RunPa
     return RunParams.model_validate(given | {algorithm: ALGORITHMS[algorithm]})
 
 
-def train(params: RunParams, runs: Path, name: str, victim: str | None, kill_after_s: float) -> None:
+def train(params: RunParams, runs: Path, name: str, victim: str | None, calls: int) -> None:
     """Make all artifacts of the run that are not there yet, in the order of `flows.rl_train`.
 
-    Dies `kill_after_s` of CPU time after it has begun with `victim`. `NAME.log` gets each artifact that it
-    begins with, and the CPU time until then.
+    Dies at call number `calls` after it has begun with `victim`. `NAME.log` gets each artifact that it begins
+    with, and the number of calls until then.
     """
     torch.set_num_threads(1)
+    counter = Counter()
+
+    def on_call(frame, event, argument):
+        counter["calls"] += 1
+        if counter["calls"] == counter["last"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     bench = Bench(params, runs / "data", HashScorer())
     with open_run(params, name, runs, bench) as run, (runs / f"{name}.log").open("w") as log:
         made = []
-        for artifact in planned(params):
-            log.write(json.dumps([artifact, time.thread_time()]) + "\n")
+        sys.setprofile(on_call)
+        for artifact in [*planned(params), "end"]:
+            log.write(json.dumps([artifact, counter["calls"]]) + "\n")
             log.flush()
             if artifact == victim:
-                die_after(kill_after_s)
-            made.append(build_stage(run, artifact))
+                counter["last"] = counter["calls"] + calls
+            if artifact != "end":
+                made.append(build_stage(run, artifact))
+        sys.setprofile(None)
         summarise(run, [artifact for artifact in made if artifact.stage == "update"][-1])
-        log.write(json.dumps(["end", time.thread_time()]) + "\n")
 
 
-def die_after(cpu_s: float) -> None:
-    """Have the kernel send SIGKILL to this process when this thread has used `cpu_s` more of CPU time."""
-    libc, timer = ctypes.CDLL(None, use_errno=True), ctypes.c_void_p()
-    event = (ctypes.c_int * 16)(0, 0, signal.SIGKILL, 0)  # sigevent: value, signal, SIGEV_SIGNAL
-    nanoseconds = max(1, round(cpu_s * 1e9))
-    after = (ctypes.c_long * 4)(0, 0, nanoseconds // 10**9, nanoseconds % 10**9)
-    assert libc.timer_create(time.CLOCK_THREAD_CPUTIME_ID, event, ctypes.byref(timer)) == 0
-    assert libc.timer_settime(timer, 0, after, None) == 0
-
-
-def start(
-    params: RunParams, runs: Path, name: str, victim: str | None = None, kill_after_s: float = 0
-) -> int:
+def start(params: RunParams, runs: Path, name: str, victim: str | None = None, calls: int = 0) -> int:
     """Fork a process, with a session of its own, that trains; its pid."""
     if pid := os.fork():
         return pid
     os.setsid()
     try:
-        train(params, runs, name, victim, kill_after_s)
+        train(params, runs, name, victim, calls)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
@@ -106,15 +102,14 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def begun(runs: Path, name: str) -> list[tuple[str, float]]:
-    """(artifact, CPU seconds until it was begun with) of the last start of the run."""
+def begun(runs: Path, name: str) -> list[tuple[str, int]]:
+    """(artifact, number of calls until it was begun with) of the last start of the run."""
     return [tuple(json.loads(line)) for line in (runs / f"{name}.log").open()]
 
 
-def cpu_seconds(runs: Path, name: str) -> dict[str, float]:
-    """Artifact -> CPU seconds that it took."""
-    marks = begun(runs, name)
-    return {name: end - at for (name, at), (_, end) in itertools.pairwise(marks)}
+def calls_of(runs: Path, name: str) -> dict[str, int]:
+    """Artifact -> number of calls that it takes."""
+    return {name: end - at for (name, at), (_, end) in itertools.pairwise(begun(runs, name))}
 
 
 def digest(runs: Path, name: str) -> str:
@@ -175,10 +170,10 @@ def in_a_child(check, *arguments, **options) -> list[str]:
 
 def prove(params: RunParams, runs: Path, number: int, dice: random.Random, *, mlflow: bool) -> dict:
     """Kill run number `number` in every stage of every round, twice where there is but one; the outcome."""
-    seconds, name, hits, sessions = cpu_seconds(runs, "whole"), f"killed-{number}", Counter(), []
+    calls, name, hits, sessions = calls_of(runs, "whole"), f"killed-{number}", Counter(), []
     works, names = 0, planned(params)
     for victim in sorted(names + [n for n in names if round_of(n) is None], key=names.index):
-        pid = start(params, runs, name, victim, dice.uniform(0, seconds[victim]))
+        pid = start(params, runs, name, victim, dice.randint(1, calls[victim]))
         sessions.append(pid)
         if wait(pid) == -signal.SIGKILL:
             hits[stage_of(begun(runs, name)[-1][0])] += 1

@@ -348,3 +348,23 @@ def test_mlflow_shows_a_fork_under_its_parent_with_curves_on_the_same_axis(train
         assert (ours == theirs) is same
     params = [runs[name].data.params["nft.nft_beta"] for name in ("a", "b")]
     assert params == ["1.0", "0.2"]
+
+
+def test_a_fork_is_made_beside_its_parent_also_from_inside_it(train, go, monkeypatch):
+    from pathlib import Path
+
+    parent, _ = train("a", rounds=1)
+    monkeypatch.chdir(parent)
+    todo = prepare_rerun(Path("."), "round-0000/advantage", [], "b")
+    go(todo)
+    assert todo.folder.path == parent.parent / "b"
+    assert todo.folder.fork.parent == "../a"
+
+
+def test_a_parent_that_was_prolonged_does_not_prolong_its_fork(train, go):
+    parent, _ = train("a", rounds=1)
+    first = go(prepare_replay(parent, [], "b"))
+    train("a", rounds=2)
+    again = prepare_replay(parent, [], "b")
+    assert again.params.rounds == 1
+    assert go(again)["adapter_digest"] == first["adapter_digest"]
