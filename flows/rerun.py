@@ -8,9 +8,8 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from calligrapher.conditioning import Canvas
 from calligrapher.errors import ParamsError
-from flows.setup import reward_urls
+from flows.setup import lazy_scorer, our_logs
 from tasks.artifacts import Artifact
 from tasks.bench import Bench
 from tasks.locate import locate
@@ -18,7 +17,6 @@ from tasks.plan import stage_of
 from tasks.preflight import preflight
 from tasks.rerun import Rerun, build_stage, carry_out, prepare_replay, prepare_rerun
 from tasks.run import Run, open_run
-from tasks.scoring import Scorer
 
 _NEEDS_MODEL = {"warmup", "rollout", "update", "evaluate"}
 
@@ -81,14 +79,13 @@ def _carry_out(todo: Rerun, build: Callable[[Run, str], Artifact]) -> dict[str, 
 @contextmanager
 def _opened(todo: Rerun) -> Iterator[Run]:
     """The fork, locked, with a bench; reward servers run only where something must be scored by them."""
+    our_logs()
     params, folder = todo.params, todo.folder.path
     data_dir = folder.parent / "data"
     if _NEEDS_MODEL & {stage_of(name) for name in todo.missing}:
         preflight(params, data_dir)
     with ExitStack() as stack:
-        scorer: Any = todo.recorded_scorer()
-        if scorer is None:
-            canvas = Canvas(params.model.width, params.model.height, params.model.reference_context)
-            scorer = Scorer(params.reward, stack.enter_context(reward_urls(params, folder)), canvas)
-        bench = Bench(params, data_dir, scorer)
-        yield stack.enter_context(open_run(params, folder.name, folder.parent, bench))
+        scorer: Any = todo.recorded_scorer() or stack.enter_context(lazy_scorer(params, folder, data_dir))
+        yield stack.enter_context(
+            open_run(params, folder.name, folder.parent, Bench(params, data_dir, scorer))
+        )
