@@ -48,8 +48,8 @@ class Recipe:
     write_steps: int = 3000
     write_batch: int = 48
     write_lr: float = 1e-3
-    web_steps: int = 600  # a second, shorter cycle of the learning rate, on captions that may be wrong
-    web_lr: float = 5e-4
+    web_steps: int = 100  # then, with a learning rate cycle of their own, on captions that may be wrong
+    web_lr: float = 2e-4
     wrong_captions: float = 0.5  # share of captions in that cycle that belong to another picture
     guidance_scale: float = 3.5
     max_sequence_length: int = 24

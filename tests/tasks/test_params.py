@@ -37,6 +37,7 @@ UNREAD = {
     "tracking.enabled",
     "retention.keep_last",
     "retention.keep_every",
+    "retention.keep_best",
 }
 
 
@@ -198,8 +199,9 @@ def _changed(key, value):
         "nft.adv_mode": "binary",
         "nft.noise": "group",
         "nft.num_train_sigmas": 2,
-        "nft.old_policy": "slow",
+        "nft.old_policy": "copy",
         "grpo.sampler": "cps",
+        "grpo.noise": "group",
         "advantage.baseline": "round",
         "ema.decay": 0.5,
         "reward.server_urls": ["http://a:1"],
