@@ -47,8 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         log_dir=log_dir,
         max_restarts=max_restarts,
     )
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` has a terminal's end ignored
+            signal.signal(number, fleet.ask_to_stop)
     if settings.parent_pid is not None:
-        stop_with(settings.parent_pid)
+        stop_with(settings.parent_pid)  # by SIGTERM, which must be handled by now
     return _serve(fleet, gpu_ids, start_timeout)
 
 
@@ -78,10 +81,7 @@ def _gpu_ids(parser: argparse.ArgumentParser, text: str) -> list[str]:
 
 
 def _serve(fleet: Fleet, gpu_ids: list[str], start_timeout: float) -> int:
-    """Start the fleet, say where it is, watch over it until a signal comes; the exit status."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` has a terminal's end ignored
-            signal.signal(number, fleet.ask_to_stop)
+    """Start the fleet, say where it is, watch over it until it is asked to stop; the exit status."""
     try:
         fleet.start(start_timeout)
         if fleet.stopping:
