@@ -186,14 +186,14 @@ def test_mlflow_attaches_the_evaluation_to_the_champions_model(services, trained
     def evaluations():
         return client.search_runs([experiment], "tags.kind = 'evaluation' AND attributes.status = 'FINISHED'")
 
-    found = wait_for(evaluations)
+    evaluation = client.get_run(wait_for(evaluations)[0].info.run_id)
     (model,) = wait_for(
         lambda: [m for m in client.search_logged_models([experiment]) if "champion" in m.tags]
     )
-    assert [m.model_id for m in found[0].inputs.model_inputs] == [model.model_id]
+    assert [m.model_id for m in evaluation.inputs.model_inputs] == [model.model_id]
     assert "held_out/style" in {metric.key for metric in model.metrics}
-    assert found[0].data.tags["mlflow.parentRunId"] == model.source_run_id
-    files = {file.path for file in client.list_artifacts(found[0].info.run_id, "evaluation")}
+    assert evaluation.data.tags["mlflow.parentRunId"] == model.source_run_id
+    files = {file.path for file in client.list_artifacts(evaluation.info.run_id, "evaluation")}
     assert {"evaluation/measures.parquet", "evaluation/round-0000.png"} <= files
 
 
