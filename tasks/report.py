@@ -133,9 +133,8 @@ def score_histogram(rewards: Sequence[float], *, bins: int = 20, title: str = "R
         draw.text((left - 8, y), str(count), fill=MUTED, font=font(SMALL), anchor="rm")
     for count, start, end in zip(counts, edges[:-1], edges[1:], strict=True):
         if count:
-            draw.rectangle(
-                (place(start, count)[0] + 1, place(start, count)[1], place(end, 0)[0] - 2, bottom - 1), ACCENT
-            )
+            x, y = place(start, count)
+            draw.rectangle((x + 1, min(y, bottom - 1), place(end, 0)[0] - 2, bottom - 1), ACCENT)
     tick = _nice_step((high - low) / 6)
     for i in range(math.ceil(low / tick), math.floor(high / tick) + 1):
         x = place(i * tick, 0)[0]

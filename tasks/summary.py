@@ -23,8 +23,8 @@ SHOWN = 4  # best, and as many worst, samples of a round
 def show_grid(run: "Run", round: int, evaluation: Artifact) -> None:
     """The same cases after every round; MLflow shows them with a slider."""
     if not _shown(run, "grid", round):
-        picture = report.open_picture(evaluation.file(evaluate.GRID))
-        run.tracker.log_image("grid", picture, round)
+        path = evaluation.file(evaluate.GRID)
+        run.tracker.log_image("grid", lambda: report.open_picture(path), round)
 
 
 def show_round(run: "Run", round: int, rollout: Artifact, scores: Artifact) -> None:
@@ -38,12 +38,12 @@ def show_round(run: "Run", round: int, rollout: Artifact, scores: Artifact) -> N
         for key, values in (table | shard).items():
             rows.setdefault(key, []).extend(values)
     ranked = sorted((r, i) for i, r in enumerate(rows["reward"]) if r is not None)
-    run.tracker.log_image("reward_histogram", report.score_histogram([r for r, _ in ranked]), round)
+    run.tracker.log_image("reward_histogram", lambda: report.score_histogram([r for r, _ in ranked]), round)
     run.tracker.log_dataset(f"round-{round:04d}-rollout", rollout.digest, rollout.path, "rollout")
     best, worst = (
         [_sample(rows, i) for _, i in part] for part in (ranked[: -SHOWN - 1 : -1], ranked[:SHOWN])
     )
-    run.tracker.log_image(PICTURE, report.best_and_worst(best, worst), round)
+    run.tracker.log_image(PICTURE, lambda: report.best_and_worst(best, worst), round)
 
 
 def summarise(run: "Run", last: Artifact) -> dict[str, Any]:
@@ -66,10 +66,10 @@ def summarise(run: "Run", last: Artifact) -> dict[str, Any]:
             found[f"{name}_{when}"] = _interval(artifact, name)
     curve = run.tracker.history("evaluate/ocr_accuracy")
     if len(curve) > 1:
-        picture = report.learning_curve({"held-out OCR accuracy": curve})
-        run.tracker.log_image("learning_curve", picture, rounds, slider=False)
+        drawn = {"held-out OCR accuracy": curve}
+        run.tracker.log_image("learning_curve", lambda: report.learning_curve(drawn), rounds, slider=False)
     if first and final:
-        run.tracker.log_image("before_after", _before_after(run, first, final), rounds, slider=False)
+        run.tracker.log_image("before_after", lambda: _before_after(run, first, final), rounds, slider=False)
     atomic_write(run.folder.path / "summary.json", (json.dumps(found, indent=1) + "\n").encode())
     return found
 

@@ -3,7 +3,7 @@
 ```
 with Tracker(run_dir, params) as tracker:
     tracker.log("round-0003/score", 3, {"score/reward_mean": 0.71})
-    tracker.log_image("grid", picture, 3)
+    tracker.log_image("grid", lambda: picture, 3)
 ```
 
 Every call writes a line to `metrics.jsonl` or `events.jsonl` and returns in a few milliseconds. What the
@@ -104,14 +104,17 @@ class Tracker:
             self._wake.set()
 
     @_never_raises
-    def log_image(self, key: str, image: Image.Image | Any, step: int, *, slider: bool = True) -> None:
-        """Store a picture (PIL image or matplotlib figure) and show it in MLflow.
+    def log_image(
+        self, key: str, draw: Callable[[], Image.Image | Any], step: int, *, slider: bool = True
+    ) -> None:
+        """Store the picture that `draw()` gives (PIL image or matplotlib figure) and show it in MLflow.
 
         slider: one picture per step (`report/KEY/000STEP.png`), with MLflow's slider over the steps; without,
         one picture that each step replaces (`report/KEY.png`).
         """
         name = f"{REPORT}/{key}/{step:06d}.png" if slider else f"{REPORT}/{key}.png"
         path = self.run_dir / name
+        image = draw()
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             if hasattr(image, "savefig"):

@@ -85,7 +85,8 @@ def test_a_histogram_draws_bars_where_the_rewards_are():
 
 
 @pytest.mark.parametrize(
-    "rewards", [[], [0.5], [1.0] * 7, [-3.5, 0.2, 12.0], np.linspace(0, 1, 1000).tolist()]
+    "rewards",
+    [[], [0.5], [1.0] * 7, [-3.5, 0.2, 12.0], np.linspace(0, 1, 1000).tolist(), [0.0] * 900 + [0.9]],
 )
 def test_a_histogram_can_be_drawn_of_any_rewards(rewards):
     assert score_histogram(rewards, title="Rewards of round 3").size == (720, 400)

@@ -32,8 +32,8 @@ def log_a_round(tracker, run_dir, round):
     tracker.log(f"{stage}/score", round, {"score/reward_mean": round / 8, "score/odd name!": 1.0})
     tracker.log_rows(f"{stage}/update", [(10 * round + i, {"update/loss": 1 / (i + 1)}) for i in range(3)])
     tracker.log(f"{stage}/evaluate", round, {"evaluate/ocr_accuracy": round / 4})
-    tracker.log_image("grid/fixed", Image.new("RGB", (9, 7), (round, 0, 0)), round)
-    tracker.log_image("learning_curve", Image.new("RGB", (9, 7), (0, round, 0)), round, slider=False)
+    tracker.log_image("grid/fixed", lambda: Image.new("RGB", (9, 7), (round, 0, 0)), round)
+    tracker.log_image("learning_curve", lambda: Image.new("RGB", (9, 7), (0, round, 0)), round, slider=False)
     tracker.log_dataset("rollout", f"{round}{'ab' * 31}c", run_dir / stage / "rollout", "rollout")
     tracker.log_checkpoint(
         stage, f"{round}cd", run_dir / stage / "refresh", round, {"evaluate/ocr_accuracy": round / 4}
@@ -84,6 +84,13 @@ def test_pictures_lie_in_the_run_folder(offline, tmp_path):
     found = sorted(path.relative_to(report).as_posix() for path in report.rglob("*.png"))
     assert found == ["grid/fixed/000001.png", "grid/fixed/000002.png", "learning_curve.png"]
     assert Image.open(report / "learning_curve.png").getpixel((0, 0)) == (0, 2, 0)
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_stop_the_run(offline, tmp_path):
+    with offline() as tracker:
+        tracker.log_image("grid", lambda: 1 / 0, 3)
+        assert tracker.failures == 1
+        assert not tracker.has_image("grid", 3)
 
 
 def test_tracking_never_raises_and_warns_once(offline, tmp_path, monkeypatch, caplog):
