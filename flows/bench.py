@@ -1,85 +1,159 @@
-"""What orchestration costs: `python -m flows.bench [--rounds 10]` trains the tiny model and prints figures.
+"""What orchestration costs: `python -m flows.bench [--rounds 10] [--mlflow file|off|down|slow]`.
 
-1. Per round: Prefect, MLflow and artifacts (hashing, fsync, manifests) as a share of the round.
-2. A second start of the finished run, in which every stage is found: seconds besides process start.
+Trains the tiny model and prints
 
-The first is measured from inside: a stage's own function is timed apart from all that surrounds it.
+1. per round, what Prefect, MLflow and artifacts (hashing, fsync, manifests) cost, as a share of the round:
+   all time outside of the stages' own functions, the time in `fsync` inside of them, and the processor time
+   of the threads that feed MLflow, as if the training had waited for them;
+2. how long a second start of the finished run takes, in which every stage is found, besides process start.
+
+Counted from the end of the first stage, when model and reward server are there. `--mlflow` says what the
+tracking finds: a database on this disk (`file`), nothing at its address (`down`), a server that takes every
+request and never answers (`slow`), or that it is not wanted (`off`).
 """
 
 import argparse
+import os
+import socket
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import psutil
 
 from flows.prefect_api import prefect_api
 from flows.rl_train import rl_train
 from tasks import stages
 from tasks.artifacts import RunDir
+from tasks.tracker import Tracker
 
 PARAMS = "params/tiny-nft.yaml"
 
 
-class Clock:
-    """Seconds inside the stages' own functions, and where the rounds begin and end."""
+@dataclass
+class Cost:
+    """Seconds of all rounds together."""
 
-    def __init__(self) -> None:
-        self.working, self.rounds = 0.0, 0.0
+    rounds: float = 0.0
+    working: float = 0.0  # in the stages' own functions
+    syncing: float = 0.0  # of those, in fsync
+    mirroring: float = 0.0  # processor time of the threads that feed MLflow
+    closing: float = 0.0  # the last of the tracking, once a run
 
-    def timed(self, build: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    @property
+    def orchestration(self) -> float:
+        return self.rounds - self.working + self.syncing + self.mirroring
+
+
+def measure(overrides: list[str], runs_dir: Path) -> Cost:
+    """Train the run `bench` and say what it cost."""
+    cost, main, inside, started = Cost(), threading.current_thread(), False, 0.0
+    ensure, warmup, fsync, close = RunDir.ensure, stages.warmup, os.fsync, Tracker.close
+
+    def timed_ensure(self: RunDir, name: str, build: Callable[[Path], Any], **how: Any) -> Any:
         def building(out: Path) -> Any:
-            started = time.monotonic()
+            nonlocal inside
+            began, inside = time.monotonic(), True
             try:
                 return build(out)
             finally:
-                self.working += time.monotonic() - started
+                inside = False
+                cost.working += time.monotonic() - began
 
-        return building
+        return ensure(self, name, building, **how)
 
-
-def overhead(clock: Clock, overrides: list[str], runs_dir: Path) -> float:
-    """Train; the share of the flow's time after the first stage that no stage's own function used."""
-    ensure, warmup = RunDir.ensure, stages.warmup
-    started = 0.0
-
-    def timed_ensure(self: RunDir, name: str, build: Callable[[Path], Any], **how: Any) -> Any:
-        return ensure(self, name, clock.timed(build), **how)
+    def timed_fsync(descriptor: Any) -> None:
+        began = time.monotonic()
+        fsync(descriptor)
+        if inside and threading.current_thread() is main:
+            cost.syncing += time.monotonic() - began
 
     def first(run: Any) -> Any:
         nonlocal started
         made = warmup(run)
-        clock.working, started = 0.0, time.monotonic()
+        _ = run.reads.scored_by  # starts the reward server
+        cost.working = cost.syncing = 0.0
+        cost.mirroring = -_mirror_seconds()
+        started = time.monotonic()
         return made
 
-    RunDir.ensure, stages.warmup = timed_ensure, first  # type: ignore[method-assign, assignment]
-    try:
+    def timed_close(self: Tracker, *how: Any, **also: Any) -> None:
+        ended = time.monotonic()
+        cost.rounds = ended - started
+        cost.mirroring += _mirror_seconds()
+        close(self, *how, **also)
+        cost.closing = time.monotonic() - ended
+
+    with (
+        patch.object(RunDir, "ensure", timed_ensure),
+        patch.object(stages, "warmup", first),
+        patch.object(os, "fsync", timed_fsync),
+        patch.object(Tracker, "close", timed_close),
+    ):
         rl_train(PARAMS, overrides, "bench", str(runs_dir))
-    finally:
-        RunDir.ensure, stages.warmup = ensure, warmup  # type: ignore[method-assign]
-    clock.rounds = time.monotonic() - started
-    return 1 - clock.working / clock.rounds
+    return cost
+
+
+def _mirror_seconds() -> float:
+    """Processor time so far of the tracker's thread and of MLflow's own."""
+    names = ("tracking", "MLflow", "SystemMetrics")
+    ours = {t.native_id for t in threading.enumerate() if t.name.startswith(names)}
+    used = {t.id: t.user_time + t.system_time for t in psutil.Process().threads()}
+    return sum(seconds for thread, seconds in used.items() if thread in ours)
+
+
+@contextmanager
+def mlflow_that_is(state: str) -> Iterator[list[str]]:
+    """The overrides that send the tracking to an MLflow in this state."""
+    if state in ("file", "off"):
+        yield [] if state == "file" else ["tracking.enabled=false"]
+        return
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tracking.uri=http://127.0.0.1:{server.getsockname()[1]}"
+        if state == "slow":  # The system takes the connections; nobody reads from them.
+            yield [address]
+    if state == "down":  # The port is closed again.
+        yield [address]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m flows.bench", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--mlflow", choices=("file", "off", "down", "slow"), default="file")
     parser.add_argument("--runs-dir", type=Path, help="default: a temporary folder")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="changes to params/tiny-nft.yaml")
     chosen = parser.parse_args(argv)
-    overrides = [f"rounds={chosen.rounds}", *chosen.settings]
-    with tempfile.TemporaryDirectory() as temporary, prefect_api():
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        prefect_api(),
+        mlflow_that_is(chosen.mlflow) as tracking,
+    ):
+        overrides = [f"rounds={chosen.rounds}", *tracking, *chosen.settings]
         runs_dir = chosen.runs_dir or Path(temporary)
-        clock = Clock()
-        share = overhead(clock, overrides, runs_dir)
+        cost = measure(overrides, runs_dir)
         started = time.monotonic()
         rl_train(PARAMS, overrides, "bench", str(runs_dir))
         again = time.monotonic() - started
+    per_round = {name: seconds / chosen.rounds for name, seconds in vars(cost).items()}
+    outside = per_round["rounds"] - per_round["working"]
+    share, seconds = cost.orchestration / cost.rounds, cost.orchestration / chosen.rounds
     sys.stdout.write(
-        f"{chosen.rounds} rounds: {clock.rounds / chosen.rounds:.2f} s a round, of which "
-        f"{share:.1%} is orchestration ({share * clock.rounds / chosen.rounds:.3f} s)\n"
+        f"{chosen.rounds} rounds, MLflow {chosen.mlflow}: {per_round['rounds']:.2f} s a round\n"
+        f"orchestration: {share:.1%}, {seconds:.3f} s a round ({outside:.3f} outside of the stages, "
+        f"{per_round['syncing']:.3f} in fsync, {per_round['mirroring']:.3f} of MLflow's threads)\n"
+        f"end of tracking: {cost.closing:.1f} s\n"
         f"no-op rerun: {again:.2f} s\n"
     )
     return 0

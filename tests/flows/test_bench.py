@@ -1,27 +1,73 @@
+import os
+import socket
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flows import bench
 from tasks import stages
 from tasks.artifacts import RunDir
+from tasks.tracker import Tracker
 
 
-def test_overhead_is_what_lies_between_the_stages_own_work(tmp_path, monkeypatch):
+class FakeRun:
+    """A run whose stages sleep: 0.2 s of work and 0.05 s of the artifact's own a stage."""
+
+    def __init__(self, folder):
+        self.folder, self.reads = RunDir(folder), SimpleNamespace(scored_by={})
+
+    def stage(self, name):
+        return self.folder.ensure(name, lambda out: time.sleep(0.2) or os.fsync(7))
+
+
+@pytest.fixture
+def sleeping_run(tmp_path, monkeypatch):
     def ensured(self, name, build):
         time.sleep(0.05)  # hashing, fsync
         return build(tmp_path)
 
     def train(params, overrides, run, runs_dir):
-        folder = RunDir(tmp_path / run)
-        stages.warmup(folder)
-        folder.ensure("round-0000/rollout", lambda out: time.sleep(0.15))
+        mine = FakeRun(Path(runs_dir) / run)
+        stages.warmup(mine)
+        mine.stage("round-0000/rollout")
+        Tracker.close(None)
 
+    monkeypatch.setattr(os, "fsync", lambda descriptor: time.sleep(0.1))
     monkeypatch.setattr(RunDir, "ensure", ensured)
-    monkeypatch.setattr(stages, "warmup", lambda run: run.ensure("warmup", lambda out: time.sleep(0.3)))
+    monkeypatch.setattr(Tracker, "close", lambda self: time.sleep(0.15))
+    monkeypatch.setattr(stages, "warmup", lambda run: run.stage("warmup"))
     monkeypatch.setattr(bench, "rl_train", train)
-    clock = bench.Clock()
-    share = bench.overhead(clock, [], tmp_path)
-    assert share == pytest.approx(0.05 / 0.2, rel=0.3)
-    assert clock.rounds == pytest.approx(0.2, rel=0.3)
-    assert RunDir.ensure is ensured
+    return ensured
+
+
+def test_orchestration_is_what_lies_between_the_stages_own_work_and_what_they_wait_for_the_disk(
+    sleeping_run, tmp_path
+):
+    cost = bench.measure([], tmp_path)
+    assert cost.rounds == pytest.approx(0.35, abs=0.04)
+    assert cost.working == pytest.approx(0.3, abs=0.03)
+    assert cost.syncing == pytest.approx(0.1, abs=0.02)
+    assert cost.closing == pytest.approx(0.15, abs=0.03)
+    assert cost.orchestration == pytest.approx(0.15, abs=0.05)
+    assert RunDir.ensure is sleeping_run, "what was measured with is gone"
+
+
+def test_mlflow_can_be_made_to_be_down_or_never_to_answer():
+    def address(settings):
+        return "127.0.0.1", int(settings[0].rpartition(":")[2])
+
+    with (
+        bench.mlflow_that_is("down") as settings,
+        pytest.raises(ConnectionRefusedError),
+        socket.create_connection(address(settings), timeout=5),
+    ):
+        pass
+    with (
+        bench.mlflow_that_is("slow") as settings,
+        socket.create_connection(address(settings), timeout=0.2) as asked,
+    ):
+        asked.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        with pytest.raises(TimeoutError):
+            asked.recv(1)

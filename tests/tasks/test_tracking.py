@@ -8,6 +8,7 @@ import time
 import pytest
 from PIL import Image
 
+import tasks.tracker
 import tasks.tracking
 from calligrapher.errors import CalligrapherError
 from tasks.params import RunParams
@@ -152,6 +153,7 @@ class BrokenMirror:
 
 def test_after_three_failures_in_a_row_mlflow_is_left_alone_until_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks.tracking, "Mirror", BrokenMirror)
+    monkeypatch.setattr(tasks.tracker, "_GATHER_S", 0.01)
     tracker = Tracker(tmp_path / "one", run_params())
     for step in range(12):
         tracker.log("round-0001/update", step, {"update/loss": 1.0})
