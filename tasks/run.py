@@ -7,10 +7,12 @@ the run's folder and their fingerprint, and what they found is tracked when it i
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from calligrapher.durable import atomic_write
 from calligrapher.update import EMA, STATE, TRAINED
@@ -69,11 +71,8 @@ class Run:
 
         made = self._ensure(name, {"old": old}, build)
         seconds = made.meta["seconds_sampling"]
-        self.tracker.log(
-            name,
-            round,
-            {"rollout/seconds": seconds, "rollout/images_per_second": made.meta["images"] / seconds},
-        )
+        speed = {"rollout/seconds": seconds, "rollout/images_per_second": made.meta["images"] / seconds}
+        self.tracker.log(name, round, speed)
         return made
 
     def score(self, round: int, rollout: Artifact) -> Artifact:
@@ -190,9 +189,10 @@ class Run:
         asked = self.reads.of(name, made_from)
         if not self.has(name):
             self.built.add(name)
+        memory: dict[str, float] = {}
         made = self.folder.ensure(
             name,
-            build,
+            lambda out: gpu_peak(lambda: build(out), memory),
             stage=asked.stage,
             params=asked.params,
             inputs=asked.inputs,
@@ -200,8 +200,11 @@ class Run:
             **asked.extra,
         )
         if name.startswith("round-"):
-            seconds = {f"time/{Path(name).name}_seconds": made.manifest.seconds}
-            self.tracker.log(f"{name}/time", round_number(Path(name).parts[0]), seconds)
+            cost = {"seconds": made.manifest.seconds, **memory}
+            if "images" in made.meta and made.manifest.seconds:
+                cost["images_per_second"] = made.meta["images"] / made.manifest.seconds
+            row = {f"time/{Path(name).name}_{key}": value for key, value in cost.items()}
+            self.tracker.log(f"{name}/time", round_number(Path(name).parts[0]), row)
         return made
 
     def _earlier_scores(self, name: str, rollout: Artifact) -> Artifact | None:
@@ -243,6 +246,16 @@ def open_run(params: RunParams, name: str, runs_dir: Path, bench: Bench) -> Iter
         atomic_write(folder.path / PARAMS, canonical_json(params.resolved()) + b"\n")
         with Tracker(folder.path, params, tags=lineage_tags(folder.path)) as tracker:
             yield Run(folder, params, bench, tracker)
+
+
+def gpu_peak(work: Callable[[], Any], found: dict[str, float]) -> Any:
+    """What `work` returns; the most memory that its tensors took goes to `found`, where there is a GPU."""
+    if not torch.cuda.is_available():
+        return work()
+    torch.cuda.reset_peak_memory_stats()
+    result = work()
+    found["gpu_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return result
 
 
 def _refuse_other_params(folder: RunDir, params: RunParams) -> None:

@@ -15,6 +15,7 @@ from calligrapher.rollout_table import read_shard, read_table, write_scores
 from tasks.artifacts import Artifact
 from tasks.bench import Bench
 from tasks.digests import file_sha256
+from tasks.scoring import COMPONENTS
 
 VERSION = 1
 READS = ("sample_id", "case_id", "image")
@@ -62,20 +63,20 @@ def summary(bench: Bench, tables: list[dict[str, list[Any]]]) -> dict[str, Any]:
             f"At most {bench.params.reward.max_unscored_share:.0%} of the images may stay unscored "
             f"(reward.max_unscored_share). {unscored} of {len(rewards)} are: {'; '.join(reasons[:3])}."
         )
-    accuracy = [a for table in tables for a in table["ocr_accuracy"] if a is not None]
-    found = {
-        "images": len(rewards),
-        "unscored": unscored,
-        "reward_mean": float(np.mean(scored)),
-        "reward_std": float(np.std(scored)),
-        **{f"reward_p{q}": float(np.percentile(scored, q)) for q in (10, 50, 90)},
-    }
-    if accuracy:
-        found |= {
-            "ocr_accuracy_mean": float(np.mean(accuracy)),
-            "exact_match": float(np.mean(np.equal(accuracy, 1))),
-        }
+    found = {"images": len(rewards), "unscored": unscored}
+    for name in ("reward", *COMPONENTS.values()):
+        found |= _statistics(name, [v for table in tables for v in table[name] if v is not None])
+    if accuracy := [a for table in tables for a in table["ocr_accuracy"] if a is not None]:
+        found["exact_match"] = float(np.mean(np.equal(accuracy, 1)))
     return found
+
+
+def _statistics(name: str, values: list[float]) -> dict[str, float]:
+    """Mean, spread and percentiles; nothing of what was not measured."""
+    if not values:
+        return {}
+    found = {f"{name}_mean": float(np.mean(values)), f"{name}_std": float(np.std(values))}
+    return found | {f"{name}_p{q}": float(np.percentile(values, q)) for q in (10, 50, 90)}
 
 
 class ScoreAhead:

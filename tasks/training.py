@@ -28,7 +28,8 @@ def run_saved(
 ) -> dict[str, Any]:
     """Run `loop` with a checkpoint in `out/inner` every `every` steps; write state and metrics to `out`.
 
-    Goes on from the newest inner checkpoint of an earlier attempt. Returns the means of the metrics.
+    Goes on from the newest inner checkpoint of an earlier attempt. Returns the means of the metrics,
+    the number of steps, and that of the images trained on (each pass counts).
     """
     history: list[dict[str, float]] = []
     inner = out / INNER
@@ -50,7 +51,8 @@ def run_saved(
     _write_history(history, out)
     names = sorted({name for row in history for name in row} - {"step"})
     means = {name: float(np.mean([row[name] for row in history if name in row])) for name in names}
-    return {"optimizer_steps": len(history), **means}
+    images = sum(len(index) for step in plan.steps()[: len(history)] for _, index in step)
+    return {"optimizer_steps": len(history), "images": images, **means}
 
 
 def _save(loop: Loop, history: list[dict[str, float]], inner: Path) -> None:

@@ -1,5 +1,6 @@
 """docs/metrics.md and docs/artifacts.md name what the code logs and writes."""
 
+import json
 import re
 from pathlib import Path
 
@@ -23,6 +24,15 @@ def test_every_metric_of_the_losses_is_documented():
         sigma, sigma, sigma, GRPOParams(), mean=row, mean_ref=row, mean_old=row, std=sigma, dt=-sigma
     )
     logged = {f"update/{name}" for name in (*nft, *grpo, "loss", "grad_norm", "learning_rate")}
+    assert logged - documented_metrics() == set()
+
+
+def test_every_metric_of_a_run_is_documented(train):
+    folder, _ = train("one", rounds=1)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    logged = {re.sub("_(std|p10|p50|p90)$", "_mean", key) for row in rows for key in row["metrics"]}
+    logged = {re.sub("^time/[a-z]+_(images_per_second|gpu_peak_gib)$", r"time/update_\1", k) for k in logged}
+    assert "score/reward_mean" in logged
     assert logged - documented_metrics() == set()
 
 

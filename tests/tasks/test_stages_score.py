@@ -137,9 +137,14 @@ def test_too_many_unscored_images_stop_the_run_with_the_counts_and_the_reasons(t
         train("a", scorer=Blind(), rounds=1)
 
 
+def score_table(reward, accuracy, reason, **components):
+    nothing = {name: [None] * len(reward) for name in ("ocr_likelihood", "vlm_score", "style_score")}
+    return {"reward": reward, "ocr_accuracy": accuracy, "reason": reason, **nothing, **components}
+
+
 def test_a_round_without_a_single_score_stops_though_every_share_is_allowed(make_bench):
     bench = make_bench(reward={"max_unscored_share": 1.0})
-    table = {"reward": [None, None], "ocr_accuracy": [None, None], "reason": ["a", "b"]}
+    table = score_table([None, None], [None, None], ["a", "b"])
     with pytest.raises(RewardError, match="2 of 2 are: a; b"):
         summary(bench, [table])
 
@@ -147,8 +152,8 @@ def test_a_round_without_a_single_score_stops_though_every_share_is_allowed(make
 def test_the_summary_of_scores_is_that_of_the_scored_ones(make_bench):
     bench = make_bench(reward={"max_unscored_share": 0.5})
     tables = [
-        {"reward": [0.0, 1.0], "ocr_accuracy": [0.0, 1.0], "reason": [None, None]},
-        {"reward": [0.5, None], "ocr_accuracy": [0.5, None], "reason": [None, "late"]},
+        score_table([0.0, 1.0], [0.0, 1.0], [None, None], style_score=[0.25, 0.75]),
+        score_table([0.5, None], [0.5, None], [None, "late"]),
     ]
     found = summary(bench, tables)
     assert (found["images"], found["unscored"]) == (4, 1)
@@ -156,6 +161,8 @@ def test_the_summary_of_scores_is_that_of_the_scored_ones(make_bench):
     assert found["reward_std"] == pytest.approx((1 / 6) ** 0.5)
     assert (found["reward_p10"], found["reward_p50"], found["reward_p90"]) == (0.1, 0.5, 0.9)
     assert found["exact_match"] == pytest.approx(1 / 3)
+    assert (found["style_score_mean"], found["style_score_std"], found["style_score_p90"]) == (0.5, 0.25, 0.7)
+    assert not [name for name in found if name.startswith("vlm_score")], "what was not measured has no number"
 
 
 def test_the_pictures_that_are_scored_are_those_of_the_canvas(train, hash_scorer):
