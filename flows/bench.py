@@ -1,4 +1,4 @@
-"""What orchestration costs: `python -m flows.bench [--rounds 10] [--mlflow file|off|down|slow]`.
+"""What orchestration costs: `python -m flows.bench [--rounds 10] [--mlflow file|off|down|slow|full]`.
 
 Trains the tiny model and prints
 
@@ -9,12 +9,11 @@ Trains the tiny model and prints
 
 Counted from the end of the first stage, when model and reward server are there. `--mlflow` says what the
 tracking finds: a database on this disk (`file`), nothing at its address (`down`), a server that takes every
-request and never answers (`slow`), or that it is not wanted (`off`).
+request and never answers (`slow`), one that has no room left (`full`), or that it is not wanted (`off`).
 """
 
 import argparse
 import os
-import socket
 import sys
 import tempfile
 import threading
@@ -22,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -115,12 +115,29 @@ def mlflow_that_is(state: str) -> Iterator[list[str]]:
     if state in ("file", "off"):
         yield [] if state == "file" else ["tracking.enabled=false"]
         return
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"tracking.uri=http://127.0.0.1:{server.getsockname()[1]}"
-        if state == "slow":  # The system takes the connections; nobody reads from them.
+    kind = Full if state == "full" else BaseHTTPRequestHandler
+    with HTTPServer(("127.0.0.1", 0), kind) as server:
+        address = f"tracking.uri=http://127.0.0.1:{server.server_port}"
+        if state == "full":
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+        if state != "down":  # When slow, the system takes the connections and nobody reads from them.
             yield [address]
+        if state == "full":
+            server.shutdown()
     if state == "down":  # The port is closed again.
         yield [address]
+
+
+class Full(BaseHTTPRequestHandler):
+    """Answers whatever is asked with 507 Insufficient Storage."""
+
+    def do_GET(self) -> None:
+        self.send_error(507)
+
+    do_POST = do_PUT = do_PATCH = do_GET  # noqa: N815
+
+    def log_message(self, *what: object) -> None:
+        """Says nothing."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--mlflow", choices=("file", "off", "down", "slow"), default="file")
+    parser.add_argument("--mlflow", choices=("file", "off", "down", "slow", "full"), default="file")
     parser.add_argument("--runs-dir", type=Path, help="default: a temporary folder")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="changes to params/tiny-nft.yaml")
     chosen = parser.parse_args(argv)

@@ -1,6 +1,8 @@
 import os
 import socket
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,7 +56,7 @@ def test_orchestration_is_what_lies_between_the_stages_own_work_and_what_they_wa
     assert RunDir.ensure is sleeping_run, "what was measured with is gone"
 
 
-def test_mlflow_can_be_made_to_be_down_or_never_to_answer():
+def test_mlflow_can_be_made_to_be_down_full_or_never_to_answer():
     def address(settings):
         return "127.0.0.1", int(settings[0].rpartition(":")[2])
 
@@ -71,3 +73,8 @@ def test_mlflow_can_be_made_to_be_down_or_never_to_answer():
         asked.sendall(b"GET / HTTP/1.1\r\n\r\n")
         with pytest.raises(TimeoutError):
             asked.recv(1)
+    with (
+        bench.mlflow_that_is("full") as settings,
+        pytest.raises(urllib.error.HTTPError, match="507"),
+    ):
+        urllib.request.urlopen(settings[0].removeprefix("tracking.uri="), b"{}", timeout=5)
