@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from pydantic import Field
 
 from calligrapher.errors import ParamsError
 from flows.setup import lazy_scorer, our_logs
@@ -23,10 +24,10 @@ _NEEDS_MODEL = {"warmup", "rollout", "update", "evaluate"}
 
 @flow(name="rerun-stage", flow_run_name="{fork}")
 def rerun_stage(
-    run: str,
-    fork: str,
-    stage: str | None = None,
-    overrides: list[str] | None = None,
+    run: Annotated[str, Field(examples=["nft"])],
+    fork: Annotated[str, Field(examples=["nft-beta-05"])],
+    stage: Annotated[str | None, Field(examples=["round-0003/update"])] = None,
+    overrides: Annotated[list[str] | None, Field(examples=[["nft.nft_beta=0.5"]])] = None,
     downstream: bool = False,
     runs_dir: str = "runs",
 ) -> dict[str, Any]:

@@ -1,9 +1,14 @@
-"""A round in Markdown: its rewards, held-out result, worst samples, and where to look next."""
+"""A round in Markdown: rewards, held-out result, the fixed cases, worst samples, and where to look next."""
 
+import base64
+import io
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from calligrapher.rollout_table import read_shard, read_table
 from tasks.artifacts import Artifact
@@ -11,6 +16,7 @@ from tasks.names import evaluation_name, round_name
 from tasks.tracker import METRICS, REPORT, read_pointer
 
 WORST = 5
+_WIDTH = 768  # of the picture in the report, in pixels
 _SHOWN = {
     "score": ("reward_mean", "reward_std", "reward_p10", "reward_p50", "reward_p90", "ocr_accuracy_mean",
               "exact_match", "unscored"),
@@ -21,11 +27,24 @@ _SHOWN = {
 
 
 def round_report(run: Path, round: int) -> str:
-    """The report of a finished round of the run in the folder `run`, pictures and pages as links."""
-    metrics = _metrics(run, round)
-    folder = run.absolute() / round_name(round)
-    parts = [f"## Round {round} of {run.name}", _table(metrics), "### Worst samples", _worst(folder)]
-    parts += ["### Where to look", _links(run.absolute(), folder, round)]
+    """The report of a finished round of the run in the folder `run`.
+
+    Prefect serves it over HTTP, and no browser follows a link from there to a file. So the picture of the
+    fixed cases is part of the text, MLflow's pages are links, and files are named by their paths.
+    """
+    run = run.absolute()
+    folder, report = run / round_name(round), run / REPORT
+    grid = report / "grid" / f"{round + 1:06d}.png"
+    parts = [f"## Round {round} of {run.name}", _table(_metrics(run, round))]
+    if grid.is_file():
+        parts += ["### The fixed cases after this round", _picture(grid)]
+    parts += ["### Worst samples", _worst(folder), "### Where to look"]
+    paths = {
+        "Fixed cases": grid,
+        "Best and worst samples": report / "best_and_worst" / f"{round:06d}.png",
+        "Artifacts": folder,
+    }
+    parts.append(_links(mlflow_page(run), {title: path for title, path in paths.items() if path.exists()}))
     return "\n\n".join(parts) + "\n"
 
 
@@ -81,12 +100,17 @@ def _cell(text: str) -> str:
     return "`" + text.replace("`", "'").replace("|", "¦").replace("\n", " ") + "`" if text else "(nothing)"
 
 
-def _links(run: Path, folder: Path, round: int) -> str:
-    grid = run / REPORT / "grid" / f"{round + 1:06d}.png"
-    pictures = {"The fixed cases after this round": grid}
-    pictures["Best and worst samples"] = run / REPORT / "best_and_worst" / f"{round:06d}.png"
-    lines = [f"- {title}: [{path.name}]({path.as_uri()})" for title, path in pictures.items()]
-    page = mlflow_page(run)
-    lines.append(f"- MLflow: [run]({page}), [pictures]({page}/artifacts)" if page else "- MLflow: no server")
-    lines.append(f"- Artifacts: [{folder}]({folder.as_uri()})")
-    return "\n".join(lines)
+def _picture(path: Path) -> str:
+    """The picture itself, small enough for a report of every round (30 KB for the tiny model)."""
+    small = io.BytesIO()
+    with Image.open(path) as image:
+        image.thumbnail((_WIDTH, _WIDTH))
+        image.convert("RGB").save(small, "JPEG", quality=85)
+    return f"![{path.stem}](data:image/jpeg;base64,{base64.b64encode(small.getvalue()).decode()})"
+
+
+def _links(page: str | None, paths: Mapping[str, Path]) -> str:
+    shown = {"run": page, "charts, pictures by round": f"{page}/model-metrics", "files": f"{page}/artifacts"}
+    links = ", ".join(f"[{name}]({address})" for name, address in shown.items())
+    lines = [f"- MLflow: {links if page else 'no server'}"]
+    return "\n".join(lines + [f"- {title}: `{path}`" for title, path in paths.items()])

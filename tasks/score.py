@@ -15,6 +15,7 @@ from calligrapher.rollout_table import read_shard, read_table, write_scores
 from tasks.artifacts import Artifact
 from tasks.bench import Bench
 from tasks.digests import file_sha256
+from tasks.names import round_number
 from tasks.scoring import COMPONENTS
 
 VERSION = 1
@@ -29,7 +30,8 @@ def score(bench: Bench, rollout: Artifact, ahead: Path, out: Path) -> dict[str, 
     """
     shards = [name for name in sorted(rollout.files) if name.endswith(".parquet")]
     tables = []
-    with bench.progress(f"{rollout.path.parent.name} score", total=len(shards), unit="shard") as bar:
+    label = f"round {round_number(rollout.path.parent.name)} score"
+    with bench.progress(label, total=len(shards), unit="shard") as bar:
         for name in shards:
             target = out / name.replace("shard-", "scores-")
             if not target.exists():

@@ -271,11 +271,32 @@ class TrackedRun:
 
     def crown(self, model_id: str) -> None:
         """Tag the model `champion`, and no other one of this run."""
-        wanted = f"source_run_id = '{self.run_id}'"
-        for model in self.client.search_logged_models([self.experiment_id], filter_string=wanted):
-            if model.model_id != model_id and CHAMPION_TAG in model.tags:
+        for model in self._champions():
+            if model.model_id != model_id:
                 self.client.delete_logged_model_tag(model.model_id, CHAMPION_TAG)
         self.client.set_logged_model_tags(model_id, {CHAMPION_TAG: "true"})
+
+    def champion_path(self) -> str | None:
+        """Folder of the checkpoint that carries the tag `champion`; None before the first evaluation."""
+        return next((model.tags["path"] for model in self._champions()), None)
+
+    def _champions(self) -> list[Any]:
+        wanted = f"source_run_id = '{self.run_id}'"
+        models = self.client.search_logged_models([self.experiment_id], filter_string=wanted)
+        return [model for model in models if CHAMPION_TAG in model.tags]
+
+
+def model_path(uri: str, model_id: str) -> str | None:
+    """Folder of the checkpoint that MLflow at `uri` has as the LoggedModel `model_id`, or None."""
+    prepare_mlflow()
+    import mlflow
+
+    try:
+        return mlflow.MlflowClient(tracking_uri=uri).get_logged_model(model_id).tags.get("path")
+    except mlflow.exceptions.MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise CalligrapherError(f"MLflow at {uri} must know its models. It said: {error}") from error
 
 
 def ensure_model(client: Any, experiment_id: str, run_id: str, name: str, digest: str, place: Path) -> Any:

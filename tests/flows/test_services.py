@@ -197,6 +197,20 @@ def test_mlflow_attaches_the_evaluation_to_the_champions_model(services, trained
     assert {"evaluation/measures.parquet", "evaluation/round-0000.png"} <= files
 
 
+def test_a_stage_is_made_anew_by_the_deployment_rerun(services, trained):
+    settings = {
+        "run": "one",
+        "stage": "round-0000/update",
+        "fork": "five",
+        "overrides": '["nft.nft_beta=0.5"]',
+    }
+    flags = [word for key, value in settings.items() for word in ("--param", f"{key}={value}")]
+    assert "Completed" in services.run("prefect", "deployment", "run", "rerun-stage/rerun", "--watch", *flags)
+    fork = json.loads((services.runs / "five/fork.json").read_text())
+    assert (fork["parent"], fork["stage"]) == ("../one", "round-0000/update")
+    assert services.flow_run("five")["state_type"] == "COMPLETED"
+
+
 def test_a_cancelled_run_ends_soon_and_goes_on_under_the_same_name(services):
     services.deploy("rl-train/nft", "two", "rounds=40")
     wait_for(lambda: (services.runs / "two/round-0000/rollout").exists())

@@ -1,4 +1,9 @@
+import base64
+import io
 import json
+import re
+
+from PIL import Image, ImageChops, ImageStat
 
 import pytest
 import torch
@@ -16,8 +21,34 @@ def test_a_round_is_reported_with_its_numbers_worst_samples_and_links(train):
     assert len(worst) == 5
     rewards = [float(line.split("|")[4]) for line in worst]
     assert rewards == sorted(rewards)
-    assert (folder / "report/grid/000001.png").as_uri() in report
+    assert "Fixed cases" not in report, "evaluate.every is 0 in this run"
+    assert f"- Artifacts: `{folder / 'round-0000'}`" in report
     assert "MLflow: no server" in report
+
+
+def test_the_report_carries_the_picture_of_the_fixed_cases(train):
+    folder, _ = train("one", rounds=1, evaluate={"every": 1})
+    report = round_report(folder, 0)
+    assert f"- Fixed cases: `{folder / 'report/grid/000001.png'}`" in report
+    encoded = re.search(r"!\[000001\]\(data:image/jpeg;base64,([^)]+)\)", report)[1]
+    with (
+        Image.open(io.BytesIO(base64.b64decode(encoded))) as shown,
+        Image.open(folder / "report/grid/000001.png") as drawn,
+    ):
+        drawn.thumbnail((768, 768))
+        difference = ImageChops.difference(shown, drawn.convert("RGB"))
+    assert shown.size == drawn.size
+    assert ImageStat.Stat(difference).rms < [12, 12, 12]  # JPEG of a drawing
+
+
+def test_a_report_links_only_to_what_a_browser_opens_from_prefects_page(train, monkeypatch):
+    monkeypatch.setenv("CALLIGRAPHER_MLFLOW_URL", "http://127.0.0.1:5000")
+    folder, _ = train("one", rounds=1)
+    pointer = {"uri": "sqlite:///x.db", "experiment": "e", "run_id": "r1", "experiment_id": "7"}
+    (folder / "mlflow.json").write_text(json.dumps(pointer))
+    page = "http://127.0.0.1:5000/#/experiments/7/runs/r1"
+    links = re.findall(r"[^!]\[[^]]+\]\(([^)]+)\)", round_report(folder, 0))
+    assert links == [page, f"{page}/model-metrics", f"{page}/artifacts"]
 
 
 def test_the_seconds_of_every_stage_of_a_round_are_logged_once(train):

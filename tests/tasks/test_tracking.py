@@ -10,9 +10,11 @@ from PIL import Image
 
 import tasks.tracker
 import tasks.tracking
-from calligrapher.errors import CalligrapherError
+from calligrapher.errors import ArtifactError, CalligrapherError
+from tasks.lineage import PARAMS
+from tasks.locate import locate
 from tasks.params import RunParams
-from tasks.tracking import Tracker, sync
+from tasks.tracking import TrackedRun, Tracker, sync
 
 
 def run_params(**tracking):
@@ -241,3 +243,20 @@ def test_mlflow_has_the_params_tags_pictures_data_and_checkpoints_once(mlflow_ru
         ("round-0001", "1cd"),
     ]
     assert os.environ["DO_NOT_TRACK"] == "true"
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_found_by_the_uri_of_its_model_and_as_its_runs_champion(mlflow_runs):
+    runs, _, _ = mlflow_runs
+    (runs / "one" / PARAMS).write_text("{}")
+    tracked = TrackedRun(runs / "one")
+    place = runs / "one" / "round-0001" / "refresh"
+    model_id = tracked.logged_model("round-0001", "1cd", place)
+    assert locate(f"models:/{model_id}", runs) == (runs / "one", "round-0001/refresh")
+    with pytest.raises(ArtifactError, match=r"one must have a champion\. None"):
+        locate("models:/one@champion", runs)
+    tracked.crown(tracked.logged_model("round-0002", "2cd", runs / "one" / "round-0002" / "refresh"))
+    tracked.crown(model_id)
+    assert locate("models:/one@champion", runs) == (runs / "one", "round-0001/refresh")
+    with pytest.raises(ArtifactError, match=r"must hold the run of the model m-0\. No MLflow of its runs"):
+        locate("models:/m-0", runs)
