@@ -3,10 +3,9 @@ import io
 import json
 import re
 
-from PIL import Image, ImageChops, ImageStat
-
 import pytest
 import torch
+from PIL import Image, ImageChops, ImageStat
 
 from tasks.round_report import mlflow_page, round_report
 from tasks.run import gpu_peak
