@@ -19,6 +19,7 @@ from calligrapher.durable import atomic_write
 from calligrapher.errors import DataError, ParamsError
 
 PICTURES = ("source", "mask", "reference", "target")
+SAVED = ("state.json", "dataset_dict.json")  # one of them lies where `save_to_disk` wrote
 _BATCH = 16  # rows in memory at once
 
 
@@ -70,7 +71,7 @@ def _loaded(path: str, cache_dir: Path | None) -> Any:
             "`pip install 'calligrapher[data]'`, or use another kind."
         ) from error
     try:
-        if any((Path(path) / file).is_file() for file in ("state.json", "dataset_dict.json")):
+        if any((Path(path) / file).is_file() for file in SAVED):
             return datasets.load_from_disk(path)
         return datasets.load_dataset(path, cache_dir=cache_dir and str(cache_dir / "huggingface"))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
