@@ -6,7 +6,7 @@ calligrapher status|verify|gc|sync RUN
 calligrapher why RUN STAGE [KEY=VALUE ...]
 calligrapher rerun RUN STAGE [KEY=VALUE ...] --fork NAME [--downstream]
 calligrapher replay RUN [KEY=VALUE ...] --fork NAME
-calligrapher data check DIR|FILE [--sheet sheet.png]
+calligrapher data check DIR|FILE [--sheet sheet.png] | data make PICTURES OUT
 calligrapher tiny pretrain OUT | tiny cases OUT
 """
 

@@ -22,6 +22,18 @@ def add_data_commands(commands: argparse._SubParsersAction) -> None:
     check.add_argument("--runs-dir", type=Path, default=Path("runs"), help="keeps the pictures of tables")
     check.set_defaults(command=_check)
 
+    make = data.add_parser("make", help="make training cases from pictures that show text; resumes")
+    make.add_argument("pictures", type=Path, help="a folder; its subfolders count")
+    make.add_argument("out", type=Path, help="cases.jsonl and its pictures are written here")
+    make.add_argument("--min-height", help="least height of a text in px (default: 16)")
+    make.add_argument("--min-confidence", help="least OCR confidence, 0 to 1 (default: 0.9)")
+    make.add_argument("--max-length", help="most characters of a text (default: 40)")
+    make.add_argument("--pattern", help="regular expression that a whole text must match, as '[A-Z0-9 ]+'")
+    make.add_argument("--grow", help="margin of the mask as a share of the text's height (default: 0.15)")
+    make.add_argument("--self-reference", action="store_true", help="the text itself is the reference")
+    make.add_argument("--max-cases", type=positive, help="stop after so many")
+    make.set_defaults(command=_make)
+
 
 def positive(text: str) -> int:
     """A whole number from 1, as argparse wants it said."""
@@ -45,3 +57,23 @@ def _check(chosen: argparse.Namespace) -> int:
         for path in write_sheets(checked, chosen.sheet, chosen.sheet_cases):
             print(f"The sheet is {path}.")
     return 1 if checked.problems else 0
+
+
+def _make(chosen: argparse.Namespace) -> int:
+    from pydantic import ValidationError
+
+    from calligrapher.dataset_lists import wrong_fields
+    from calligrapher.errors import ParamsError
+    from calligrapher.scenes import Rules
+    from flows.scene_reader import scene_reader
+    from tasks.data_make import make_cases
+
+    given = {name: getattr(chosen, name) for name in Rules.model_fields}
+    try:
+        rules = Rules.model_validate({name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise ParamsError(f"a rule of data make cannot be used: {wrong_fields(error)}.") from error
+    read, reads_with = scene_reader()
+    made = make_cases(chosen.pictures, chosen.out, read, reads_with, rules, chosen.max_cases)
+    print(made.text())
+    return 0
