@@ -20,6 +20,7 @@ from calligrapher.model import Model, load_model
 from calligrapher.policy import INITIAL, Weights
 from calligrapher.update import TRAINED, seeded
 from tasks.artifacts import Artifact, path_digest
+from tasks.digests import cases_digest
 from tasks.params import RunParams, check_multiple
 from tasks.progress import Progress
 from tasks.scoring import Scorer
@@ -32,7 +33,10 @@ TINY_CASES = {"train": 512, "evaluation": 64}
 
 @dataclass
 class Bench:
-    """The work bench of one run. `data_dir` holds what is shared between runs: tiny cases, encodings."""
+    """The work bench of one run.
+
+    `data_dir` holds what is shared between runs: tiny cases, pictures out of tables, encodings.
+    """
 
     params: RunParams
     data_dir: Path
@@ -105,7 +109,7 @@ class Bench:
 
     @cached_property
     def train_cases(self) -> list[Case]:
-        cases = load_cases(self.train_folder, self.params.data.kind)
+        cases = self._cases(self.train_folder)
         if len(cases) < self.params.cases_per_round:
             raise ParamsError(
                 f"rollout.num_cases * rollout.num_batches_per_epoch must be at most the number of cases. Got "
@@ -114,12 +118,19 @@ class Bench:
         return cases
 
     @cached_property
+    def train_digest(self) -> str:
+        """What a run learns from, as one hash: for a bench folder its files, else the cases themselves."""
+        if self.params.data.kind in ("self", "cross"):
+            return path_digest(self.train_folder)
+        return cases_digest(self.train_cases)
+
+    @cached_property
     def evaluation_folder(self) -> Path:
         return self._data(self.params.data.evaluation, "evaluation")
 
     @cached_property
     def evaluation_cases(self) -> list[Case]:
-        cases = load_cases(self.evaluation_folder, self.params.data.kind)
+        cases = self._cases(self.evaluation_folder)
         wanted = self.params.evaluate.num_cases
         if len(cases) < wanted:
             raise ParamsError(
@@ -127,6 +138,13 @@ class Bench:
                 f"{len(cases)} cases in {self.evaluation_folder}."
             )
         return cases[:wanted]
+
+    @cached_property
+    def evaluation_digest(self) -> str:
+        """The same of what a run is evaluated on."""
+        if self.params.data.kind in ("self", "cross"):
+            return path_digest(self.evaluation_folder)
+        return cases_digest(self.evaluation_cases)
 
     def cases_of(self, round: int) -> list[Case]:
         """The cases of a round: each pass over the data is shuffled anew, and no case is twice in a round."""
@@ -164,6 +182,9 @@ class Bench:
         """Note that the trained weights in memory are those of `checkpoint`, if it was just made."""
         if "model" in self.__dict__ and self.model.policy.loaded is None:
             self.model.policy.loaded = checkpoint.digest
+
+    def _cases(self, where: Path) -> list[Case]:
+        return load_cases(where, self.params.data.kind, self.data_dir / "pictures")
 
     def _data(self, where: str, split: str) -> Path:
         if where != TINY:

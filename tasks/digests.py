@@ -5,10 +5,11 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from calligrapher.case import Case
 from calligrapher.errors import ArtifactError
 
 _WHOLE_BYTES = 64 << 20
@@ -45,6 +46,11 @@ def path_digest(path: str | Path) -> str:
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     names = {p.relative_to(path).as_posix() if p != path else "": _quick_sha256(p) for p in files}
     return hashlib.sha256(canonical_json(names)).hexdigest()
+
+
+def cases_digest(cases: Iterable[Case]) -> str:
+    """The digest of cases, wherever they were listed: their names and all that they show, in order."""
+    return hashlib.sha256(canonical_json([[case.case_id, case.digest] for case in cases])).hexdigest()
 
 
 def _quick_sha256(path: Path) -> str:

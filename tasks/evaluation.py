@@ -25,7 +25,7 @@ from calligrapher.policy import Weights
 from calligrapher.update import EMA, TRAINED
 from tasks import evaluate as evaluate_stage
 from tasks import measures, second_ocr, verdict
-from tasks.artifacts import Artifact, RunDir, path_digest
+from tasks.artifacts import Artifact, RunDir
 from tasks.bench import Bench
 from tasks.digests import fingerprint
 from tasks.names import round_number
@@ -171,7 +171,7 @@ def open_evaluation(run: Path, settings: EvaluationParams, bench: Bench) -> Iter
         "evaluation",
         VERSION,
         bench.params.reads("evaluate"),
-        {"evaluation_data": path_digest(bench.evaluation_folder)},
+        {"evaluation_data": bench.evaluation_digest},
         scored_by=bench.scorer.identity(),
         second_ocr=version,
     )

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from calligrapher.dataset import DatasetKind
+
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -77,9 +79,12 @@ class ModelParams(Section):
 class DataParams(Section):
     """Where the cases are."""
 
-    train: str = Field(description="Cases to train on: a bench folder (self, cross) or a file (jsonl).")
+    train: str = Field(
+        description="Cases to train on: a bench folder (self, cross), a file (jsonl), a Parquet file or a "
+        "folder of them (parquet), or a dataset of the `datasets` library (huggingface)."
+    )
     evaluation: str | None = Field(None, description="Held-out cases for `evaluate`, of the same kind.")
-    kind: Literal["self", "cross", "jsonl"] = Field("self", description="How the cases are listed.")
+    kind: DatasetKind = Field("self", description="How the cases are listed (docs/data.md).")
 
 
 class OptimizerParams(Section):

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from tasks import advantage, evaluate, refresh, rollout, score, update, warmup
-from tasks.artifacts import Artifact, path_digest
+from tasks.artifacts import Artifact
 from tasks.bench import Bench
 from tasks.plan import PREVIEW, round_of, stage_of
 
@@ -54,11 +54,11 @@ class Reads:
 
     @cached_property
     def train_data(self) -> str:
-        return path_digest(self.bench.train_folder)
+        return self.bench.train_digest
 
     @cached_property
     def evaluation_data(self) -> str:
-        return path_digest(self.bench.evaluation_folder)
+        return self.bench.evaluation_digest
 
     @cached_property
     def scored_by(self) -> dict[str, Any]:

@@ -227,7 +227,7 @@ def test_a_case_is_frozen_and_knows_no_other_fields(bench):
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones(bench):
-    with pytest.raises(ParamsError, match=r"kind must be one of self, cross, jsonl\. Got 'csv'"):
+    with pytest.raises(ParamsError, match=r"one of self, cross, jsonl, parquet, huggingface\. Got 'csv'"):
         load_cases(bench, "csv")
 
 
@@ -316,10 +316,14 @@ def test_an_empty_list_is_refused(bench, content):
 
 def test_a_case_that_is_listed_twice_is_refused(bench):
     listed(bench, "1-word", "2-word", "1-word")
-    found = "every case must have a case_id of its own. Found it on line 1 already."
-    assert problems(bench) == [f"- self_bench.txt line 3 (test1-word): {found}"]
+    found = "every case must have a case_id of its own. Found that of {}."
+    assert problems(bench) == [
+        f"- self_bench.txt line 3 (test1-word): {found.format('self_bench.txt line 1')}"
+    ]
     listed(bench, "1-2,2-word", kind="cross")
-    assert problems(bench, "cross") == [f"- cross_bench.txt line 1 (test1-ref2-word): {found}"]
+    assert problems(bench, "cross") == [
+        f"- cross_bench.txt line 1 (test1-ref2-word): {found.format('cross_bench.txt line 1')}"
+    ]
 
 
 def test_the_same_source_and_text_with_two_styles_need_case_ids(bench):
