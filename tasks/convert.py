@@ -1,0 +1,129 @@
+"""Writes any readable weights as one of the formats that other programs know."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from calligrapher.checkpoint import (
+    ADAPTER,
+    TRANSFORMER,
+    adapter_state,
+    blocks_and_width,
+    fitting_adapter,
+    write_calligrapher_bin,
+    write_ip_adapter_bin,
+)
+from calligrapher.errors import CheckpointError, ParamsError
+from calligrapher.export import (
+    LORA_FILE,
+    Empty,
+    Pairs,
+    cast,
+    check_layers,
+    lora_pairs,
+    own_adapter,
+    scratch,
+    with_lora,
+    write_lora,
+    write_merged_transformer,
+)
+from tasks.artifacts import RunDir, path_digest
+from tasks.checkpoints import Checkpoint, adapter_file, base_folder, find_checkpoint
+
+WRITERS = {"ip-adapter": write_ip_adapter_bin, "calligrapher": write_calligrapher_bin}
+NAMES = [f"{stem}{suffix}" for stem in WRITERS for suffix in (".bin", ".safetensors")]
+
+
+def convert(
+    source: str,
+    target: str,
+    *,
+    weights: Literal["ema", "trained"] | None = None,
+    lora: Literal["merged", "separate"] | None = None,
+    dtype: torch.dtype | None = None,
+    base: Path | None = None,
+    force: bool = False,
+    runs_dir: Path = Path("runs"),
+) -> list[Path]:
+    """Write the weights `source` as `target`, whose name is the format; returns all that was written.
+
+    `lora` says what becomes of the transformer's LoRA (None: separate, where there is one), `base` whose
+    transformer it is merged into. Nothing is written, and nothing replaced, unless everything fits.
+    """
+    found = find_checkpoint(source, runs_dir, weights)
+    if isinstance(found, Path) and weights:
+        raise ParamsError(f"--weights chooses between an artifact's files. {source} is one file.")
+    trained = {} if isinstance(found, Path) else load_file(found.path)
+    pairs = lora_pairs(trained, TRANSFORMER)
+    if lora and not pairs:
+        raise ParamsError(f"--lora needs LoRA of the transformer. {source} has none.")
+    if base and lora != "merged":
+        raise ParamsError(f"--base is the transformer that --lora merged adds to. Got {base} without it.")
+    out = _target(target, found)
+    beside = {"merged": "transformer", "separate": LORA_FILE}[lora or "separate"]
+    written = [out, out.with_name(beside)] if pairs else [out]
+    _refuse_existing(written, force)
+    transformer = _transformer(found, base, pairs) if lora == "merged" else None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with scratch(out.parent) as empty:
+        state = adapter_state(found) if isinstance(found, Path) else _adapter(found, trained, runs_dir, empty)
+        fitting_adapter(state, *blocks_and_width(state), Path(source))
+        WRITERS[out.stem](cast(state, dtype, empty) if dtype else state, out)
+    if transformer:
+        write_merged_transformer(transformer, pairs, found.lora_scale, written[1])
+    elif pairs:
+        write_lora(pairs, found.lora_scale, dtype, written[1])
+    return written
+
+
+def _target(target: str, found: Checkpoint | Path) -> Path:
+    """The file to write: `target`, or one below it when it is a folder."""
+    out = Path(target)
+    if out.name in NAMES and not out.is_dir():
+        return out
+    if out.suffix and not out.is_dir():
+        raise ParamsError(f"The target must be a folder or be called {', '.join(NAMES)}. Got {target}.")
+    if isinstance(found, Path):
+        raise ParamsError(
+            f"The target must be called {', '.join(NAMES)}. Got {target}: a folder gets a checkpoint-STEP, "
+            f"and {found} knows no step."
+        )
+    return out / f"checkpoint-{found.step}" / NAMES[0]
+
+
+def _refuse_existing(paths: list[Path], force: bool) -> None:
+    there = [str(path) for path in paths if path.exists()]
+    if there and not force:
+        raise ParamsError(f"{', '.join(there)} must not be there yet. Use --force to replace it.")
+
+
+def _transformer(found: Checkpoint, base: Path | None, pairs: Pairs) -> Path:
+    """The folder of the transformer that the LoRA is merged into; its layers fit."""
+    folder = (base or base_folder(found.model["base"])) / "transformer"
+    check_layers(folder, pairs)
+    return folder
+
+
+def _adapter(
+    found: Checkpoint, trained: dict[str, Tensor], runs_dir: Path, empty: Empty
+) -> dict[str, Tensor]:
+    """The whole adapter of a checkpoint: what was trained, over what the run began with."""
+    own, pairs = own_adapter(trained), lora_pairs(trained, ADAPTER)
+    if own and not pairs:
+        return own
+    initial = found.model["initial_adapter"]
+    if initial is None:
+        raise CheckpointError(
+            f"{found.path} must hold a whole adapter, or its run must name model.initial_adapter. It is null."
+        )
+    file = adapter_file(initial, runs_dir)
+    began = RunDir(found.run).load("warmup").inputs["model"]
+    if not began.endswith(f"+{path_digest(file)}"):
+        raise CheckpointError(
+            f"{file} must be the adapter that the run {found.run} began with. It has changed."
+        )
+    whole = adapter_state(file) | own
+    return with_lora(cast(whole, torch.float32, empty), pairs, found.lora_scale, empty) if pairs else whole
