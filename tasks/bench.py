@@ -21,7 +21,8 @@ from calligrapher.policy import INITIAL, Weights
 from calligrapher.tiny.pack import DATA
 from calligrapher.update import TRAINED, seeded
 from tasks.artifacts import Artifact, path_digest
-from tasks.checkpoints import TINY, adapter_file, base_folder
+from tasks.checkpoints import TINY, base_folder
+from tasks.convert import adapter_file
 from tasks.params import RunParams, check_multiple
 from tasks.progress import Progress
 from tasks.scoring import Scorer

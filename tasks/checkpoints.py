@@ -73,14 +73,6 @@ def base_folder(text: str) -> Path:
     return DATA / "flux-fill" if text == TINY else Path(text)
 
 
-def adapter_file(text: str, runs_dir: Path) -> Path:
-    """The file that `model.initial_adapter` names; whether it is there and fits shows when it is read."""
-    if text == TINY:
-        return DATA / "calligrapher.bin"
-    found = find_checkpoint(text, runs_dir)
-    return found if isinstance(found, Path) else found.path
-
-
 def _newest(run: Path) -> str:
     updates = sorted(path.parent for path in run.glob(f"round-*/update/{MANIFEST}"))
     return updates[-1].relative_to(run).as_posix() if updates else "warmup"

@@ -30,8 +30,9 @@ from calligrapher.export import (
     write_lora,
     write_merged_transformer,
 )
-from tasks.artifacts import RunDir, path_digest
-from tasks.checkpoints import Checkpoint, adapter_file, base_folder, find_checkpoint
+from calligrapher.tiny.pack import DATA
+from tasks.artifacts import RunDir, fingerprint, path_digest
+from tasks.checkpoints import TINY, Checkpoint, base_folder, find_checkpoint
 
 WRITERS = {"ip-adapter": write_ip_adapter_bin, "calligrapher": write_calligrapher_bin}
 NAMES = [f"{stem}{suffix}" for stem in WRITERS for suffix in (".bin", ".safetensors")]
@@ -107,6 +108,34 @@ def _transformer(found: Checkpoint, base: Path | None, pairs: Pairs) -> Path:
     return folder
 
 
+def adapter_file(text: str, runs_dir: Path) -> Path:
+    """The file that `model.initial_adapter` names; whether it is there and fits shows when it is read.
+
+    LoRA that a run trained on its adapter is added first: the sum is kept in `runs_dir/data/adapters`.
+    """
+    if text == TINY:
+        return DATA / "calligrapher.bin"
+    found = find_checkpoint(text, runs_dir)
+    if isinstance(found, Path):
+        return found
+    trained = load_file(found.path)
+    if own_adapter(trained) and not lora_pairs(trained, ADAPTER):
+        return found.path
+    made_from = {"weights": found.artifact.digest, "model": _began(found)}
+    key = fingerprint("adapter", 1, found.artifact.params["model"], made_from, file=found.path.name)
+    out = runs_dir / "data" / "adapters" / f"{key}.safetensors"
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with scratch(out.parent) as empty:
+            write_calligrapher_bin(_adapter(found, trained, runs_dir, empty), out)
+    return out
+
+
+def _began(found: Checkpoint) -> str:
+    """Digest of the model that the run began with."""
+    return RunDir(found.run).load("warmup").inputs["model"]
+
+
 def _adapter(
     found: Checkpoint, trained: dict[str, Tensor], runs_dir: Path, empty: Empty
 ) -> dict[str, Tensor]:
@@ -120,8 +149,7 @@ def _adapter(
             f"{found.path} must hold a whole adapter, or its run must name model.initial_adapter. It is null."
         )
     file = adapter_file(initial, runs_dir)
-    began = RunDir(found.run).load("warmup").inputs["model"]
-    if not began.endswith(f"+{path_digest(file)}"):
+    if not _began(found).endswith(f"+{path_digest(file)}"):
         raise CheckpointError(
             f"{file} must be the adapter that the run {found.run} began with. It has changed."
         )

@@ -129,6 +129,23 @@ def test_our_file_loads_strictly_into_modules_with_the_public_names(state, tmp_p
             assert torch.equal(tensor, state[f"{name}.{key}"])
 
 
+def test_public_modules_with_our_file_make_the_same_style_tokens(state, tmp_path):
+    write_calligrapher_bin(state, tmp_path / "calligrapher.bin")
+    content = torch.load(tmp_path / "calligrapher.bin", weights_only=True)
+    modules = public_modules()
+    for name, module in modules.items():
+        module.load_state_dict(content[name], strict=True)
+    mlp, qformer = modules["image_proj_mlp"], modules["image_proj_qformer"]
+    style = torch.randn(2, 6)
+    with torch.no_grad():
+        tokens = mlp.norm(mlp.proj(style).reshape(2, 5, 16))
+        read, queries = qformer.id_proj(style).reshape(2, 3, 16), qformer.query_embeds[None].repeat(2, 1, 1)
+        attended, _ = qformer.cross_attn(queries, read, read)
+        tokens = tokens + qformer.norm(qformer.cross_attn_norm(attended + queries))
+        ours = load_adapter(tmp_path / "calligrapher.bin", Transformer()).tokens(style)
+    torch.testing.assert_close(tokens, ours, rtol=1e-5, atol=1e-5)
+
+
 def test_a_file_that_public_modules_saved_is_read(tmp_path):
     modules = public_modules()
     torch.save({name: module.state_dict() for name, module in modules.items()}, tmp_path / "c.bin")

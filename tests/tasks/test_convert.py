@@ -163,6 +163,16 @@ def test_a_run_can_begin_with_what_another_left(plain, make_bench, tmp_path, for
     assert equal(bench.model.policy.snapshot(), trained(plain, "trained" if form == "trained" else "ema"))
 
 
+def test_a_run_can_begin_with_the_adapter_that_a_lora_run_left(tuned, make_bench, tmp_path):
+    (whole, _) = convert(str(tuned), str(tmp_path / "calligrapher.bin"))
+    bench = make_bench(**ONE_ROUND, model={"initial_adapter": str(tuned)})
+    bench.data_dir = tmp_path / "data"
+    wanted = {f"adapter.{name}": weight for name, weight in adapter_state(whole).items()}
+    assert equal(bench.model.policy.snapshot(), wanted)
+    (kept,) = (tmp_path / "data/adapters").iterdir()
+    assert bench.model_paths[2] == kept
+
+
 def test_the_name_of_a_run_is_looked_up_where_the_runs_are(plain, make_bench, tmp_path):
     bench = make_bench(model={"initial_adapter": "plain"})
     bench.data_dir = tmp_path / "data"
