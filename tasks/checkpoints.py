@@ -7,10 +7,11 @@ from typing import Any
 
 from safetensors import safe_open
 
-from calligrapher.errors import CheckpointError
+from calligrapher.errors import ArtifactError, CheckpointError
 from calligrapher.tiny.pack import DATA
 from calligrapher.update import EMA, STATE, TRAINED
 from tasks.artifacts import Artifact, RunDir
+from tasks.digests import file_sha256
 from tasks.lineage import PARAMS
 from tasks.locate import locate
 from tasks.manifest import MANIFEST
@@ -57,15 +58,22 @@ def find_checkpoint(text: str, runs_dir: Path, weights: str | None = None) -> Ch
         return path
     run, name = locate(text, runs_dir)
     artifact = RunDir(run).load(name or _newest(run))
-    file = file or (FILES[weights] if weights else _best(artifact))
-    if file not in FILES.values():
+    files = [file] if file else [FILES[weights]] if weights else [EMA, TRAINED]
+    if not set(files) <= set(FILES.values()):
         raise CheckpointError(f"{text} must be an artifact's {TRAINED} or {EMA}.")
-    found = Checkpoint(run, artifact, artifact.file(file))
-    if not _names(found.path):
-        raise CheckpointError(
-            f"{found.path} must hold weights. It is empty: the stage kept no average. Use trained."
-        )
-    return found
+    for path in (_whole(artifact, file) for file in files):
+        if not _is_empty(path):
+            return Checkpoint(run, artifact, path)
+    raise CheckpointError(
+        f"{artifact.path / files[0]} must hold weights. It is empty: the stage kept no average. Use trained."
+    )
+
+
+def _whole(artifact: Artifact, name: str) -> Path:
+    path = artifact.file(name)
+    if file_sha256(path) != artifact.files[name].sha256:
+        raise ArtifactError(f"{path} is damaged: it holds other bytes than were written.")
+    return path
 
 
 def base_folder(text: str) -> Path:
@@ -78,10 +86,6 @@ def _newest(run: Path) -> str:
     return updates[-1].relative_to(run).as_posix() if updates else "warmup"
 
 
-def _best(artifact: Artifact) -> str:
-    return EMA if EMA in artifact.files and _names(artifact.file(EMA)) else TRAINED
-
-
-def _names(path: Path) -> list[str]:
+def _is_empty(path: Path) -> bool:
     with safe_open(path, framework="pt") as content:
-        return list(content.keys())
+        return not list(content.keys())

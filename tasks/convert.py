@@ -32,7 +32,7 @@ from calligrapher.export import (
 )
 from calligrapher.tiny.pack import DATA
 from tasks.artifacts import RunDir, fingerprint, path_digest
-from tasks.checkpoints import TINY, Checkpoint, base_folder, find_checkpoint
+from tasks.checkpoints import SUFFIXES, TINY, Checkpoint, base_folder, find_checkpoint
 
 WRITERS = {"ip-adapter": write_ip_adapter_bin, "calligrapher": write_calligrapher_bin}
 NAMES = [f"{stem}{suffix}" for stem in WRITERS for suffix in (".bin", ".safetensors")]
@@ -54,9 +54,9 @@ def convert(
     `lora` says what becomes of the transformer's LoRA (None: separate, where there is one), `base` whose
     transformer it is merged into. Nothing is written, and nothing replaced, unless everything fits.
     """
-    found = find_checkpoint(source, runs_dir, weights)
-    if isinstance(found, Path) and weights:
+    if weights and Path(source).suffix in SUFFIXES:
         raise ParamsError(f"--weights chooses between an artifact's files. {source} is one file.")
+    found = find_checkpoint(source, runs_dir, weights)
     trained = {} if isinstance(found, Path) else load_file(found.path)
     pairs = lora_pairs(trained, TRANSFORMER)
     if lora and not pairs:
@@ -67,7 +67,7 @@ def convert(
     beside = {"merged": "transformer", "separate": LORA_FILE}[lora or "separate"]
     written = [out, out.with_name(beside)] if pairs else [out]
     _refuse_existing(written, force)
-    transformer = _transformer(found, base, pairs) if lora == "merged" else None
+    transformer = _transformer(found, base, pairs, written[-1]) if lora == "merged" else None
     out.parent.mkdir(parents=True, exist_ok=True)
     with scratch(out.parent) as empty:
         state = adapter_state(found) if isinstance(found, Path) else _adapter(found, trained, runs_dir, empty)
@@ -101,10 +101,12 @@ def _refuse_existing(paths: list[Path], force: bool) -> None:
         raise ParamsError(f"{', '.join(there)} must not be there yet. Use --force to replace it.")
 
 
-def _transformer(found: Checkpoint, base: Path | None, pairs: Pairs) -> Path:
-    """The folder of the transformer that the LoRA is merged into; its layers fit."""
+def _transformer(found: Checkpoint, base: Path | None, pairs: Pairs, out: Path) -> Path:
+    """The folder of the transformer that the LoRA is merged into; its layers fit, and it is not `out`."""
     folder = (base or base_folder(found.model["base"])) / "transformer"
     check_layers(folder, pairs)
+    if folder.resolve() == out.resolve():
+        raise ParamsError(f"{folder} must stay as it is: it is the base. Name a target in another folder.")
     return folder
 
 

@@ -1,6 +1,7 @@
 """Weights of runs as files for other programs: what is written computes what was trained."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -214,6 +215,8 @@ def test_choices_that_would_do_nothing_are_refused(plain, random_model, tmp_path
     file, target = str(random_model / "calligrapher.bin"), str(tmp_path / "ip-adapter.bin")
     with pytest.raises(ParamsError, match="--weights chooses between an artifact's files"):
         convert(file, target, weights="ema")
+    with pytest.raises(ParamsError, match="--weights chooses between an artifact's files"):
+        convert(str(plain / "round-0000/update/ema.safetensors"), target, weights="trained")
     with pytest.raises(ParamsError, match="knows no step"):
         convert(file, str(tmp_path / "folder"))
     with pytest.raises(ParamsError, match="--lora needs LoRA of the transformer"):
@@ -224,9 +227,26 @@ def test_choices_that_would_do_nothing_are_refused(plain, random_model, tmp_path
         convert(str(plain / "warmup"), target, weights="ema")
     with pytest.raises(CheckpointError, match="must be an artifact's trained"):
         convert(str(plain / "round-0000/update/optimizer.safetensors"), target)
-    with pytest.raises(ArtifactError, match=r"must hold 'trained.safetensors'. It has shard-0000.parquet"):
+    with pytest.raises(ArtifactError, match=r"must hold 'ema.safetensors'. It has shard-0000.parquet"):
         convert(str(plain / "round-0000/rollout"), target)
     assert not list(tmp_path.glob("*.bin"))
+
+
+def test_the_base_is_not_replaced_even_by_force(tuned, random_model, tmp_path):
+    base = shutil.copytree(random_model / "flux-fill/transformer", tmp_path / "base/transformer").parent
+    with pytest.raises(ParamsError, match="must stay as it is: it is the base"):
+        convert(str(tuned), str(base / "calligrapher.bin"), lora="merged", base=base, force=True)
+    assert [path.name for path in base.iterdir()] == ["transformer"]
+
+
+def test_a_flipped_bit_in_an_artifact_is_not_exported(plain, tmp_path):
+    path = plain / "round-0000/update/ema.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"ema.safetensors is damaged: it holds other bytes than were"):
+        convert(str(plain), str(tmp_path / "calligrapher.bin"))
+    assert convert(str(plain), str(tmp_path / "calligrapher.bin"), weights="trained")
 
 
 def test_a_damaged_source_leaves_no_file(random_model, tmp_path):
