@@ -78,6 +78,7 @@ class Policy:
         self.autocast = autocast
         model.requires_grad_(False)
         for name, parameter in model.named_parameters():
+            # A layer with a LoRA pair (its weight is then called base_layer) is itself left as it is.
             whole = train_adapter and name.startswith("adapter.") and ".base_layer." not in name
             if whole or "lora_" in name:
                 parameter.requires_grad_(True)

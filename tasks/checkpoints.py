@@ -54,7 +54,8 @@ def find_checkpoint(text: str, runs_dir: Path, weights: str | None = None) -> Ch
     """
     path = Path(text)
     file = path.name if path.suffix in SUFFIXES else None
-    if file and not (path.parent / MANIFEST).is_file():
+    is_uri = text.startswith(("file:", "runs:"))
+    if file and not is_uri and not (path.parent / MANIFEST).is_file():
         return path
     run, name = locate(text, runs_dir)
     artifact = RunDir(run).load(name or _newest(run))

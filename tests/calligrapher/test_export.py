@@ -1,5 +1,7 @@
 """LoRA that leaves the project computes what it computed inside; sums need no memory of their own."""
 
+import shutil
+
 import pytest
 import torch
 from diffusers import FluxFillPipeline, FluxTransformer2DModel
@@ -64,6 +66,7 @@ def test_the_lora_file_gives_diffusers_transformer_the_same_output(tuned, random
 def test_the_lora_file_is_what_the_pipeline_loads_from_a_folder(tuned, random_model, tmp_path):
     transformer, weights = tuned
     write_lora(lora_pairs(weights, "transformer"), SCALE, None, tmp_path / LORA_FILE)
+    shutil.copyfile(random_model / "siglip/model.safetensors", tmp_path / "calligrapher.safetensors")
     pipeline = FluxFillPipeline.from_pretrained(random_model / "flux-fill")
     pipeline.load_lora_weights(tmp_path)
     torch.testing.assert_close(call(pipeline.transformer), call(transformer), rtol=1e-5, atol=1e-5)

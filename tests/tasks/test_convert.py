@@ -52,7 +52,8 @@ def test_a_run_is_written_bit_by_bit_and_read_again(plain, tmp_path, name, targe
 
 def test_every_way_to_name_a_checkpoint_gives_the_same_file(plain, tmp_path):
     update = plain / "round-0000/update"
-    names = [plain, "plain", update, "plain/round-0000/update", update.as_uri(), update / "ema.safetensors"]
+    file = update / "ema.safetensors"
+    names = [plain, "plain", update, "plain/round-0000/update", update.as_uri(), file, file.as_uri()]
     files = []
     for i, name in enumerate(names):
         files += convert(str(name), str(tmp_path / str(i) / "calligrapher.bin"), runs_dir=tmp_path)
@@ -96,9 +97,13 @@ def velocity(transformer, adapter):
         ).sample
 
 
-@pytest.mark.parametrize("lora", ["merged", "separate"])
-def test_what_a_lora_run_leaves_computes_what_it_trained(tuned, make_bench, random_model, tmp_path, lora):
-    bench = make_bench(**ONE_ROUND, **LORA)
+@pytest.mark.parametrize(("lora", "rest"), [("merged", False), ("separate", False), ("separate", True)])
+def test_what_a_lora_run_leaves_computes_what_it_trained(
+    train, make_bench, random_model, tmp_path, lora, rest
+):
+    model = {"model": LORA["model"] | {"train_adapter": rest}}
+    tuned, _ = train("tuned", **ONE_ROUND, **model)
+    bench = make_bench(**ONE_ROUND, **model)
     # Weights that have moved far, so that a wrong scale or a left out pair would show.
     weights = {n: torch.randn(w.shape) * 0.2 for n, w in bench.model.policy.snapshot().items()}
     rewrite(tuned / "round-0000/update", weights)
