@@ -1,5 +1,6 @@
 """Weights of runs as files for other programs: what is written computes what was trained."""
 
+import itertools
 import json
 import shutil
 
@@ -39,15 +40,15 @@ def trained(folder, name="ema"):
     return load_file(folder / f"round-0000/update/{name}.safetensors")
 
 
-@pytest.mark.parametrize("name", ["ema", "trained"])
-@pytest.mark.parametrize("target", ["ip-adapter.bin", "ip-adapter.safetensors", "calligrapher.bin"])
-def test_a_run_is_written_bit_by_bit_and_read_again(plain, tmp_path, name, target):
-    (written,) = convert(str(plain), str(tmp_path / "new" / target), weights=name)
-    assert written == tmp_path / "new" / target
-    wanted = {n.removeprefix("adapter."): w for n, w in trained(plain, name).items()}
-    assert equal(adapter_state(written), wanted)
-    (again,) = convert(str(written), str(tmp_path / "calligrapher.safetensors"))
-    assert equal(adapter_state(again), wanted)
+def test_a_run_is_written_bit_by_bit_and_read_again(plain, tmp_path):
+    targets = ["ip-adapter.bin", "ip-adapter.safetensors", "calligrapher.bin"]
+    for name, target in itertools.product(("ema", "trained"), targets):
+        (written,) = convert(str(plain), str(tmp_path / name / target), weights=name)
+        assert written == tmp_path / name / target
+        wanted = {n.removeprefix("adapter."): w for n, w in trained(plain, name).items()}
+        assert equal(adapter_state(written), wanted)
+        (again,) = convert(str(written), str(tmp_path / "calligrapher.safetensors"), force=True)
+        assert equal(adapter_state(again), wanted)
 
 
 def test_every_way_to_name_a_checkpoint_gives_the_same_file(plain, tmp_path):
@@ -157,16 +158,16 @@ def test_lora_without_the_adapter_that_it_was_trained_on_is_refused(tuned, tmp_p
 # --- any checkpoint continues training ---
 
 
-@pytest.mark.parametrize("form", ["artifact", "trained", "calligrapher.bin", "ip-adapter.safetensors"])
-def test_a_run_can_begin_with_what_another_left(plain, make_bench, tmp_path, form):
+def test_a_run_can_begin_with_what_another_left(plain, make_bench, tmp_path):
     update = plain / "round-0000/update"
-    name = {"artifact": str(update), "trained": str(update / "trained.safetensors")}.get(form)
-    if name is None:
-        (file,) = convert(str(update), str(tmp_path / form))
-        name = str(file)
-    bench = make_bench(**ONE_ROUND, model={"initial_adapter": name})
-    bench.data_dir = tmp_path / "data"
-    assert equal(bench.model.policy.snapshot(), trained(plain, "trained" if form == "trained" else "ema"))
+    files = [update, update / "trained.safetensors"]
+    for name in ("calligrapher.bin", "ip-adapter.safetensors"):
+        files += convert(str(update), str(tmp_path / name))
+    for file in files:
+        bench = make_bench(**ONE_ROUND, model={"initial_adapter": str(file)})
+        bench.data_dir = tmp_path / "data"
+        wanted = trained(plain, "trained" if file.stem == "trained" else "ema")
+        assert equal(bench.model.policy.snapshot(), wanted)
 
 
 def test_a_run_can_begin_with_the_adapter_that_a_lora_run_left(tuned, make_bench, tmp_path):
@@ -209,11 +210,11 @@ def test_an_existing_target_is_replaced_only_by_force(tuned, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["adapter.bin", "ip-adapter.pt", "calligrapher.ckpt", "ip-adapter.bin.gz"])
-def test_another_name_is_answered_with_the_names_there_are(plain, tmp_path, name):
+def test_another_name_is_answered_with_the_names_there_are(random_model, tmp_path, name):
     with pytest.raises(
         ParamsError, match=r"ip-adapter.bin, ip-adapter.safetensors, calligrapher.bin, callig"
     ):
-        convert(str(plain), str(tmp_path / name))
+        convert(str(random_model / "calligrapher.bin"), str(tmp_path / name))
 
 
 def test_choices_that_would_do_nothing_are_refused(plain, random_model, tmp_path):
