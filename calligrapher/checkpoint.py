@@ -6,6 +6,7 @@
 | our `ip-adapter.bin` | `image_proj` (the MLP), `image_proj_qformer`, `ip_adapter` |
 | older `ip-adapter.bin` | `image_proj` and `ip_adapter`, or `image_proj_mlp` and `attn_adapter`; no QFormer |
 | a `.safetensors` twin of any of these | `top_key.key` |
+| `trained.safetensors`, `ema.safetensors` of a run | `adapter.` and the twin's names; `transformer.`: LoRA |
 
 `image_proj` holds the MLP's own keys (`proj.0.weight`, ..., `norm.bias`), as in the public training code, so
 that its loader takes our file and merely leaves the QFormer aside. When reading, `mlp.*` and `qformer.*`
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 MLP, QFORMER, ATTENTION = "image_proj_mlp", "image_proj_qformer", "attn_adapter"
 JOINT, IP_ATTENTION = "image_proj", "ip_adapter"
+ADAPTER, TRANSFORMER = "adapter", "transformer"  # in the files of a run: the modules of `StyledTransformer`
+QUERIES = f"{QFORMER}.query_embeds"
 
 # What torch's and safetensors' readers raise on damaged files, besides what they document.
 _READ_ERRORS = (
@@ -100,11 +103,15 @@ def _described(content: object) -> str:
 def adapter_state(path: Path) -> dict[str, Tensor]:
     """Flat state of a `StyleAdapter` from any of the formats in the table above.
 
-    Raises CheckpointError when a part is missing, unknown, or there twice.
+    The tensors stay mapped to the file. Raises CheckpointError when a part is missing, unknown, or there
+    twice.
     """
+    content = read_tensors(path)
+    if content and content.keys() <= {ADAPTER, TRANSFORMER}:
+        content = _adapter_of_run(content, path)
     parts: Nested = defaultdict(dict)
     unexpected, twice = [], []
-    for top, part in read_tensors(path).items():
+    for top, part in content.items():
         if top not in (MLP, QFORMER, ATTENTION, JOINT, IP_ATTENTION):
             unexpected.append(top)
         for key, tensor in part.items():
@@ -123,7 +130,28 @@ def adapter_state(path: Path) -> dict[str, Tensor]:
         )
     if not parts.get(QFORMER):
         logger.warning("%s has no QFormer: its share of the style tokens is zero.", path)
-    return {f"{top}.{key}": tensor for top, part in parts.items() for key, tensor in part.items()}
+    state = {f"{top}.{key}": tensor for top, part in parts.items() for key, tensor in part.items()}
+    if QUERIES in state and state[QUERIES].ndim == 3 and state[QUERIES].shape[0] == 1:
+        state[QUERIES] = state[QUERIES][0]
+    return state
+
+
+def _adapter_of_run(content: Nested, path: Path) -> Nested:
+    """Top key -> key -> tensor of a run's adapter, which must have been trained whole."""
+    adapter = content.get(ADAPTER, {})
+    if not adapter or any(".lora_" in key for key in adapter):
+        raise CheckpointError(
+            f"{path} must hold a whole adapter. It holds {'LoRA pairs of one' if adapter else 'none'}: the "
+            "rest was not trained. `calligrapher convert ARTIFACT FILE`, with the folder of the artifact "
+            "that it lies in, puts the two together."
+        )
+    if TRANSFORMER in content:
+        logger.warning("%s also holds LoRA of the transformer. Only its adapter is read.", path)
+    nested: Nested = defaultdict(dict)
+    for name, tensor in adapter.items():
+        top, _, key = name.partition(".")
+        nested[top][key] = tensor
+    return dict(nested)
 
 
 def config_of(state: Mapping[str, Tensor]) -> AdapterConfig:
@@ -152,13 +180,18 @@ def load_adapter(path: Path, transformer, dtype: torch.dtype = torch.float32) ->
     lists missing, unexpected and wrongly shaped keys.
     """
     state = adapter_state(path)
+    adapter = fitting_adapter(state, len(transformer.attn_processors), transformer.inner_dim, path)
+    # Copies, not the file's mapping: what happens to the file later must not reach the weights.
+    adapter.load_state_dict({k: v.to(dtype, copy=True) for k, v in state.items()}, assign=True)
+    return adapter
+
+
+def fitting_adapter(state: Mapping[str, Tensor], blocks: int, width: int, path: Path) -> StyleAdapter:
+    """An adapter without memory that `state` (of `path`, for messages) fits into; or CheckpointError."""
     with torch.device("meta"):
-        adapter = StyleAdapter(config_of(state), len(transformer.attn_processors), transformer.inner_dim)
+        adapter = StyleAdapter(config_of(state), blocks, width)
     if not any(key.startswith(f"{QFORMER}.") for key in state):
         adapter.image_proj_qformer = None
-    queries = f"{QFORMER}.query_embeds"
-    if queries in state and state[queries].ndim == 3 and state[queries].shape[0] == 1:
-        state[queries] = state[queries][0]
     wanted = adapter.state_dict()
     missing = sorted(set(wanted) - set(state))
     unexpected = sorted(set(state) - set(wanted))
@@ -169,13 +202,17 @@ def load_adapter(path: Path, transformer, dtype: torch.dtype = torch.float32) ->
     ]
     if missing or unexpected or misshaped:
         raise CheckpointError(
-            f"{path} must fit this model ({len(transformer.attn_processors)} attention blocks of width "
-            f"{transformer.inner_dim}).\n  missing: {_some(missing)}\n  unexpected: {_some(unexpected)}\n"
+            f"{path} must fit this model ({blocks} attention blocks of width {width}).\n"
+            f"  missing: {_some(missing)}\n  unexpected: {_some(unexpected)}\n"
             f"  wrong shape: {_some(misshaped)}"
         )
-    # Copies, not the file's mapping: what happens to the file later must not reach the weights.
-    adapter.load_state_dict({k: v.to(dtype, copy=True) for k, v in state.items()}, assign=True)
     return adapter
+
+
+def blocks_and_width(state: Mapping[str, Tensor]) -> tuple[int, int]:
+    """For how many attention blocks, and of what width, a state was made."""
+    keys = [state[name] for name in state if name.startswith(f"{ATTENTION}.") and ".to_k_ip." in name]
+    return len(keys), keys[0].shape[0] if keys and keys[0].ndim else 0
 
 
 def _some(names: list[str], limit: int = 6) -> str:

@@ -92,16 +92,19 @@ def load_model(
     if not transformer.config.guidance_embeds:
         raise ParamsError(f"model.base must embed the guidance, as FLUX.1-Fill does. {base} does not.")
     tower = SiglipVisionModel.from_pretrained(siglip, dtype=dtype)
+    adapter_dtype = torch.float32 if train_adapter else dtype
     if adapter is not None:
-        style = load_adapter(adapter, transformer)
+        style = load_adapter(adapter, transformer, adapter_dtype)
     else:
         torch.manual_seed(seed)
         sizes = AdapterConfig(
             style_dim=tower.config.hidden_size, token_dim=transformer.config.joint_attention_dim
         )
         style = StyleAdapter(sizes, len(transformer.attn_processors), transformer.inner_dim)
-    if lora is not None:
-        add_lora(transformer, seed=seed, **lora)
+        style.to(adapter_dtype)
+    for module, key in ((transformer, "targets"), (style, "adapter_targets")):
+        if lora is not None and lora.get(key):
+            add_lora(module, rank=lora["rank"], alpha=lora["alpha"], targets=lora[key], seed=seed)
     if gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     styled = StyledTransformer(transformer, style, guidance_scale).to(where)

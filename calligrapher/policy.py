@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from calligrapher.errors import CheckpointError
+from calligrapher.errors import CheckpointError, ParamsError
 from calligrapher.ip_adapter import StyleAdapter
 
 Weights = dict[str, Tensor]
@@ -78,7 +78,9 @@ class Policy:
         self.autocast = autocast
         model.requires_grad_(False)
         for name, parameter in model.named_parameters():
-            if "lora_" in name or (train_adapter and name.startswith("adapter.")):
+            # A layer with a LoRA pair (its weight is then called base_layer) is itself left as it is.
+            whole = train_adapter and name.startswith("adapter.") and ".base_layer." not in name
+            if whole or "lora_" in name:
                 parameter.requires_grad_(True)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._used = 0  # depth of `use`
@@ -136,10 +138,22 @@ class Policy:
             )
 
 
-def add_lora(transformer, *, rank: int, alpha: float, targets: list[str], seed: int) -> None:
-    """Put trainable low-rank pairs (peft) beside the linear layers `targets`; they start as a no-op."""
+def add_lora(module: nn.Module, *, rank: int, alpha: float, targets: list[str], seed: int) -> None:
+    """Put trainable low-rank pairs (peft) beside the linear layers `targets`; they start as a no-op.
+
+    A target is the end of a layer's dotted name. Raises ParamsError for one that no layer has. The layers of
+    nn.MultiheadAttention are none: it reads their weights itself, past any pair.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
+    linear = [name for name, layer in module.named_modules() if type(layer) is nn.Linear]
+    unmatched = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in linear)]
+    if unmatched:
+        ends = {".".join(name.split(".")[-2 if name[-1].isdigit() else -1 :]) for name in linear}
+        raise ParamsError(
+            f"A target of model.lora must be a linear layer of the {type(module).__name__}. Got "
+            f"{', '.join(unmatched)}. It has: {', '.join(sorted(ends))}."
+        )
     torch.manual_seed(seed)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
-    inject_adapter_in_model(config, transformer)
+    inject_adapter_in_model(config, module)

@@ -7,6 +7,7 @@ calligrapher why RUN STAGE [KEY=VALUE ...]
 calligrapher rerun RUN STAGE [KEY=VALUE ...] --fork NAME [--downstream]
 calligrapher replay RUN [KEY=VALUE ...] --fork NAME
 calligrapher data check DIR|FILE [--sheet sheet.png] | data make PICTURES OUT
+calligrapher convert WEIGHTS TARGET [--weights ema|trained] [--lora merged|separate] [--dtype bfloat16]
 calligrapher tiny pretrain OUT | tiny cases OUT
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calligrapher.errors import CalligrapherError
+from flows.cli_convert import add_convert_commands
 from flows.cli_data import add_data_commands
 from flows.cli_runs import add_run_commands
 
@@ -64,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_run_commands(commands)
     add_data_commands(commands)
+    add_convert_commands(commands)
 
     tiny = commands.add_parser("tiny", help="the embedded tiny model").add_subparsers(
         required=True, metavar="WHAT"

@@ -15,11 +15,14 @@ from safetensors.torch import load_file
 
 from calligrapher.conditioning import Canvas, ConditioningCache
 from calligrapher.dataset import Case, load_cases
-from calligrapher.errors import ParamsError
+from calligrapher.errors import ArtifactError, CheckpointError, ParamsError
 from calligrapher.model import Model, load_model
 from calligrapher.policy import INITIAL, Weights
+from calligrapher.tiny.pack import DATA
 from calligrapher.update import TRAINED, seeded
 from tasks.artifacts import Artifact, path_digest
+from tasks.checkpoints import TINY, base_folder
+from tasks.convert import adapter_file
 from tasks.digests import cases_digest
 from tasks.params import RunParams, check_multiple
 from tasks.progress import Progress
@@ -27,7 +30,6 @@ from tasks.scoring import Scorer
 
 logger = logging.getLogger(__name__)
 
-TINY = "tiny"
 TINY_CASES = {"train": 512, "evaluation": 64}
 
 
@@ -47,19 +49,21 @@ class Bench:
     @cached_property
     def model_paths(self) -> tuple[Path, Path, Path | None]:
         """Base, SigLIP and adapter; the word `tiny` stands for the embedded model's."""
-        from calligrapher.tiny.pack import DATA
-
         m = self.params.model
         if m.siglip is None and m.base != TINY:
             raise ParamsError(
                 f"model.siglip must name SigLIP's folder when model.base is {m.base!r}. Got null."
             )
-        base = DATA / "flux-fill" if m.base == TINY else Path(m.base)
+        base = base_folder(m.base)
         siglip = DATA / "siglip" if m.siglip in (None, TINY) else Path(m.siglip)
-        adapter = m.initial_adapter and (
-            DATA / "calligrapher.bin" if m.initial_adapter == TINY else Path(m.initial_adapter)
-        )
-        return base, siglip, adapter or None
+        return base, siglip, self._initial_adapter()
+
+    def _initial_adapter(self) -> Path | None:
+        given = self.params.model.initial_adapter
+        try:
+            return adapter_file(given, self.data_dir.parent) if given else None
+        except ArtifactError as error:
+            raise CheckpointError(f"model.initial_adapter must name weights. Got {given}: {error}") from error
 
     @cached_property
     def model_digest(self) -> str:

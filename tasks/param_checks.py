@@ -38,6 +38,11 @@ def trains_something(params: "RunParams") -> None:
         raise ValueError(
             "model.train_adapter must be true when model.lora is null: nothing would train. Got false."
         )
+    lora = params.model.lora
+    if lora is not None and not (lora.targets or lora.adapter_targets):
+        raise ValueError(
+            "model.lora must name layers in targets or adapter_targets, or be null. Both are empty."
+        )
     if params.model.base != "tiny" and params.model.siglip is None:
         raise ValueError(
             f"model.siglip must name the SigLIP folder of model.base {params.model.base!r}. Got None: "

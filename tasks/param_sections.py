@@ -23,7 +23,7 @@ class Section(BaseModel):
 
 
 class LoraParams(Section):
-    """Low-rank weights on the transformer's own layers, trained beside the adapter (peft)."""
+    """Low-rank weights beside linear layers of the transformer and of the adapter (peft)."""
 
     rank: Positive = Field(16, description="Rank of each pair of matrices.")
     alpha: Annotated[float, Field(gt=0)] = Field(
@@ -31,8 +31,12 @@ class LoraParams(Section):
     )
     targets: list[str] = Field(
         ["to_q", "to_k", "to_v", "to_out.0"],
-        min_length=1,
         description="Names of the linear layers of the transformer that get a pair, as peft matches them.",
+    )
+    adapter_targets: list[str] = Field(
+        [],
+        description="The same of the adapter: to_k_ip, to_v_ip, proj.0, proj.2, id_proj.0, id_proj.2. A "
+        "layer with a pair is itself left as it is, also where train_adapter trains the rest.",
     )
 
 
@@ -45,7 +49,9 @@ class ModelParams(Section):
         description="Folder of the SigLIP that reads the style; null with base 'tiny', which has its own.",
     )
     initial_adapter: str | None = Field(
-        None, description="Adapter weights to start from (initial_ip_adapter_path); null = new weights."
+        None,
+        description="Adapter weights to start from (initial_ip_adapter_path): a file, or an artifact or run "
+        "by folder, name or MLflow URI; null = new weights.",
     )
     width: Positive = Field(512, description="Canvas width in pixels: a multiple of twice the VAE's factor.")
     height: Positive = Field(
@@ -73,7 +79,7 @@ class ModelParams(Section):
         "auto", description="'auto', 'cpu', 'cuda', 'cuda:1', ...; auto takes CUDA when there is one."
     )
     train_adapter: bool = Field(True, description="Train the adapter; false = only the LoRA weights.")
-    lora: LoraParams | None = Field(None, description="LoRA on the transformer; null = none.")
+    lora: LoraParams | None = Field(None, description="LoRA on transformer and adapter; null = none.")
 
 
 class DataParams(Section):

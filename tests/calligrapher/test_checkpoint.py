@@ -129,6 +129,23 @@ def test_our_file_loads_strictly_into_modules_with_the_public_names(state, tmp_p
             assert torch.equal(tensor, state[f"{name}.{key}"])
 
 
+def test_public_modules_with_our_file_make_the_same_style_tokens(state, tmp_path):
+    write_calligrapher_bin(state, tmp_path / "calligrapher.bin")
+    content = torch.load(tmp_path / "calligrapher.bin", weights_only=True)
+    modules = public_modules()
+    for name, module in modules.items():
+        module.load_state_dict(content[name], strict=True)
+    mlp, qformer = modules["image_proj_mlp"], modules["image_proj_qformer"]
+    style = torch.randn(2, 6)
+    with torch.no_grad():
+        tokens = mlp.norm(mlp.proj(style).reshape(2, 5, 16))
+        read, queries = qformer.id_proj(style).reshape(2, 3, 16), qformer.query_embeds[None].repeat(2, 1, 1)
+        attended, _ = qformer.cross_attn(queries, read, read)
+        tokens = tokens + qformer.norm(qformer.cross_attn_norm(attended + queries))
+        ours = load_adapter(tmp_path / "calligrapher.bin", Transformer()).tokens(style)
+    torch.testing.assert_close(tokens, ours, rtol=1e-5, atol=1e-5)
+
+
 def test_a_file_that_public_modules_saved_is_read(tmp_path):
     modules = public_modules()
     torch.save({name: module.state_dict() for name, module in modules.items()}, tmp_path / "c.bin")
@@ -214,6 +231,52 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(state, tmp_path, mo
         write_calligrapher_bin(state, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+# --- the files of a run ---
+
+
+def test_an_adapter_that_a_run_trained_whole_is_read_from_its_file(state, tmp_path, caplog):
+    path = tmp_path / "trained.safetensors"
+    save_file({f"adapter.{name}": tensor for name, tensor in state.items()}, path)
+    assert equal(adapter_state(path), state)
+    assert not caplog.text
+    pair = {f"transformer.x.lora_{k}.default.weight": torch.ones(2, 2) for k in "AB"}
+    save_file({f"adapter.{name}": tensor for name, tensor in state.items()} | pair, path)
+    assert equal(load_adapter(path, Transformer()).state_dict(), state)
+    assert "also holds LoRA of the transformer. Only its adapter is read." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["transformer.x.lora_A.default.weight"], "It holds none"),
+        (["adapter.attn_adapter.0.to_k_ip.lora_A.default.weight"], "It holds LoRA pairs of one"),
+    ],
+)
+def test_a_runs_file_without_a_whole_adapter_says_how_to_get_one(tmp_path, names, found):
+    path = tmp_path / "ema.safetensors"
+    save_file({name: torch.ones(2, 2) for name in names}, path)
+    with pytest.raises(CheckpointError, match=rf"must hold a whole adapter. {found}.*convert ARTIFACT"):
+        adapter_state(path)
+
+
+@pytest.mark.parametrize("part", ["flux-fill/transformer", "siglip", "flux-fill/vae"])
+def test_another_part_of_the_model_is_not_taken_for_an_adapter(random_model, part):
+    file = next((random_model / part).glob("*.safetensors"))
+    with pytest.raises(
+        CheckpointError, match=r"missing: image_proj_mlp or image_proj, [^\n]*\n  unexpected: \w"
+    ):
+        adapter_state(file)
+
+
+def test_a_files_unknown_keys_are_named(state, tmp_path):
+    nested = split_state(state)
+    nested["image_proj_mlp"]["proj.9.weight"] = nested["attn_adapter"]["0.to_q_ip.weight"] = torch.zeros(2)
+    torch.save(nested, tmp_path / "a.bin")
+    unknown = r"unexpected: attn_adapter\.0\.to_q_ip\.weight, image_proj_mlp\.proj\.9\.weight\n"
+    with pytest.raises(CheckpointError, match=unknown):
+        load_adapter(tmp_path / "a.bin", Transformer())
 
 
 # --- what does not fit ---

@@ -78,6 +78,20 @@ def test_the_adapter_can_be_left_as_it_is(load):
     assert all("lora_" in name for name in names)
 
 
+def test_an_adapter_that_is_not_trained_is_held_in_the_forwards_type(load, cases):
+    lora = {"rank": 2, "alpha": 4.0, "targets": [], "adapter_targets": ["to_k_ip", "id_proj.2"]}
+    model = load(train_adapter=False, mixed_precision="bf16", lora=lora)
+    adapter = model.policy.model.adapter
+    frozen = {p.dtype for p in adapter.parameters() if not p.requires_grad}
+    assert (frozen, {p.dtype for p in model.policy.parameters.values()}) == (
+        {torch.bfloat16},
+        {torch.float32},
+    )
+    found = gradients(model, cases)
+    assert len(found) == 2 * (3 + 1)  # keys in three blocks, one layer of the QFormer
+    assert all(g is not None and g.isfinite().all() for g in found.values())
+
+
 def test_a_new_adapter_comes_from_the_seed(load):
     one, same, other = (load(adapter=None, seed=seed).policy.snapshot() for seed in (1, 1, 2))
     assert all(torch.equal(one[n], same[n]) for n in one)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from calligrapher.errors import CheckpointError
+from calligrapher.errors import CheckpointError, ParamsError
 from calligrapher.ip_adapter import AdapterConfig, StyleAdapter, set_scale
 from calligrapher.policy import Conditioning, Policy, StyledTransformer, add_lora
 
@@ -14,7 +14,7 @@ LENGTH, TEXT = 6, 4
 TARGETS = ["to_q", "to_out.0", "proj_mlp"]
 
 
-def build(lora=False, train_adapter=True, autocast=None, before=False):
+def build(lora=False, train_adapter=True, autocast=None, before=False, adapter_targets=()):
     """A policy of one double and two single blocks; `before` = LoRA goes in before the adapter."""
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
@@ -34,6 +34,8 @@ def build(lora=False, train_adapter=True, autocast=None, before=False):
     if lora and before:
         add_lora(transformer, rank=2, alpha=4.0, targets=TARGETS, seed=3)
     styled = StyledTransformer(transformer, adapter, guidance_scale=3.5)
+    if adapter_targets:
+        add_lora(styled.adapter, rank=2, alpha=4.0, targets=list(adapter_targets), seed=4)
     if lora and not before:
         add_lora(transformer, rank=2, alpha=4.0, targets=TARGETS, seed=3)
     return Policy(styled, train_adapter=train_adapter, autocast=autocast)
@@ -118,6 +120,49 @@ def test_lora_may_be_added_before_or_after_the_adapter():
     assert list(before.parameters) == list(after.parameters)
     assert torch.equal(velocity(before), velocity(after))
     assert equal(before.snapshot(), after.snapshot())
+
+
+ADAPTER_TARGETS = ["to_k_ip", "to_v_ip", "proj.0", "proj.2", "id_proj.0", "id_proj.2"]
+
+
+def test_lora_on_the_adapter_starts_as_nothing_and_trains_alone():
+    plain = build(train_adapter=False)
+    policy = build(train_adapter=False, adapter_targets=ADAPTER_TARGETS)
+    assert torch.equal(velocity(plain), velocity(policy))
+    layers = {name.split(".lora_")[0] for name in policy.parameters}
+    assert len(policy.parameters) == 2 * len(layers) == 2 * (3 * 2 + 2 + 2)
+    assert all(name.startswith("adapter.") for name in layers)
+    x, sigma, conditioning = inputs()
+    policy.velocity(x, sigma, conditioning).square().mean().backward()
+    ups = [p for name, p in policy.parameters.items() if "lora_B" in name]
+    assert all(up.grad.abs().max() > 0 for up in ups)
+    assert all(p.grad is None for n, p in policy.model.named_parameters() if n not in policy.parameters)
+
+
+@pytest.mark.parametrize("target", ADAPTER_TARGETS)
+def test_every_target_of_the_adapter_has_an_effect(target):
+    plain, policy = velocity(build()), build(train_adapter=False, adapter_targets=[target])
+    with policy.use(moved(policy, 1)):
+        assert (velocity(policy) - plain).abs().max() > 1e-5
+
+
+def test_a_layer_with_a_pair_is_itself_left_as_it_is_while_the_rest_trains():
+    names = set(build(adapter_targets=["proj.2"]).parameters)
+    assert {n for n in names if "image_proj_mlp" in n} == {
+        "adapter.image_proj_mlp.proj.0.weight",
+        "adapter.image_proj_mlp.proj.0.bias",
+        "adapter.image_proj_mlp.proj.2.lora_A.default.weight",
+        "adapter.image_proj_mlp.proj.2.lora_B.default.weight",
+        "adapter.image_proj_mlp.norm.weight",
+        "adapter.image_proj_mlp.norm.bias",
+    }
+
+
+@pytest.mark.parametrize("target", ["cross_attn", "out_proj", "norm", "to_q", "proj", "roj.0"])
+def test_a_target_that_no_linear_layer_of_the_adapter_has_is_refused(target):
+    message = f"must be a linear layer of the StyleAdapter. Got {target}. It has: id_proj.0, id_proj.2, "
+    with pytest.raises(ParamsError, match=message):
+        build(adapter_targets=["to_k_ip", target])
 
 
 def test_lora_weights_follow_from_their_seed_alone():

@@ -40,6 +40,7 @@ CHANGES = {
     "model.lora.rank": (3, "warmup", LORA),
     "model.lora.alpha": (5.0, "rollout", LORA),
     "model.lora.targets": (["to_k"], "warmup", LORA),
+    "model.lora.adapter_targets": (["to_k_ip"], "warmup", LORA),
     "data.train": ("OTHER/cases", "rollout", {}),
     "data.evaluation": ("OTHER/cases", "evaluate", {}),
     "warmup.steps": (1, "warmup", {}),
