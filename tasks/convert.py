@@ -70,7 +70,7 @@ def convert(
     transformer = _transformer(found, base, pairs, written[-1]) if lora == "merged" else None
     out.parent.mkdir(parents=True, exist_ok=True)
     with scratch(out.parent) as empty:
-        state = adapter_state(found) if isinstance(found, Path) else _adapter(found, trained, runs_dir, empty)
+        state = adapter_state(found) if isinstance(found, Path) else _adapter(found, trained, empty)
         fitting_adapter(state, *blocks_and_width(state), Path(source))
         WRITERS[out.stem](cast(state, dtype, empty) if dtype else state, out)
     if transformer:
@@ -129,7 +129,7 @@ def adapter_file(text: str, runs_dir: Path) -> Path:
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
         with scratch(out.parent) as empty:
-            write_calligrapher_bin(_adapter(found, trained, runs_dir, empty), out)
+            write_calligrapher_bin(_adapter(found, trained, empty), out)
     return out
 
 
@@ -138,9 +138,7 @@ def _began(found: Checkpoint) -> str:
     return RunDir(found.run).load("warmup").inputs["model"]
 
 
-def _adapter(
-    found: Checkpoint, trained: dict[str, Tensor], runs_dir: Path, empty: Empty
-) -> dict[str, Tensor]:
+def _adapter(found: Checkpoint, trained: dict[str, Tensor], empty: Empty) -> dict[str, Tensor]:
     """The whole adapter of a checkpoint: what was trained, over what the run began with."""
     own, pairs = own_adapter(trained), lora_pairs(trained, ADAPTER)
     if own and not pairs:
@@ -150,7 +148,7 @@ def _adapter(
         raise CheckpointError(
             f"{found.path} must hold a whole adapter, or its run must name model.initial_adapter. It is null."
         )
-    file = adapter_file(initial, runs_dir)
+    file = adapter_file(initial, found.run.parent)
     if not _began(found).endswith(f"+{path_digest(file)}"):
         raise CheckpointError(
             f"{file} must be the adapter that the run {found.run} began with. It has changed."

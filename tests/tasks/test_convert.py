@@ -25,6 +25,12 @@ def equal(a, b):
 
 
 @pytest.fixture
+def encodings(tmp_path):
+    """The data folder where `calligrapher train` has it: beside the runs, by which their names are found."""
+    return tmp_path / "data"
+
+
+@pytest.fixture
 def plain(train):
     """The folder of a run that trained the adapter whole."""
     return train("plain", **ONE_ROUND)[0]
@@ -165,7 +171,6 @@ def test_a_run_can_begin_with_what_another_left(plain, make_bench, tmp_path):
         files += convert(str(update), str(tmp_path / name))
     for file in files:
         bench = make_bench(**ONE_ROUND, model={"initial_adapter": str(file)})
-        bench.data_dir = tmp_path / "data"
         wanted = trained(plain, "trained" if file.stem == "trained" else "ema")
         assert equal(bench.model.policy.snapshot(), wanted)
 
@@ -173,16 +178,24 @@ def test_a_run_can_begin_with_what_another_left(plain, make_bench, tmp_path):
 def test_a_run_can_begin_with_the_adapter_that_a_lora_run_left(tuned, make_bench, tmp_path):
     (whole, _) = convert(str(tuned), str(tmp_path / "calligrapher.bin"))
     bench = make_bench(**ONE_ROUND, model={"initial_adapter": str(tuned)})
-    bench.data_dir = tmp_path / "data"
     wanted = {f"adapter.{name}": weight for name, weight in adapter_state(whole).items()}
     assert equal(bench.model.policy.snapshot(), wanted)
     (kept,) = (tmp_path / "data/adapters").iterdir()
     assert bench.model_paths[2] == kept
 
 
+def test_lora_on_the_adapter_of_another_run_is_exported_from_anywhere(plain, train, tmp_path, monkeypatch):
+    folder, _ = train("b", **ONE_ROUND, model=LORA["model"] | {"initial_adapter": "plain"})
+    monkeypatch.chdir("/")
+    (written, _) = convert(str(folder), str(tmp_path / "calligrapher.bin"))
+    layers = [name for name in trained(folder) if name.startswith("adapter.") and "lora_A" in name]
+    changed = {f"{name.removeprefix('adapter.').split('.lora_A')[0]}.weight" for name in layers}
+    found, began = adapter_state(written), adapter_state(plain / "round-0000/update/ema.safetensors")
+    assert {name for name in found if not torch.equal(found[name], began[name])} == changed
+
+
 def test_the_name_of_a_run_is_looked_up_where_the_runs_are(plain, make_bench, tmp_path):
     bench = make_bench(model={"initial_adapter": "plain"})
-    bench.data_dir = tmp_path / "data"
     assert bench.model_paths[2] == tmp_path / "plain/round-0000/update/ema.safetensors"
 
 
