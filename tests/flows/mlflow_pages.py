@@ -23,8 +23,10 @@ from tasks.tracker import METRICS, REPORT, read_pointer
 CURVES = ("evaluate/ocr_accuracy", "score/ocr_accuracy_mean")
 GRID = "grid"
 _CARD = "experiment-view-compare-runs-card"
-_DRAWN = """() => [...document.querySelectorAll(".js-plotly-plot")].flatMap(plot =>
-    plot.data.map(line => [line.uuid, line.metricKey, [...line.x].map((x, i) => [x, line.y[i]])]))"""
+_DRAWN = """() => [...document.querySelectorAll(".js-plotly-plot")].flatMap(plot => plot.data)
+    .filter(line => line.x.length)
+    .map(line => [line.uuid, line.metricKey, [...line.x].map((x, i) => [x, line.y[i]])])"""
+_ALL_DRAWN = f"count => new Set(({_DRAWN})().map(line => line[0] + line[1])).size === count"
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,12 @@ def shoot_curves(page: Page, url: str, runs: Sequence[Tracked], out: Path) -> No
     keys = quote(json.dumps(CURVES))
     page.goto(f"{url}/#/metric?{_of(runs)}&plot_metric_keys={keys}&metric=%22{CURVES[0]}%22&x_axis=step")
     page.get_by_label("Toggle sidebar").click()
-    page.locator(".scatterlayer .trace").nth(len(runs) * len(CURVES) - 1).wait_for()
+    page.wait_for_function(_ALL_DRAWN, arg=len(runs) * len(CURVES))
     drawn = {(run_id, key): points for run_id, key, points in page.evaluate(_DRAWN)}
     wanted = {(run.run_id, key): run.curve(key) for run in runs for key in CURVES}
     assert drawn == wanted, f"{page.url} must draw the curves of metrics.jsonl. Drawn: {drawn}"
-    legend = page.locator(".js-plotly-plot").locator("xpath=ancestor::*[4]").inner_text()
     for run in runs:
-        assert run.folder.name in legend, f"{page.url} must name {run.folder.name}. It reads: {legend}"
+        page.get_by_text(f"{run.folder.name} ({CURVES[0]})").first.wait_for()
     photograph(page).save(out / "mlflow-curves.png", optimize=True)
 
 
@@ -147,7 +148,9 @@ def _go_to(chart: Locator, step: int) -> None:
     field.select_text()
     field.press_sequentially(str(step))
     field.blur()
-    for picture in chart.locator(f"img[src*='{GRID}%2Bstep%2B{step}%2B']").all():
+    pictures = chart.locator(f"img[src*='{GRID}%2Bstep%2B{step}%2B']")
+    pictures.first.wait_for()
+    for picture in pictures.all():
         picture.evaluate("picture => picture.decode()")
 
 
@@ -160,13 +163,13 @@ def _check_picture(page: Page, chart: Locator, url: str, run: Tracked, step: int
     source = full.get_attribute("src") or ""
     page.locator(".rc-image-preview-wrap").filter(has=full).press("Escape")
     full.wait_for(state="hidden")
-    served = page.request.get(f"{url}/{source}").body()
+    body = page.request.get(f"{url}/{source}").body()
     stored = page.request.get(f"{url}/api/2.0/mlflow/runs/get?run_id={run.run_id}").json()
     store = Path(unquote(urlsplit(stored["run"]["info"]["artifact_uri"]).path))
     path = store / parse_qs(urlsplit(source).query)["path"][0]
-    assert served == path.read_bytes(), f"{source} must be {path}. It differs."
+    assert body == path.read_bytes(), f"{source} must be {path}. It differs."
     ours = run.grid()[step]
-    with Image.open(ours) as drawn, Image.open(io.BytesIO(served)) as seen:
+    with Image.open(ours) as drawn, Image.open(io.BytesIO(body)) as seen:
         differing = ImageChops.difference(drawn.convert("RGB"), seen.convert("RGB")).getbbox()
     assert differing is None, f"{source} must show {ours}. It differs within {differing}."
 
