@@ -1,0 +1,184 @@
+"""A model opened for painting: the weights that it starts from and, of a run, those that training made.
+
+```
+painter = open_painter("runs/first")
+images = painter.paint("trained", case, seeds=[0, 1])
+```
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from calligrapher.conditioning import Canvas
+from calligrapher.dataset import Case
+from calligrapher.errors import ParamsError
+from calligrapher.generate import BATCH_SIZE, FEATHER, GROW, Scene, look, paint
+from calligrapher.model import Model
+from calligrapher.policy import Weights
+from calligrapher.update import EMA, TRAINED
+from tasks.artifacts import RunDir
+from tasks.bench import TINY, Bench
+from tasks.evaluation import newest_checkpoint
+from tasks.lineage import PARAMS
+from tasks.locate import locate
+from tasks.manifest import Artifact
+from tasks.param_errors import describe
+from tasks.params import RunParams, load_params
+from tasks.plan import WARMUP
+
+BASE, WARM_UP, AFTER = "base", "warm-up", "trained"  # the variants
+
+# What the embedded model was pretrained with.
+TINY_MODEL = {
+    "initial_adapter": TINY,
+    "width": 96,
+    "height": 32,
+    "guidance_scale": 3.5,
+    "max_sequence_length": 24,
+}
+TINY_STEPS = 8
+
+
+@dataclass
+class Painter:
+    """A model, its canvas, and the sets of weights that it can paint under."""
+
+    model: Model
+    canvas: Canvas
+    num_steps: int
+    variants: dict[str, Weights]  # `base` and, of a run, `warm-up` and `trained`
+    digests: dict[str, str]  # variant -> sha256 of all weights, the frozen ones too
+    _seen: dict[tuple[Any, ...], Scene] = field(default_factory=dict, repr=False)
+
+    def paint(
+        self,
+        variant: str,
+        case: Case,
+        seeds: Sequence[int],
+        *,
+        scale: float = 1.0,
+        num_steps: int | None = None,
+        crop: bool = True,
+        grow: float = GROW,
+        feather: int = FEATHER,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[Image.Image]:
+        """`calligrapher.generate.generate` under the weights of `variant`.
+
+        The case painted last is not encoded again, so that variants and scales compare at the cost of
+        sampling.
+        """
+        if variant not in self.variants:
+            raise ParamsError(f"The weights must be {' or '.join(self.variants)} here. Got {variant!r}.")
+        key = (case.digest, crop, grow)
+        if key not in self._seen:
+            self._seen = {key: look(self.model, case, self.canvas, crop=crop, grow=grow)}
+        with self.model.policy.use(self.variants[variant]):
+            return paint(
+                self.model,
+                self._seen[key],
+                seeds,
+                num_steps=num_steps or self.num_steps,
+                scale=scale,
+                feather=feather,
+                batch_size=batch_size,
+            )
+
+
+def open_painter(
+    run: str | None = None,
+    *,
+    runs_dir: Path = Path("runs"),
+    base: str = TINY,
+    siglip: str | None = None,
+    adapter: str | None = None,
+    num_steps: int | None = None,
+    **model: Any,
+) -> Painter:
+    """Load a model to paint with: that of `run` (see `locate`), or the one in `base`, `siglip`, `adapter`.
+
+    A run brings its params, its weights after the warm-up and, as `trained`, the average of its newest
+    checkpoint or of the one that `run` names. Without a run, `base` may be `tiny`, the embedded model.
+    `model` are further keys of the params' section `model`, `num_steps` the sampling steps: instead of what
+    the run or the model has. Raises ParamsError, CheckpointError or ArtifactError.
+    """
+    settings = {key: value for key, value in model.items() if value is not None}
+    steps = {} if num_steps is None else {"num_inference_steps": num_steps}
+    if run is None:
+        params = _checked(_untrained(base, siglip, adapter), settings, steps)
+        return _painter(Bench(params, runs_dir / "data", scorer=None), [])  # type: ignore[arg-type]
+    folder, named = locate(run, runs_dir)
+    params = _checked(load_params(folder / PARAMS).resolved(), settings, steps)
+    bench = Bench(params, folder.parent / "data", scorer=None)  # type: ignore[arg-type]  # nothing is scored
+    made = _checkpoints(folder, named)
+    started_from = made[0].inputs["model"]
+    if started_from != bench.model_digest:
+        raise ParamsError(
+            f"The weights in {', '.join(str(p) for p in bench.model_paths if p)} must be those that {folder} "
+            "started from. They have changed since."
+        )
+    return _painter(bench, made)
+
+
+def _untrained(base: str, siglip: str | None, adapter: str | None) -> dict[str, Any]:
+    """Params for a model alone; the sections beside `model` are those that have no default."""
+    model: dict[str, Any] = {"base": base, "siglip": siglip, "initial_adapter": adapter}
+    if base == TINY:
+        model |= TINY_MODEL | ({"initial_adapter": adapter} if adapter else {})
+    elif adapter is None:
+        raise ParamsError(f"An adapter must be named for the model in {base}. Got none.")
+    return {
+        "rounds": 1,
+        "model": model,
+        "data": {"train": TINY},
+        "rollout": {"num_cases": 2} | ({"num_inference_steps": TINY_STEPS} if base == TINY else {}),
+        "reward": {"vlm_weight": 0.0},
+        "advantage": {"baseline": "round"},
+        "evaluate": {"every": 0},
+        "nft": {},
+    }
+
+
+def _checked(values: dict[str, Any], model: dict[str, Any], rollout: dict[str, Any]) -> RunParams:
+    values["model"] |= model
+    values["rollout"] |= rollout
+    try:
+        return RunParams.model_validate(values)
+    except ValidationError as error:
+        raise ParamsError("; ".join(describe(error, RunParams))) from None
+
+
+def _checkpoints(run: Path, named: str | None) -> list[Artifact]:
+    """The warm-up's artifact and, where there is one, that of the checkpoint wanted."""
+    wanted = named.split("/")[0] if named and named.startswith(("round-", WARMUP)) else newest_checkpoint(run)
+    names = [WARMUP] + ([f"{wanted}/update"] if wanted not in (None, WARMUP) else [])
+    return [RunDir(run).load(name) for name in names]
+
+
+def _painter(bench: Bench, made: Sequence[Artifact]) -> Painter:
+    m, policy = bench.params.model, bench.model.policy
+    # Not copies: `use` swaps pointers, and nothing trains here.
+    variants = {BASE: {name: parameter.data for name, parameter in policy.parameters.items()}}
+    sources = {BASE: f"initial/{bench.params.seed}"}
+    for name, artifact in zip((WARM_UP, AFTER), made, strict=False):
+        average = load_file(artifact.file(EMA)) if name == AFTER else {}
+        file = EMA if average else TRAINED
+        variants[name] = average or load_file(artifact.file(TRAINED))
+        sources[name] = artifact.files[file].sha256
+    return Painter(
+        model=bench.model,
+        canvas=Canvas(m.width, m.height, m.reference_context),
+        num_steps=bench.params.rollout.num_inference_steps,
+        variants=variants,
+        digests={
+            name: hashlib.sha256(f"{bench.model_digest}/{source}".encode()).hexdigest()
+            for name, source in sources.items()
+        },
+    )
