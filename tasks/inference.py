@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from calligrapher.conditioning import Canvas
@@ -29,7 +28,7 @@ from tasks.evaluation import newest_checkpoint
 from tasks.lineage import PARAMS
 from tasks.locate import locate
 from tasks.manifest import Artifact
-from tasks.param_errors import describe
+from tasks.param_errors import checked
 from tasks.params import RunParams, load_params
 from tasks.plan import WARMUP
 
@@ -57,6 +56,12 @@ class Painter:
     digests: dict[str, str]  # variant -> sha256 of all weights, the frozen ones too
     _seen: dict[tuple[Any, ...], Scene] = field(default_factory=dict, repr=False)
 
+    def weights(self, variant: str) -> Weights:
+        """Those of `variant`. Raises ParamsError when there are none."""
+        if variant not in self.variants:
+            raise ParamsError(f"The weights must be {' or '.join(self.variants)} here. Got {variant!r}.")
+        return self.variants[variant]
+
     def paint(
         self,
         variant: str,
@@ -75,12 +80,11 @@ class Painter:
         The case painted last is not encoded again, so that variants and scales compare at the cost of
         sampling.
         """
-        if variant not in self.variants:
-            raise ParamsError(f"The weights must be {' or '.join(self.variants)} here. Got {variant!r}.")
+        weights = self.weights(variant)
         key = (case.digest, crop, grow)
         if key not in self._seen:
             self._seen = {key: look(self.model, case, self.canvas, crop=crop, grow=grow)}
-        with self.model.policy.use(self.variants[variant]):
+        with self.model.policy.use(weights):
             return paint(
                 self.model,
                 self._seen[key],
@@ -109,13 +113,17 @@ def open_painter(
     `model` are further keys of the params' section `model`, `num_steps` the sampling steps: instead of what
     the run or the model has. Raises ParamsError, CheckpointError or ArtifactError.
     """
-    settings = {key: value for key, value in model.items() if value is not None}
-    steps = {} if num_steps is None else {"num_inference_steps": num_steps}
+
+    def params_from(values: dict[str, Any]) -> RunParams:
+        values["model"] |= model
+        values["rollout"] |= {} if num_steps is None else {"num_inference_steps": num_steps}
+        return checked(RunParams, values)
+
     if run is None:
-        params = _checked(_untrained(base, siglip, adapter), settings, steps)
+        params = params_from(_untrained(base, siglip, adapter))
         return _painter(Bench(params, runs_dir / "data", scorer=None), [])  # type: ignore[arg-type]
     folder, named = locate(run, runs_dir)
-    params = _checked(load_params(folder / PARAMS).resolved(), settings, steps)
+    params = params_from(load_params(folder / PARAMS).resolved())
     bench = Bench(params, folder.parent / "data", scorer=None)  # type: ignore[arg-type]  # nothing is scored
     made = _checkpoints(folder, named)
     started_from = made[0].inputs["model"]
@@ -144,15 +152,6 @@ def _untrained(base: str, siglip: str | None, adapter: str | None) -> dict[str, 
         "evaluate": {"every": 0},
         "nft": {},
     }
-
-
-def _checked(values: dict[str, Any], model: dict[str, Any], rollout: dict[str, Any]) -> RunParams:
-    values["model"] |= model
-    values["rollout"] |= rollout
-    try:
-        return RunParams.model_validate(values)
-    except ValidationError as error:
-        raise ParamsError("; ".join(describe(error, RunParams))) from None
 
 
 def _checkpoints(run: Path, named: str | None) -> list[Artifact]:

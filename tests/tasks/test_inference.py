@@ -1,12 +1,14 @@
 """Opening a model to paint with: a run's variants and canvas, the embedded model, what cannot be opened."""
 
+import shutil
+
 import pytest
 from safetensors.torch import load_file
 
 from calligrapher.conditioning import Canvas
 from calligrapher.dataset import load_cases
 from calligrapher.errors import ArtifactError, CheckpointError, ParamsError
-from calligrapher.images import load_mask, load_rgb
+from calligrapher.images import load_rgb
 from calligrapher.update import EMA, TRAINED
 from tasks.inference import open_painter
 
@@ -20,10 +22,18 @@ def differ(one, other):
     return one.tobytes() != other.tobytes()
 
 
+@pytest.fixture(scope="module")
+def trained_once():
+    return {}
+
+
 @pytest.fixture
-def run(train):
-    """A run of two rounds; its learning rate makes every variant visible."""
-    return train("first", update={"learning_rate": 0.02}, warmup={"learning_rate": 0.02})[0]
+def run(trained_once, train):
+    """A run of two rounds; its learning rate makes every variant visible. Read-only: all tests share it."""
+    if not trained_once:
+        made, _ = train("first", update={"learning_rate": 0.02}, warmup={"learning_rate": 0.02})
+        trained_once["run"] = made
+    return trained_once["run"]
 
 
 @pytest.fixture
@@ -46,12 +56,6 @@ def test_a_run_is_painted_with_before_and_after_its_training(run, case):
         assert differ(before[i], middle[i])
         assert differ(middle[i], after[i])
         assert not differ(before[i], again[i])
-    painted = load_mask(case.mask).point(lambda white: 255 - white)
-    black = load_rgb(case.source).resize(painted.size).point(lambda _: 0)
-    kept = [image.copy() for image in (load_rgb(case.source), after[0])]
-    for image in kept:
-        image.paste(black, mask=painted.point(lambda white: 255 - white))
-    assert not differ(*kept)
 
 
 def test_an_artifact_of_a_round_names_that_rounds_checkpoint(run):
@@ -62,9 +66,16 @@ def test_an_artifact_of_a_round_names_that_rounds_checkpoint(run):
     assert list(open_painter(str(run / "warmup")).variants) == ["base", "warm-up"]
 
 
-def test_a_run_without_an_average_is_painted_with_its_trained_weights(train):
-    run, _ = train("plain", ema={"use_ema": False})
-    assert same(open_painter(str(run)).variants["trained"], run / "round-0001/update" / TRAINED)
+def test_a_run_without_an_average_is_painted_with_its_trained_weights_while_its_model_is_there(
+    train, random_model, tmp_path
+):
+    adapter = shutil.copy(random_model / "calligrapher.bin", tmp_path)
+    run, _ = train("plain", ema={"use_ema": False}, model={"initial_adapter": adapter}, rounds=1)
+    assert same(open_painter(str(run)).variants["trained"], run / "round-0000/update" / TRAINED)
+    with open(adapter, "ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ParamsError, match="They have changed since"):
+        open_painter(str(run))
 
 
 def test_the_variants_of_a_case_cost_one_encoding(run, case, cases, count_calls):
@@ -89,7 +100,7 @@ def test_a_picture_that_changes_under_its_name_is_encoded_anew(run, case, tmp_pa
 
 
 def test_settings_take_the_place_of_the_runs(run, case):
-    painter = open_painter(str(run), num_steps=2, width=64, guidance_scale=2.0, reference_context=None)
+    painter = open_painter(str(run), num_steps=2, width=64, guidance_scale=2.0)
     assert (painter.canvas, painter.num_steps) == (Canvas(64, 32), 2)
     assert painter.model.policy.model.guidance_scale == 2.0
     with pytest.raises(ParamsError, match=r"model\.width must be a multiple of 8\. Got 50"):
@@ -112,21 +123,10 @@ def test_a_model_in_folders_needs_an_adapter(random_model, case):
         open_painter(adapter=str(random_model / "calligrapher.bin"))
 
 
-def test_what_is_no_run_or_no_longer_the_same_is_told(run, tmp_path, random_model):
+def test_what_is_no_whole_run_is_told(run, tmp_path):
     with pytest.raises(ArtifactError, match="nowhere must name a run on this disk"):
         open_painter("nowhere", runs_dir=tmp_path)
-    (run / "round-0001/update" / EMA).unlink()
+    broken = shutil.copytree(run, tmp_path / "broken")
+    (broken / "round-0001/update" / EMA).unlink()
     with pytest.raises(ArtifactError, match="damaged"):
-        open_painter(str(run))
-
-
-def test_a_run_is_refused_when_the_model_it_started_from_changed(train, random_model, tmp_path):
-    import shutil
-
-    adapter = tmp_path / "calligrapher.bin"
-    shutil.copy(random_model / "calligrapher.bin", adapter)
-    run, _ = train("moved", model={"initial_adapter": str(adapter)}, rounds=1)
-    with adapter.open("ab") as file:
-        file.write(b"\0")
-    with pytest.raises(ParamsError, match="They have changed since"):
-        open_painter(str(run))
+        open_painter(str(broken))
