@@ -1,12 +1,10 @@
 """The command that paints: one case given by its pictures, or all cases of a dataset."""
 
 import argparse
-import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from calligrapher.errors import ParamsError
+from calligrapher.errors import DataError, ParamsError
 
 _FILES = {"source": "image", "mask": "mask", "reference": "reference"}  # role -> option
 _SINGLE = (*_FILES.values(), "text")
@@ -24,15 +22,15 @@ def add_generate_commands(commands: argparse._SubParsersAction) -> None:
     case.add_argument("--mask", help="a picture as large: white where the text shall stand")
     case.add_argument("--reference", metavar="REF", help="the picture whose style is copied")
     case.add_argument("--text", help="what is written")
-    case.add_argument("--bench", type=Path, metavar="FOLDER", help="all cases of a bench folder or list")
-    case.add_argument("--kind", help="how they are listed: self (default), cross or jsonl")
+    case.add_argument("--bench", metavar="FOLDER", help="a bench folder or another dataset: all its cases")
+    case.add_argument("--kind", help="how it is read, as data.kind: self (default), cross, jsonl, ...")
     model = parser.add_argument_group("what with: a run, or a model (default: the embedded tiny one)")
     model.add_argument("--run", help="a run: its folder, its name, or an artifact's path or MLflow URI")
     model.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where names are looked up")
     model.add_argument("--variant", help="base, warm-up or trained; default: trained where there is a run")
     model.add_argument("--base", help="folder of a diffusers FLUX.1-Fill, or tiny")
     model.add_argument("--siglip", help="folder of its SigLIP")
-    model.add_argument("--adapter", help="its adapter's weights, as calligrapher.bin or ip-adapter.bin")
+    model.add_argument("--adapter", help="its adapter: a weights file, or a run")
     _add_settings(parser.add_argument_group("how"))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
     parser.set_defaults(command=_generate)
@@ -93,16 +91,24 @@ def _cases(chosen: argparse.Namespace) -> list:
 
     single = _given(chosen, _SINGLE)
     if chosen.bench is not None and not single:
-        return load_cases(chosen.bench, chosen.kind or "self")
+        return load_cases(chosen.bench, chosen.kind or "self", chosen.runs_dir / "data" / "pictures")
     if chosen.bench is not None or chosen.kind is not None or len(single) < len(_SINGLE):
         raise ParamsError(
             f"There must be --{', --'.join(_SINGLE)} or else --bench and, if wanted, --kind. Got "
             + (", ".join(f"--{name}" for name in _given(chosen, (*_SINGLE, "bench", "kind"))) or "none")
             + "."
         )
-    # One case is checked as a list of one is.
-    with tempfile.TemporaryDirectory(prefix="calligrapher-") as folder:
-        listing = Path(folder) / "given.jsonl"
-        files = {role: str(Path(single[option]).absolute()) for role, option in _FILES.items()}
-        listing.write_text(json.dumps(files | {"text": chosen.text}))
-        return load_cases(listing, "jsonl")
+    return [_one_case(chosen)]
+
+
+def _one_case(chosen: argparse.Namespace) -> Any:
+    """The case that four options give, checked as those of lists are."""
+    from calligrapher.case import Case, checked_text, slug
+    from calligrapher.dataset_checks import inspect, problems_of
+
+    text = checked_text(chosen.text)
+    files = {role: Path(getattr(chosen, option)).absolute() for role, option in _FILES.items()}
+    case = Case(case_id=f"{slug(files['source'].stem)}-{slug(text)}", text=text, **files)
+    if problems := list(problems_of(case, inspect)):
+        raise DataError("\n".join(problems))
+    return case

@@ -21,12 +21,11 @@ from calligrapher.errors import ParamsError
 from calligrapher.generate import BATCH_SIZE, FEATHER, GROW, Scene, look, paint
 from calligrapher.model import Model
 from calligrapher.policy import Weights
-from calligrapher.update import EMA, TRAINED
+from calligrapher.update import TRAINED
 from tasks.artifacts import RunDir
-from tasks.bench import TINY, Bench
-from tasks.evaluation import newest_checkpoint
+from tasks.bench import Bench
+from tasks.checkpoints import TINY, find_checkpoint
 from tasks.lineage import PARAMS
-from tasks.locate import locate
 from tasks.manifest import Artifact
 from tasks.param_errors import checked
 from tasks.params import RunParams, load_params
@@ -106,12 +105,13 @@ def open_painter(
     num_steps: int | None = None,
     **model: Any,
 ) -> Painter:
-    """Load a model to paint with: that of `run` (see `locate`), or the one in `base`, `siglip`, `adapter`.
+    """Load a model to paint with: that of `run`, or without one that in `base`, `siglip` and `adapter`.
 
-    A run brings its params, its weights after the warm-up and, as `trained`, the average of its newest
-    checkpoint or of the one that `run` names. Without a run, `base` may be `tiny`, the embedded model.
-    `model` are further keys of the params' section `model`, `num_steps` the sampling steps: instead of what
-    the run or the model has. Raises ParamsError, CheckpointError or ArtifactError.
+    A run (its folder, name or URI, or an update of it) brings its params, its weights after the warm-up and,
+    as `trained`, the average of its newest or the named checkpoint; the trained weights where it keeps no
+    average. `base` may be `tiny`, the embedded model. `model` are keys of the params' section `model`,
+    `num_steps` the sampling steps: instead of what the run or the model has. Raises ParamsError,
+    CheckpointError or ArtifactError.
     """
 
     def params_from(values: dict[str, Any]) -> RunParams:
@@ -121,18 +121,20 @@ def open_painter(
 
     if run is None:
         params = params_from(_untrained(base, siglip, adapter))
-        return _painter(Bench(params, runs_dir / "data", scorer=None), [])  # type: ignore[arg-type]
-    folder, named = locate(run, runs_dir)
-    params = params_from(load_params(folder / PARAMS).resolved())
-    bench = Bench(params, folder.parent / "data", scorer=None)  # type: ignore[arg-type]  # nothing is scored
-    made = _checkpoints(folder, named)
-    started_from = made[0].inputs["model"]
-    if started_from != bench.model_digest:
+        return _painter(Bench(params, runs_dir / "data", scorer=None), {})  # type: ignore[arg-type]
+    found = find_checkpoint(run, runs_dir)
+    if isinstance(found, Path):
+        raise ParamsError(f"A run must be named, or weights in one. Got {run}; name it as the adapter.")
+    params = params_from(load_params(found.run / PARAMS).resolved())
+    bench = Bench(params, found.run.parent / "data", scorer=None)  # type: ignore[arg-type]
+    start = RunDir(found.run).load(WARMUP)
+    if start.inputs["model"] != bench.model_digest:
         raise ParamsError(
-            f"The weights in {', '.join(str(p) for p in bench.model_paths if p)} must be those that {folder} "
-            "started from. They have changed since."
+            f"The weights in {', '.join(str(p) for p in bench.model_paths if p)} must be those that "
+            f"{found.run} started from. They have changed since."
         )
-    return _painter(bench, made)
+    trained = {} if found.artifact.stage == start.stage else {AFTER: (found.artifact, found.path.name)}
+    return _painter(bench, {WARM_UP: (start, TRAINED)} | trained)
 
 
 def _untrained(base: str, siglip: str | None, adapter: str | None) -> dict[str, Any]:
@@ -154,23 +156,14 @@ def _untrained(base: str, siglip: str | None, adapter: str | None) -> dict[str, 
     }
 
 
-def _checkpoints(run: Path, named: str | None) -> list[Artifact]:
-    """The warm-up's artifact and, where there is one, that of the checkpoint wanted."""
-    wanted = named.split("/")[0] if named and named.startswith(("round-", WARMUP)) else newest_checkpoint(run)
-    names = [WARMUP] + ([f"{wanted}/update"] if wanted not in (None, WARMUP) else [])
-    return [RunDir(run).load(name) for name in names]
-
-
-def _painter(bench: Bench, made: Sequence[Artifact]) -> Painter:
+def _painter(bench: Bench, made: dict[str, tuple[Artifact, str]]) -> Painter:
+    """`made`: further variants, each a file of an artifact."""
     m, policy = bench.params.model, bench.model.policy
     # Not copies: `use` swaps pointers, and nothing trains here.
     variants = {BASE: {name: parameter.data for name, parameter in policy.parameters.items()}}
+    variants |= {name: load_file(artifact.file(file)) for name, (artifact, file) in made.items()}
     sources = {BASE: f"initial/{bench.params.seed}"}
-    for name, artifact in zip((WARM_UP, AFTER), made, strict=False):
-        average = load_file(artifact.file(EMA)) if name == AFTER else {}
-        file = EMA if average else TRAINED
-        variants[name] = average or load_file(artifact.file(TRAINED))
-        sources[name] = artifact.files[file].sha256
+    sources |= {name: artifact.files[file].sha256 for name, (artifact, file) in made.items()}
     return Painter(
         model=bench.model,
         canvas=Canvas(m.width, m.height, m.reference_context),

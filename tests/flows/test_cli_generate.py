@@ -127,7 +127,7 @@ MISTAKES = {
     "no picture": ("image", "nothing.png", ["nothing.png must be an image file. Found nothing"]),
     "a text of two lines": ("text", "A\nB", ["text must be one line"]),
     "an empty text": ("text", "", ["text must have a visible character"]),
-    "a text of surrogates": ("text", "\udc80", ["given.jsonl line 1"]),
+    "a text of surrogates": ("text", "A\udc80", ["text must be one line"]),
 }
 
 

@@ -59,7 +59,7 @@ def test_a_run_is_painted_with_before_and_after_its_training(run, case):
 
 
 def test_an_artifact_of_a_round_names_that_rounds_checkpoint(run):
-    earlier = open_painter(str(run / "round-0000" / "rollout"))
+    earlier = open_painter(str(run / "round-0000" / "update"))
     assert same(earlier.variants["trained"], run / "round-0000/update" / EMA)
     by_name = open_painter("first", runs_dir=run.parent)
     assert same(by_name.variants["trained"], run / "round-0001/update" / EMA)
@@ -124,6 +124,10 @@ def test_a_model_in_folders_needs_an_adapter(random_model, case):
 
 
 def test_what_is_no_whole_run_is_told(run, tmp_path):
+    with pytest.raises(ParamsError, match=r"A run must be named.*adapter\.bin"):
+        open_painter("adapter.bin", runs_dir=tmp_path)
+    with pytest.raises(ArtifactError, match=r"rollout must hold '.*\.safetensors'"):
+        open_painter(str(run / "round-0000" / "rollout"))
     with pytest.raises(ArtifactError, match="nowhere must name a run on this disk"):
         open_painter("nowhere", runs_dir=tmp_path)
     broken = shutil.copytree(run, tmp_path / "broken")
