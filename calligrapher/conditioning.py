@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from calligrapher import latents
+from calligrapher.crop import Box
 from calligrapher.dataset import Case
 from calligrapher.errors import DataError
 from calligrapher.policy import Conditioning
@@ -52,10 +53,15 @@ class Encoders:
         return self.pipeline.vae
 
     @torch.no_grad()
-    def encode(self, case: Case, canvas: Canvas, device: torch.device) -> dict[str, Tensor]:
-        """One case -> the fields of `Conditioning` for one row, without the batch dimension, on the CPU."""
+    def encode(
+        self, case: Case, canvas: Canvas, device: torch.device, box: Box | None = None
+    ) -> dict[str, Tensor]:
+        """One case -> the fields of `Conditioning` for one row, without the batch dimension, on the CPU.
+
+        `box` is the part of the source that is on the canvas; None = all of it.
+        """
         prompt, pooled = self.encode_prompt(case, device)
-        prepared = prepare(case, canvas.width, canvas.height, canvas.reference_context)
+        prepared = prepare(case, canvas.width, canvas.height, canvas.reference_context, box)
         pixels = self.image_processor(prepared.style_image, return_tensors="pt").pixel_values
         style = self.siglip(pixel_values=pixels.to(device, self.siglip.dtype)).pooler_output
         image, mask = prepared.image[None].to(device), prepared.mask[None].to(device)

@@ -5,6 +5,8 @@ Module and key names are those of the released weights (`image_proj_mlp`, `image
 `attn_adapter`).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -187,3 +189,15 @@ def set_scale(transformer, scale: float) -> None:
     """Set the weight of the style attention in every block."""
     for processor in transformer.attn_processors.values():
         processor.scale = scale
+
+
+@contextmanager
+def scaled(transformer, scale: float) -> Iterator[None]:
+    """`set_scale` for a while: every block gets its own scale back whatever happens."""
+    before = {processor: processor.scale for processor in transformer.attn_processors.values()}
+    set_scale(transformer, scale)
+    try:
+        yield
+    finally:
+        for processor, own in before.items():
+            processor.scale = own

@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from calligrapher import images
+from calligrapher.crop import Box, whole
 from calligrapher.dataset import Case
 from calligrapher.errors import DataError
 from calligrapher.images import letterbox, load_mask, load_rgb, mask_to_tensor, stack_context, to_tensor
@@ -32,15 +33,15 @@ class Prepared:
         return self.image if self.target is None else self.target
 
 
-def prepare(case: Case, width: int, height: int, reference_context: bool) -> Prepared:
+def prepare(case: Case, width: int, height: int, reference_context: bool, box: Box | None = None) -> Prepared:
     """Load one case onto a canvas of `width` x `height` pixels (multiples of 16).
 
-    The source is stretched to the canvas, as the released model's own scripts do. With `reference_context`
-    the reference is stacked on top. Raises DataError when a file can no longer be read, or when nothing of
-    the mask is left at this size.
+    The source, or the part of it in `box`, is stretched to the canvas: the whole, as the released model's own
+    scripts do. With `reference_context` the reference is stacked on top. Raises DataError when a file can no
+    longer be read, or when nothing of the mask is left at this size.
     """
     reference, mask = load_rgb(case.reference), load_mask(case.mask)
-    mask = mask.resize((width, height), Image.Resampling.NEAREST)
+    mask = mask.crop(box or whole(mask.size)).resize((width, height), Image.Resampling.NEAREST)
     if mask.getbbox() is None:
         raise DataError(
             f"{case.mask} must have a white pixel left on a {width}x{height} canvas. Found none. "
@@ -49,7 +50,8 @@ def prepare(case: Case, width: int, height: int, reference_context: bool) -> Pre
     context = images.reference_context(reference, width) if reference_context else None
 
     def on_canvas(path: Path) -> tuple[Image.Image, Image.Image]:
-        picture = load_rgb(path).resize((width, height), Image.Resampling.LANCZOS)
+        picture = load_rgb(path)
+        picture = picture.crop(box or whole(picture.size)).resize((width, height), Image.Resampling.LANCZOS)
         return (picture, mask) if context is None else stack_context(context, picture, mask)
 
     source, canvas_mask = on_canvas(case.source)

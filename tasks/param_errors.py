@@ -1,9 +1,13 @@
 """What is wrong with a params file, in words: the key, what must hold, what was found."""
 
 import difflib
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+
+from calligrapher.errors import ParamsError
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 # The names of the old command line, where likeness of spelling would not find the new key.
 _OLD_FLAGS = {
@@ -36,6 +40,14 @@ _BOUNDS = {
     "less_than": ("less than", "lt"),
     "less_than_equal": ("at most", "le"),
 }
+
+
+def checked(root: type[Checked], values: dict[str, Any]) -> Checked:
+    """`values` as a `root`. Raises one ParamsError that names every problem."""
+    try:
+        return root.model_validate(values)
+    except ValidationError as error:
+        raise ParamsError("; ".join(describe(error, root))) from None
 
 
 def describe(error: ValidationError, root: type[BaseModel]) -> list[str]:

@@ -1,5 +1,7 @@
 """A tiny model with random weights, written once per session in the layout of the full-size one."""
 
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,32 @@ def random_encoders(random_model):
         digest="random",
         max_sequence_length=24,
     )
+
+
+@pytest.fixture
+def count_calls():
+    """`with count_calls(model) as calls`: how often each network ran in the block; absent = never."""
+
+    @contextmanager
+    def count_calls(model):
+        calls: Counter[str] = Counter()
+        pipeline = model.encoders.pipeline
+        networks = {
+            "clip": pipeline.text_encoder,
+            "t5": pipeline.text_encoder_2,
+            "siglip": model.encoders.siglip,
+            "vae_encode": model.vae.encoder,
+            "vae_decode": model.vae.decoder,
+            "transformer": model.policy.model.transformer,
+        }
+        hooks = [
+            network.register_forward_hook(lambda *_, name=name: calls.update([name]))
+            for name, network in networks.items()
+        ]
+        try:
+            yield calls
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    return count_calls
