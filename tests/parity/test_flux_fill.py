@@ -15,8 +15,10 @@ from calligrapher import latents
 from calligrapher.checkpoint import load_adapter
 from calligrapher.conditioning import Canvas, ConditioningCache
 from calligrapher.dataset import Case
+from calligrapher.generate import generate
 from calligrapher.images import to_image
 from calligrapher.ip_adapter import set_scale
+from calligrapher.model import Model
 from calligrapher.policy import Policy, StyledTransformer
 from calligrapher.prepare import prepare
 from calligrapher.rollout import sample
@@ -204,6 +206,23 @@ def test_the_rollouts_sampler_gives_the_pipelines_picture_with_one_transformer_c
     found = latents.decode(pipeline.vae, latents.unpack(x0, *(side // FACTOR for side in wanted.shape[-2:])))
     assert (found / 2 + 0.5 - wanted).abs().max() <= 1e-4
     assert len(calls) == STEPS
+
+
+def test_with_scale_0_generate_paints_what_the_pipeline_paints(cases, random_encoders, pipeline, policy):
+    case, canvas = cases[0], Canvas(96, 32)
+    length = (32 // FACTOR // 2) * (96 // FACTOR // 2)
+    noise = torch.randn(1, length, 64, generator=torch.Generator().manual_seed(7))
+    (wanted,) = theirs(pipeline, [case], canvas, latents=noise)
+
+    model = Model(policy, random_encoders, CPU)
+    plain, styled = (
+        generate(model, case, [7], num_steps=STEPS, canvas=canvas, scale=scale, feather=0)[0]
+        for scale in (0.0, 1.0)
+    )
+    white = np.asarray(Image.open(case.mask)) == 255
+    inside = wanted.permute(1, 2, 0).numpy()[white] * 255
+    assert abs(np.asarray(plain)[white] - inside).max() <= 0.5 + 255 * 1e-4  # rounded to whole numbers
+    assert abs(np.asarray(styled)[white] - inside).max() > 1
 
 
 def test_with_style_the_sampled_picture_is_that_of_the_pipeline_with_our_processors(

@@ -70,20 +70,23 @@ def test_different_groups_have_different_windows(make_bench):
     assert starts != again
 
 
-def test_each_batch_costs_one_call_per_step_and_each_case_one_encoding(make_bench, tmp_path):
-    bench = make_bench()
+@pytest.mark.parametrize("reference_context", [False, True])
+@pytest.mark.parametrize("algorithm", ["nft", "grpo"])
+def test_each_case_is_encoded_once_in_a_run_and_each_batch_costs_one_call_per_step(
+    make_bench, tmp_path, count_calls, algorithm, reference_context
+):
+    bench = make_bench(algorithm, model={"reference_context": reference_context})
     bench.data_dir = tmp_path / "fresh"
-    model, encoders = bench.model.policy.model, bench.model.encoders
-    calls, encoded = [], []
-    model.transformer.register_forward_hook(lambda *_: calls.append(1))
-    real = encoders.encode
-    encoders.encode = lambda case, *rest: encoded.append(case.case_id) or real(case, *rest)
     weights = bench.model.policy.snapshot()
-    for out in (tmp_path / "a", tmp_path / "b"):
-        out.mkdir()
-        rollout(bench, 0, weights, "digest", out, lambda shard: None)
-    assert len(calls) == 2 * 3 * (2 + 2 + 1)  # rollouts * steps * batches of shards of 4, 4 and 1
-    assert sorted(encoded) == sorted(case.case_id for case in bench.cases_of(0))
+    with count_calls(bench.model) as calls:
+        for round in range(3):  # The third begins the second pass over the seven cases.
+            (out := tmp_path / str(round)).mkdir()
+            rollout(bench, round, weights, "digest", out, lambda shard: None)
+    cases = {case.case_id for round in range(3) for case in bench.cases_of(round)}
+    assert len(cases) < 3 * 3
+    batches = 3 * (2 + 2 + 1)  # rounds * those of shards of 4, 4 and 1
+    encoders = dict.fromkeys(("clip", "t5", "siglip", "vae_encode"), len(cases))
+    assert calls == encoders | {"transformer": 3 * batches, "vae_decode": batches}
 
 
 @pytest.mark.parametrize(("width", "height"), [(96, 32), (48, 64)])
