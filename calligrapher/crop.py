@@ -60,16 +60,14 @@ def faded(mask: Image.Image, feather: int) -> Image.Image:
     return weights
 
 
-def paste(
-    source: Image.Image, painted: Image.Image, box: Box, mask: Image.Image, feather: int
-) -> Image.Image:
-    """`source` with `painted` in `box` where `mask` is white; every other pixel is the source's own.
+def paste(source: Image.Image, painted: Image.Image, box: Box, weights: Image.Image) -> Image.Image:
+    """`source` with `painted` in `box`, mixed by `weights` (see `faded`); where they are 0 it is the source.
 
-    `painted` is brought to the size of `box`. Both pictures are RGB; `mask` is as large as `source`.
+    `painted` is brought to the size of `box`. Both pictures are RGB; `weights` is as large as `source`.
     """
     size = (box[2] - box[0], box[3] - box[1])
     if painted.size != size:
         painted = painted.resize(size, Image.Resampling.LANCZOS)
     result = source.copy()
-    result.paste(painted, box[:2], faded(mask, feather).crop(box))
+    result.paste(painted, box[:2], weights.crop(box))
     return result

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from calligrapher.conditioning import Canvas
-from calligrapher.crop import Box, crop_box, paste, whole
+from calligrapher.crop import Box, crop_box, faded, paste, whole
 from calligrapher.dataset import Case
 from calligrapher.errors import DataError
 from calligrapher.images import load_mask, load_rgb, mask_box
@@ -97,4 +97,5 @@ def paint(
             rows = scene.conditioning.rows([0] * len(batch))
             x0 = sample(model.policy, rows, batch, num_steps).x0
             painted += pictures(model, x0, scene.canvas)
-    return [paste(scene.source, image, scene.box, scene.mask, feather) for image in painted]
+    weights = faded(scene.mask, feather)
+    return [paste(scene.source, image, scene.box, weights) for image in painted]
