@@ -9,8 +9,16 @@ from calligrapher.errors import DataError, ParamsError
 _FILES = {"source": "image", "mask": "mask", "reference": "reference"}  # role -> option
 _SINGLE = (*_FILES.values(), "text")
 _MODEL = ("base", "siglip", "adapter")
-_INSTEAD = ("width", "height", "reference_context", "guidance_scale", "max_sequence_length", "num_steps")
-_INSTEAD += ("mixed_precision", "device")
+_INSTEAD = (
+    "num_steps",
+    "width",
+    "height",
+    "reference_context",
+    "guidance_scale",
+    "max_sequence_length",
+    "mixed_precision",
+    "device",
+)
 _HOW = ("seed", "num_images", "scale", "crop", "grow", "feather", "batch_size")
 
 

@@ -115,13 +115,14 @@ def open_painter(
     """
 
     def params_from(values: dict[str, Any]) -> RunParams:
-        values["model"] |= model
-        values["rollout"] |= {} if num_steps is None else {"num_inference_steps": num_steps}
-        return checked(RunParams, values)
+        return checked(RunParams, values | {"model": values["model"] | model})
 
+    if num_steps is not None and num_steps < 1:
+        raise ParamsError(f"The sampling steps must be at least 1. Got {num_steps}.")
     if run is None:
         params = params_from(_untrained(base, siglip, adapter))
-        return _painter(Bench(params, runs_dir / "data", scorer=None), {})  # type: ignore[arg-type]
+        bench = Bench(params, runs_dir / "data", scorer=None)  # type: ignore[arg-type]  # nothing is scored
+        return _painter(bench, num_steps, {})
     found = find_checkpoint(run, runs_dir)
     if isinstance(found, Path):
         raise ParamsError(f"A run must be named, or weights in one. Got {run}; name it as the adapter.")
@@ -134,7 +135,7 @@ def open_painter(
             f"{found.run} started from. They have changed since."
         )
     trained = {} if found.artifact.stage == start.stage else {AFTER: (found.artifact, found.path.name)}
-    return _painter(bench, {WARM_UP: (start, TRAINED)} | trained)
+    return _painter(bench, num_steps, {WARM_UP: (start, TRAINED)} | trained)
 
 
 def _untrained(base: str, siglip: str | None, adapter: str | None) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def _untrained(base: str, siglip: str | None, adapter: str | None) -> dict[str, 
     }
 
 
-def _painter(bench: Bench, made: dict[str, tuple[Artifact, str]]) -> Painter:
+def _painter(bench: Bench, num_steps: int | None, made: dict[str, tuple[Artifact, str]]) -> Painter:
     """`made`: further variants, each a file of an artifact."""
     m, policy = bench.params.model, bench.model.policy
     # Not copies: `use` swaps pointers, and nothing trains here.
@@ -167,7 +168,7 @@ def _painter(bench: Bench, made: dict[str, tuple[Artifact, str]]) -> Painter:
     return Painter(
         model=bench.model,
         canvas=Canvas(m.width, m.height, m.reference_context),
-        num_steps=bench.params.rollout.num_inference_steps,
+        num_steps=num_steps or bench.params.rollout.num_inference_steps,
         variants=variants,
         digests={
             name: hashlib.sha256(f"{bench.model_digest}/{source}".encode()).hexdigest()

@@ -94,6 +94,30 @@ def test_cross_cases_are_named_by_their_reference(generate, bench, tmp_path):
     ]
 
 
+@pytest.fixture
+def large(one, tmp_path):
+    """The options of a case whose mask is larger than the canvas, in a picture that is larger still."""
+    source, mask = Image.linear_gradient("L").resize((301, 173)), Image.new("L", (301, 173))
+    mask.paste(255, (100, 70, 170, 95))
+    source.save(tmp_path / "source.png")
+    mask.save(tmp_path / "mask.png")
+    return changed(changed(one, "image", tmp_path / "source.png"), "mask", tmp_path / "mask.png")
+
+
+OPTIONS = ("--scale 0.3", "--no-crop", "--grow 2.5", "--feather 0", "--steps 3", "--guidance 9", "--seed 1")
+OPTIONS += ("--width 64", "--height 64", "--context", "--mixed-precision bf16")
+
+
+def test_every_option_shows_in_the_picture_and_in_its_settings(generate, large):
+    seen = {}
+    for option in ("--device cpu", *OPTIONS):
+        status, printed, _ = generate(*large, "--num-images", 1, *option.split())
+        assert status == 0
+        seen[option] = Image.open(printed[0]).tobytes(), json.dumps(chunk(printed[0]))
+    pictures, settings = ({s[i] for s in seen.values()} for i in (0, 1))
+    assert len(pictures) == len(settings) == len(seen)
+
+
 def test_the_embedded_model_is_what_is_painted_with_when_nothing_is_named(one, tmp_path, capsys):
     out = tmp_path / "fresh"
     assert main([str(v) for v in ("generate", *one, "--num-images", 1, "--out", out)]) == 0
@@ -151,7 +175,7 @@ SETTINGS = {
     "a scale that is no number": (["--scale", "nan"], ["scale must be a finite number"]),
     "a crop smaller than the mask": (["--grow", 0.5], ["grow must be at least 1"]),
     "a width that the VAE cannot have": (["--width", 50], ["model.width must be a multiple of 8", "48, 56"]),
-    "a single step": (["--steps", 1], ["rollout.num_inference_steps must be at least 2"]),
+    "no step": (["--steps", 0], ["steps must be at least 1"]),
     "a device of another machine": (["--device", "cuda:99"], ["model.device", "cuda:99"]),
     "a text that is too long": (["--text", "Z" * 30], ["model.max_sequence_length = 24", "ZZZ"]),
     "trained weights without a run": (["--variant", "trained"], ["must be base here. Got 'trained'"]),

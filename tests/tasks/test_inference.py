@@ -31,7 +31,12 @@ def trained_once():
 def run(trained_once, train):
     """A run of two rounds; its learning rate makes every variant visible. Read-only: all tests share it."""
     if not trained_once:
-        made, _ = train("first", update={"learning_rate": 0.02}, warmup={"learning_rate": 0.02})
+        made, _ = train(
+            "first",
+            update={"learning_rate": 0.02},
+            warmup={"learning_rate": 0.02},
+            nft={"num_train_sigmas": 2},
+        )
         trained_once["run"] = made
     return trained_once["run"]
 
@@ -103,6 +108,9 @@ def test_settings_take_the_place_of_the_runs(run, case):
     painter = open_painter(str(run), num_steps=2, width=64, guidance_scale=2.0)
     assert (painter.canvas, painter.num_steps) == (Canvas(64, 32), 2)
     assert painter.model.policy.model.guidance_scale == 2.0
+    assert open_painter(str(run), num_steps=1).num_steps == 1  # too few to train on, enough to paint
+    with pytest.raises(ParamsError, match=r"steps must be at least 1\. Got 0"):
+        open_painter(str(run), num_steps=0)
     with pytest.raises(ParamsError, match=r"model\.width must be a multiple of 8\. Got 50"):
         open_painter(str(run), width=50)
     with pytest.raises(ParamsError, match=r"model\.mixed_precision must be"):
