@@ -27,16 +27,9 @@ def parquet_entries(path: Path, cache_dir: Path | None) -> Iterator[Entry]:
     """The entries of a Parquet file or of a folder of them, row by row."""
     number = 0  # over all files: it makes the case ids
     for table in _tables(path):
-        try:
-            with pq.ParquetFile(table) as file:
-                _check_columns(table, file.schema_arrow.names)
-                batches = file.iter_batches(_BATCH)
-                rows = (row for batch in batches for row in batch.to_pylist())
-                for place, row in enumerate(rows, start=1):
-                    number += 1
-                    yield _entry(f"{table.name} row {place}", row, table.parent, f"row{number}", cache_dir)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{table} must be a whole, readable Parquet file. Found: {error}.") from error
+        for place, row in enumerate(_rows(table), start=1):
+            number += 1
+            yield _entry(f"{table.name} row {place}", row, table.parent, f"row{number}", cache_dir)
 
 
 def _tables(path: Path) -> list[Path]:
@@ -46,6 +39,16 @@ def _tables(path: Path) -> list[Path]:
         found = "none in it" if path.is_dir() else "nothing there"
         raise DataError(f"{path} must be a Parquet file or a folder of Parquet files. Found {found}.")
     return tables
+
+
+def _rows(table: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with pq.ParquetFile(table) as file:
+            _check_columns(table, file.schema_arrow.names)
+            for batch in file.iter_batches(_BATCH):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{table} must be a whole, readable Parquet file. Found: {error}.") from error
 
 
 def huggingface_entries(name: str, cache_dir: Path | None) -> Iterator[Entry]:
@@ -105,14 +108,13 @@ def _undecoded(rows: Any) -> Iterable[dict[str, Any]]:
 
 def _check_columns(where: Path | str, found: list[str]) -> None:
     required = {name for name, field in Record.model_fields.items() if field.is_required()}
-    missing, unknown = sorted(required - set(found)), sorted(set(found) - set(Record.model_fields))
+    missing, unknown = required - set(found), set(found) - set(Record.model_fields)
     if missing or unknown:
-        wrong = [f"without {', '.join(missing)}"] * bool(missing) + [f"also {', '.join(unknown)}"] * bool(
-            unknown
-        )
+        wrong = {"without": missing, "also": unknown}
+        told = " and ".join(f"{word} {', '.join(sorted(names))}" for word, names in wrong.items() if names)
         raise DataError(
             f"{where} must have the columns source, mask, reference, text[, case_id][, target]. Found "
-            f"{' and '.join(wrong)}. Rename or drop columns."
+            f"{told}. Rename or drop columns."
         )
 
 

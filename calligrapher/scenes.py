@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from calligrapher.case import checked_text
-from calligrapher.dataset_checks import MAX_REFERENCE_TALLNESS
 from calligrapher.errors import DataError
 
 MAX_COVERED = 0.05  # share of another text that a mask may hide
@@ -91,24 +90,25 @@ class Cut:
 
 def cut_cases(size: tuple[int, int], places: Sequence[Place], rules: Rules) -> tuple[list[Cut], Counter[str]]:
     """(cases in the order of the places, reason -> number of texts that make none)."""
-    cuts: list[Cut] = []
-    left_out: Counter[str] = Counter()
-    styles = [place for place in places if _legible(place, rules) is None]
-    for place in places:
-        reason = _legible(place, rules) or _unwanted(place, rules)
-        if reason is None:
-            mask = text_mask(size, place, rules.grow)
-            reason = _misplaced(mask, place, places)
-        if reason is None:
-            chosen = [place] if rules.self_reference else [s for s in styles if s is not place]
-            box = _reference(size, mask, place, chosen, rules)
-            reason = "no other text for the reference" if box is None else None
-        if reason is None:
-            assert box is not None
-            cuts.append(Cut(place.text.strip(), mask, box))
-        else:
-            left_out[reason] += 1
-    return cuts, left_out
+    made = [_cut(size, place, places, rules) for place in places]
+    cuts = [cut for cut in made if isinstance(cut, Cut)]
+    return cuts, Counter(reason for reason in made if isinstance(reason, str))
+
+
+def _cut(size: tuple[int, int], place: Place, places: Sequence[Place], rules: Rules) -> Cut | str:
+    """The case that writes the text of `place`, or why it makes none."""
+    others = [other for other in places if other is not place]
+    if reason := _illegible(place, rules) or _unwanted(place, rules):
+        return reason
+    mask = text_mask(size, place, rules.grow)
+    if mask.getextrema()[0] == 255:
+        return "fills the picture"
+    if any(_covered(mask, other) > MAX_COVERED for other in others):
+        return "too near to another text"
+    if rules.self_reference:
+        return Cut(place.text.strip(), mask, place.box(size, rules.grow * place.height))
+    box = _reference(size, mask, place, others, rules)
+    return "no other text for the reference" if box is None else Cut(place.text.strip(), mask, box)
 
 
 def text_mask(size: tuple[int, int], place: Place, grow: float) -> Image.Image:
@@ -126,7 +126,7 @@ def text_mask(size: tuple[int, int], place: Place, grow: float) -> Image.Image:
     return mask
 
 
-def _legible(place: Place, rules: Rules) -> str | None:
+def _illegible(place: Place, rules: Rules) -> str | None:
     """Why its letters are no good as a style, if they are not."""
     if place.height >= _UPRIGHT * place.width:
         return "letters on their side"
@@ -151,15 +151,6 @@ def _unwanted(place: Place, rules: Rules) -> str | None:
     return None
 
 
-def _misplaced(mask: Image.Image, place: Place, places: Sequence[Place]) -> str | None:
-    """Why it cannot be painted over, if it cannot."""
-    if mask.getextrema()[0] == 255:
-        return "fills the picture"
-    if any(_covered(mask, other) > MAX_COVERED for other in places if other is not place):
-        return "too near to another text"
-    return None
-
-
 def _covered(mask: Image.Image, place: Place) -> float:
     """The share of a place that the mask hides."""
     box = place.box(mask.size)
@@ -172,13 +163,12 @@ def _covered(mask: Image.Image, place: Place) -> float:
 
 
 def _reference(
-    size: tuple[int, int], mask: Image.Image, place: Place, styles: Sequence[Place], rules: Rules
+    size: tuple[int, int], mask: Image.Image, place: Place, others: Sequence[Place], rules: Rules
 ) -> Box | None:
-    """The box of the text nearest in height that shows nothing of what will be painted."""
+    """The box of the legible text nearest in height that shows nothing of what will be painted."""
+    styles = [other for other in others if _illegible(other, rules) is None]
     for style in sorted(styles, key=lambda style: abs(np.log(style.height / place.height))):
         box = style.box(size, margin=rules.grow * style.height)
-        width, height = box[2] - box[0], box[3] - box[1]
-        hides = mask.crop(box).getbbox() is not None and not rules.self_reference
-        if not hides and height <= MAX_REFERENCE_TALLNESS * width:
+        if mask.crop(box).getbbox() is None:
             return box
     return None

@@ -89,7 +89,7 @@ def make_cases(
 def _pictures(folder: Path, out: Path) -> list[Path]:
     if out.absolute().is_relative_to(folder.absolute()):
         raise ParamsError(f"OUT must not lie in the folder of pictures. Got {out} in {folder}.")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
         raise DataError(f"{folder} must be a folder that holds pictures ({', '.join(SUFFIXES)}). Found none.")
     return found

@@ -89,6 +89,7 @@ def shoot_curves(page: Page, url: str, runs: Sequence[Tracked], out: Path) -> No
 
 def shoot_comparison(page: Page, url: str, runs: Sequence[Tracked], out: Path) -> None:
     """The compare page: that which differs between the params of the runs."""
+    page.set_viewport_size({"width": 1200, "height": 1050})
     page.goto(f"{url}/#/compare-runs?{_of(runs)}")
     page.get_by_label("Parameters - Show diff only").click()
     page.get_by_role("button", name="Visualizations").click()

@@ -30,6 +30,7 @@ def test_check_ends_with_1_when_a_sample_is_broken(folder, capsys):
     ("options", "said"),
     [
         (["--width", "100"], "--width must be a multiple of 16. Got 100. Nearest: 96, 112."),
+        (["--kind", "csv"], "kind must be one of self, cross, jsonl, parquet, huggingface. Got 'csv'."),
         (["--kind", "jsonl"], "must be a JSONL file. Found a folder there."),
     ],
 )
