@@ -9,6 +9,7 @@ calligrapher replay RUN [KEY=VALUE ...] --fork NAME
 calligrapher data check DIR|FILE [--sheet sheet.png] | data make PICTURES OUT
 calligrapher convert WEIGHTS TARGET [--weights ema|trained] [--lora merged|separate] [--dtype bfloat16]
 calligrapher generate --image IMG --mask MASK --reference REF --text TEXT [--run RUN] --out DIR
+calligrapher demo [--run RUN] [--base FOLDER --siglip FOLDER] [--adapter FILE] ...
 calligrapher tiny pretrain OUT | tiny cases OUT
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from calligrapher.errors import CalligrapherError
 from flows.cli_convert import add_convert_commands
 from flows.cli_data import add_data_commands
+from flows.cli_demo import add_demo_commands
 from flows.cli_generate import add_generate_commands
 from flows.cli_runs import add_run_commands
 
@@ -70,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data_commands(commands)
     add_convert_commands(commands)
     add_generate_commands(commands)
+    add_demo_commands(commands)
 
     tiny = commands.add_parser("tiny", help="the embedded tiny model").add_subparsers(
         required=True, metavar="WHAT"
