@@ -1,7 +1,7 @@
 """The frozen encoders, and a content-addressed cache of what they say: each case is encoded once.
 
-A cache entry's name is a digest of the case's files and text, the encoders' weights and precision, and the
-canvas. Entries are safetensors files that can be deleted at any time; a damaged one is made anew.
+A cache entry's name is a digest of the case's files and text, the encoders' weights and precision, the canvas
+and the version of Pillow, which resizes. Entries are safetensors files that can be deleted at any time; a damaged one is made anew.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import PIL
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -184,5 +185,14 @@ class ConditioningCache:
 
     def _name(self, kind: str, case: Case) -> str:
         e = self.encoders
-        parts = (CACHE_VERSION, kind, case.digest, e.digest, e.vae.dtype, self.canvas, e.max_sequence_length)
+        parts = (
+            CACHE_VERSION,
+            PIL.__version__,
+            kind,
+            case.digest,
+            e.digest,
+            e.vae.dtype,
+            self.canvas,
+            e.max_sequence_length,
+        )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
