@@ -1,7 +1,8 @@
 """The frozen encoders, and a content-addressed cache of what they say: each case is encoded once.
 
 A cache entry's name is a digest of the case's files and text, the encoders' weights and precision, the canvas
-and the version of Pillow, which resizes. Entries are safetensors files that can be deleted at any time; a damaged one is made anew.
+and the version of Pillow, which resizes. Entries are safetensors files that can be deleted at any time; a
+damaged one is made anew.
 """
 
 import hashlib
