@@ -6,6 +6,7 @@ calligrapher status|verify|gc|sync RUN
 calligrapher why RUN STAGE [KEY=VALUE ...]
 calligrapher rerun RUN STAGE [KEY=VALUE ...] --fork NAME [--downstream]
 calligrapher replay RUN [KEY=VALUE ...] --fork NAME
+calligrapher plan params/nft.yaml [KEY=VALUE ...] [--gpu h100 | --gpu-memory GIB] [--json]
 calligrapher tiny pretrain OUT | tiny cases OUT
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calligrapher.errors import CalligrapherError
+from flows.cli_plan import add_plan_commands
 from flows.cli_runs import add_run_commands
 
 
@@ -61,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     sync.set_defaults(command=_sync)
 
     add_run_commands(commands)
+    add_plan_commands(commands)
 
     tiny = commands.add_parser("tiny", help="the embedded tiny model").add_subparsers(
         required=True, metavar="WHAT"
