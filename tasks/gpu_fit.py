@@ -7,7 +7,7 @@ from tasks.memory_plan import memory
 from tasks.params import RunParams
 
 GIB = 2**30
-# GiB as PyTorch reports them (`total_memory`), the lowest of what different boards of a name say.
+# GiB, about what PyTorch reports (`total_memory`): boards of one name differ by a few tenths.
 GPUS = {
     "4090": 23.5,
     "a100-40": 39.3,

@@ -8,14 +8,7 @@ from typing import Any
 from calligrapher import full
 from calligrapher.sizes import MetaModel, count
 from tasks.gpu_fit import GIB, RESERVE, changes_to_fit, needed
-from tasks.memory_plan import (
-    Memory,
-    batch_of,
-    folders,
-    memory,
-    meta_model,
-    other_algorithm,
-)
+from tasks.memory_plan import Memory, batch_of, folders, memory, meta_model, other_algorithm
 from tasks.params import RunParams, load_params
 from tasks.work_plan import Files, Forwards, files, forwards
 

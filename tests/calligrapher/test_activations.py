@@ -2,6 +2,7 @@
 
 import weakref
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from calligrapher.activations import Batch, forward_peak, training_peak
+from calligrapher import full
+from calligrapher.activations import Batch, decode_peak, forward_peak, training_peak
 from calligrapher.ip_adapter import AdapterConfig, StyleAdapter
 from calligrapher.policy import Conditioning, Policy, StyledTransformer, add_lora
 from calligrapher.sizes import MetaModel
@@ -169,6 +171,23 @@ def simulated(sized, batch, live, *, gradient):
             return live.above(backward)
         held = sized.policy.held(sized.policy.snapshot())
         return live.above(forward)
+
+
+def test_the_real_vae_decodes_within_the_estimate():
+    from diffusers import AutoencoderKL
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    sized = model(1, 1)
+    with FakeTensorMode(allow_non_fake_inputs=True), Live() as live, torch.no_grad():
+        torch.set_default_dtype(BF16)
+        try:
+            vae = AutoencoderKL.from_config(AutoencoderKL.load_config(full.BASE / "vae"))
+        finally:
+            torch.set_default_dtype(FP32)
+        latent = torch.zeros(2, 16, 128, 64, dtype=BF16)
+        measured = live.above(lambda: vae.decode(latent))
+    estimate = decode_peak(replace(sized, vae=vae), rows=2, pixels=1024 * 512)
+    assert estimate == pytest.approx(measured, rel=0.01)
 
 
 CASES = {  # name -> (style tokens, autocast, checkpointing); few style tokens make the largest matrix small
