@@ -72,7 +72,8 @@ def load_model(
     """Load everything from folders in diffusers' and transformers' layout.
 
     `adapter=None` makes a new one with random weights from `seed`; `digest` names the frozen weights in the
-    conditioning cache. Frozen weights are held in `mixed_precision`'s type, trained ones always in float32.
+    conditioning cache. Frozen weights are held in `mixed_precision`'s type (of a frozen adapter the matrices
+    alone: see `Policy.held_dtype`), trained ones always in float32.
     Raises CheckpointError for folders and files that do not fit.
     """
     from diffusers import FluxFillPipeline
@@ -109,8 +110,11 @@ def load_model(
         transformer.enable_gradient_checkpointing()
     styled = StyledTransformer(transformer, style, guidance_scale).to(where)
     policy = Policy(styled, train_adapter=train_adapter, autocast=autocast)
-    for parameter in policy.parameters.values():
-        parameter.data = parameter.data.float()
+    for name, parameter in styled.named_parameters():
+        if name in policy.parameters:
+            parameter.data = parameter.data.float()
+        elif name.startswith("adapter."):
+            parameter.data = parameter.data.to(policy.held_dtype(name))
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, tower):
         part.eval().requires_grad_(False)
         if not (part is pipeline.text_encoder_2 and offload_text_encoder_two):

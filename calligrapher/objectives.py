@@ -72,12 +72,12 @@ def nft(
     params: NFTParams,
     num_steps: int,
     old: Weights,
-    reference: Weights,
+    reference: Weights | None,
 ) -> Losses:
     """DiffusionNFT on `num_train_sigmas` noise levels with fresh noise, per row or group (`params.noise`).
 
     The old policy's forward is also the reference's where both are the same weights; with `kl_coef` 0 the
-    reference is not run at all.
+    reference is not run at all, and may be None.
     """
     schedule = sigma_schedule(num_steps, rows.x0.shape[1])
     draw = torch.arange(len(rows))
@@ -106,7 +106,7 @@ def grpo(
     generator: torch.Generator,
     params: GRPOParams,
     num_steps: int,
-    reference: Weights,
+    reference: Weights | None,
 ) -> Losses:
     """Flow-GRPO on every step of the rows' windows. `generator` is not used: the noise was the rollout's."""
     window = rows.window

@@ -83,6 +83,7 @@ class Policy:
             if whole or "lora_" in name:
                 parameter.requires_grad_(True)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear)}
         self._used = 0  # depth of `use`
         self.loaded: str | None = INITIAL
         """Digest of the weights that were loaded last and not changed since; lets a stage skip a load."""
@@ -90,6 +91,18 @@ class Policy:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def held_dtype(self, name: str) -> torch.dtype:
+        """The smallest type that weights without gradient can be held in at no change of any result.
+
+        Autocast casts the matrix of a linear layer to its own type at every use, so it may as well be held
+        in that; everything else is used in float32.
+        """
+        return self.autocast if self.autocast and name in self._linear else torch.float32
+
+    def held(self, weights: Mapping[str, Tensor]) -> Weights:
+        """`weights` on the model's device, in their `held_dtype`: for policies that `use` runs often."""
+        return {n: w.to(self.device, self.held_dtype(n)) for n, w in weights.items()}
 
     def velocity(
         self, x: Tensor, sigma: Tensor, conditioning: Conditioning, styled: Tensor | None = None
@@ -119,7 +132,7 @@ class Policy:
         self._used += 1
         try:
             for name, parameter in self.parameters.items():
-                parameter.data = weights[name].to(parameter.device, parameter.dtype)
+                parameter.data = weights[name].to(parameter.device, self.held_dtype(name))
             with torch.no_grad():
                 yield
         finally:

@@ -7,7 +7,7 @@ exactly as it would have gone.
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,12 +56,7 @@ class TrainState:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(policy.snapshot(), folder / TRAINED)
         save_file(self.ema or {}, folder / EMA)
-        moments = {
-            f"{i}|{key}": torch.as_tensor(value).detach().cpu().contiguous()
-            for i, entry in self.optimizer.state_dict()["state"].items()
-            for key, value in entry.items()
-        }
-        save_file(moments, folder / OPTIMIZER)
+        save_file(_flat(self.optimizer.state_dict()["state"]), folder / OPTIMIZER)
         scaler = self.scaler.state_dict() if self.scaler else None
         (folder / STATE).write_text(json.dumps({"step": self.step, "scaler": scaler}) + "\n")
 
@@ -69,16 +64,36 @@ class TrainState:
         """Read what `save` wrote, into the policy and this state."""
         policy.load(load_file(folder / TRAINED))
         self.ema = load_file(folder / EMA) or None
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in load_file(folder / OPTIMIZER).items():
-            index, _, key = name.partition("|")
-            state.setdefault(int(index), {})[key] = tensor
+        state = _nested(load_file(folder / OPTIMIZER))
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         saved = json.loads((folder / STATE).read_text())
         self.step = saved["step"]
         if self.scaler is not None and saved["scaler"] is not None:
             self.scaler.load_state_dict(saved["scaler"])
+
+
+def _flat(state: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
+    """An optimizer's state as tensors on the CPU, `0|exp_avg`; that of bitsandbytes is nested."""
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}|")
+        else:
+            found[f"{prefix}{key}"] = torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
+    return found
+
+
+def _nested(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Any]]:
+    """The reverse of `_flat`; whole numbers become plain ones again, as bitsandbytes counts its steps."""
+    state: dict[Any, Any] = {}
+    for name, tensor in tensors.items():
+        index, *path, key = name.split("|")
+        place = state.setdefault(int(index), {})
+        for part in path:
+            place = place.setdefault(part, {})
+        place[key] = tensor.item() if tensor.ndim == 0 and tensor.dtype == torch.int64 else tensor
+    return state
 
 
 def new_state(
@@ -98,7 +113,7 @@ def new_state(
             from bitsandbytes.optim import AdamW8bit
         except ImportError as error:
             raise CalligrapherError(
-                "update.use_8bit_adam needs the package bitsandbytes, which is not installed. Install it "
+                "use_8bit_adam needs the package bitsandbytes, which is not installed. Install it "
                 "(`pip install bitsandbytes`), or set use_8bit_adam to false."
             ) from error
         optimizer: torch.optim.Optimizer = AdamW8bit(weights, lr=0.0, **settings)

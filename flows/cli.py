@@ -10,6 +10,7 @@ calligrapher data check DIR|FILE [--sheet sheet.png] | data make PICTURES OUT
 calligrapher convert WEIGHTS TARGET [--weights ema|trained] [--lora merged|separate] [--dtype bfloat16]
 calligrapher generate --image IMG --mask MASK --reference REF --text TEXT [--run RUN] --out DIR
 calligrapher demo [--run RUN] [--base FOLDER --siglip FOLDER] [--adapter FILE] ...
+calligrapher plan params/nft.yaml [KEY=VALUE ...] [--gpu h100 | --gpu-memory GIB] [--json]
 calligrapher tiny pretrain OUT | tiny cases OUT
 """
 
@@ -25,6 +26,7 @@ from flows.cli_convert import add_convert_commands
 from flows.cli_data import add_data_commands
 from flows.cli_demo import add_demo_commands
 from flows.cli_generate import add_generate_commands
+from flows.cli_plan import add_plan_commands
 from flows.cli_runs import add_run_commands
 
 
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add_convert_commands(commands)
     add_generate_commands(commands)
     add_demo_commands(commands)
+    add_plan_commands(commands)
 
     tiny = commands.add_parser("tiny", help="the embedded tiny model").add_subparsers(
         required=True, metavar="WHAT"

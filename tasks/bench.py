@@ -5,7 +5,7 @@ never on what an earlier stage left here.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -168,12 +168,16 @@ class Bench:
         return self.model
 
     def weights(self, path: Path) -> Weights:
-        """Weights of a file, on the model's device; the last two are kept, for `old` and `reference`."""
+        """Weights of a file, as the policy holds them; the last two are kept, for `old` and `reference`."""
         if path not in self._weights:
             while len(self._weights) > 1:
                 self._weights.pop(next(iter(self._weights)))
-            self._weights[path] = load_file(path, device=str(self.model.device))
+            self._weights[path] = self.model.policy.held(load_file(path))
         return self._weights[path]
+
+    def let_go_of_weights(self, but: Collection[Path]) -> None:
+        """Free what `weights` keeps, but for the files in `but`."""
+        self._weights = {path: weights for path, weights in self._weights.items() if path in but}
 
     def load_trained(self, checkpoint: Artifact) -> None:
         """Make the policy's trained weights those of `checkpoint`, unless they are already."""

@@ -107,6 +107,9 @@ class OptimizerParams(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(
         1.0, description="Gradients are scaled down to this norm."
     )
+    use_8bit_adam: bool = Field(
+        False, description="bitsandbytes' 8-bit AdamW: a quarter of the optimizer's memory."
+    )
     checkpointing_steps: Positive = Field(500, description="Steps between checkpoints inside the stage.")
 
 
@@ -171,9 +174,6 @@ class UpdateParams(OptimizerParams):
         None, description="Optimizer steps of the whole run; null = no limit."
     )
     num_inner_epochs: Positive = Field(1, description="Passes over a round's images.")
-    use_8bit_adam: bool = Field(
-        False, description="bitsandbytes' 8-bit AdamW: a quarter of the optimizer's memory."
-    )
     adam_epsilon: Annotated[float, Field(gt=0)] = Field(
         1e-8,
         description="Added to the root of AdamW's second moment. Near the size of the gradients it keeps "

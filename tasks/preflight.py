@@ -29,10 +29,11 @@ def _preflight(params_json: str, data_dir: Path) -> None:
     _weights_are_there(base, siglip, adapter)
     _canvas_fits(params, base)
     pick_device(params.model.device)
-    if params.update.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
+    eight_bit = [n for n in ("warmup", "update") if getattr(params, n).use_8bit_adam]
+    if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
         raise ParamsError(
-            "update.use_8bit_adam must be false where the package bitsandbytes is not installed. Got true. "
-            "Install it (`pip install bitsandbytes`), or set it to false."
+            f"{eight_bit[0]}.use_8bit_adam must be false where the package bitsandbytes is not installed. "
+            "Got true. Install it (`pip install bitsandbytes`), or set it to false."
         )
     lists = {"data.train": (bench.train_folder, bench.train_cases)}
     if params.evaluate.every > 0:

@@ -47,6 +47,7 @@ def run_saved(
 
     loop.on_step = on_step
     loop.run(rows, plan, done=len(history), limit=limit)
+    del loop.on_step  # it refers to the loop: the optimizer's memory would wait for the garbage collector
     loop.state.save(loop.policy, out)
     _write_history(history, out)
     names = sorted({name for row in history for name in row} - {"step"})

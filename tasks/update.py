@@ -31,13 +31,19 @@ def update(
     """Optimise for `num_inner_epochs` passes over the kept images.
 
     `previous` is the last update, or the warm-up in round 0; the optimizer starts anew after the warm-up.
-    `old` holds the weights that sampled; the reference is the warm-up's. Files as in `warmup`. Meta: means.
+    `old` holds the weights that sampled; the reference is the warm-up's. Neither is in memory where the loss
+    does not ask for it: GRPO has no use for `old`, and `kl_coef` 0 none for the reference. Files as in
+    `warmup`. Meta: means.
     """
     params = bench.params
     policy = bench.model.policy
+    start = warmup.file(TRAINED)
+    anchored = (params.nft or params.grpo).kl_coef > 0
+    bench.let_go_of_weights(but=[old] * (params.nft is not None) + [start] * anchored)
     state = _state(bench, previous, first=previous.digest == warmup.digest)
     rows = training_rows(bench, rollout, advantages)
-    reference = bench.weights(warmup.file(TRAINED))
+    old_weights = bench.weights(old) if params.nft is not None else None
+    reference = bench.weights(start) if anchored else None
     num_steps = params.rollout.num_inference_steps
 
     def objective(batch: Rows, generator: torch.Generator):
@@ -45,7 +51,6 @@ def update(
             return nft(policy, batch, generator, params.nft, num_steps, old_weights, reference)
         return grpo(policy, batch, generator, params.grpo, num_steps, reference)
 
-    old_weights = bench.weights(old)
     settings = params.update
     plan = Plan(
         len(rows),

@@ -22,7 +22,7 @@ def warmup(bench: Bench, out: Path) -> dict[str, Any]:
     params = bench.params
     settings = params.warmup
     policy = bench.fresh_model().policy
-    state = new_state(policy, weight_decay=settings.weight_decay, ema=False)
+    state = new_state(policy, weight_decay=settings.weight_decay, use_8bit=settings.use_8bit_adam, ema=False)
     cases = bench.train_cases
     per_step = settings.batch_size * settings.gradient_accumulation_steps
     steps_per_pass = math.ceil(len(cases) / per_step)

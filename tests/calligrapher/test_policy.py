@@ -388,3 +388,39 @@ def test_weights_of_another_model_are_refused_and_nothing_changes(policy, how, w
     with pytest.raises(CheckpointError, match=r"must be those of this model .* 1 are missing, unknown or"):
         policy.load(weights) if way == "load" else policy.use(weights).__enter__()
     assert equal(policy.snapshot(), before)
+
+
+def test_matrices_held_in_autocasts_type_change_no_bit_of_the_velocity():
+    policy = build(lora=True, autocast=torch.bfloat16)
+    weights = moved(policy, 1)
+    held = policy.held(weights)
+    assert {n for n, w in held.items() if w.dtype == torch.bfloat16} == {
+        n for n, w in weights.items() if n.endswith(".weight") and w.ndim == 2 and "in_proj" not in n
+    }
+    assert sum(w.nbytes for w in held.values()) < sum(w.nbytes for w in weights.values())
+    own = policy.snapshot()
+    with policy.use(held):
+        under_use = velocity(policy)
+    assert equal(policy.snapshot(), own)
+    policy.load(weights)  # in float32, as trained weights are
+    with torch.no_grad():
+        assert torch.equal(velocity(policy), under_use)
+
+
+def test_a_gradient_is_the_same_after_a_policy_that_is_held_in_bfloat16_took_its_turn():
+    policy = build(lora=True, autocast=torch.bfloat16)
+    gradients = []
+    for between in (False, True):
+        policy.model.zero_grad()
+        loss = policy.velocity(*inputs()).square().mean()
+        if between:
+            with policy.use(policy.held(moved(policy, 1))):
+                velocity(policy)
+        loss.backward()
+        gradients.append({n: p.grad.clone() for n, p in policy.parameters.items()})
+    assert equal(*gradients)
+    assert {g.dtype for g in gradients[1].values()} == {torch.float32}
+
+
+def test_without_autocast_every_weight_is_held_in_float32(policy):
+    assert {w.dtype for w in policy.held(policy.snapshot()).values()} == {torch.float32}

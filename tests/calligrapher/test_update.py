@@ -241,3 +241,41 @@ def test_8_bit_adam_without_its_package_is_a_clear_error(monkeypatch):
         CalligrapherError, match=r"use_8bit_adam needs the package bitsandbytes.*set .* false"
     ):
         new_state(Policy(Linear()), weight_decay=0.0, use_8bit=True, ema=False)
+
+
+class NestedAdam(torch.optim.AdamW):
+    """Tells its state as bitsandbytes does: nested, steps as an int, a table that is shared."""
+
+    def state_dict(self):
+        told = super().state_dict()
+        table = torch.arange(3.0)
+        told["state"] = {
+            i: {
+                "step": int(entry["step"]),
+                "quantised": {k: v for k, v in entry.items() if k != "step"},
+                "t": table,
+            }
+            for i, entry in told["state"].items()
+        }
+        return told
+
+    def load_state_dict(self, told):
+        state = {
+            i: {"step": torch.tensor(float(entry["step"])), **entry["quantised"]}
+            for i, entry in told["state"].items()
+            if type(entry["step"]) is int
+        }
+        super().load_state_dict(told | {"state": state})
+
+
+def test_an_optimizer_with_a_nested_state_goes_on_as_if_it_had_not_stopped(tmp_path):
+    plan = Plan(8, 2, 1, 1, "0/update/0")
+    whole, first, second = make(), make(), make()
+    for loop in (whole, first, second):
+        loop.state.optimizer = NestedAdam(loop.policy.parameters.values(), lr=0.0)
+    run(whole, plan)
+    run(first, plan, limit=2)
+    first.state.save(first.policy, tmp_path)
+    second.state.load(second.policy, tmp_path)
+    run(second, plan, done=2)
+    assert torch.equal(weights(second), weights(whole))

@@ -36,6 +36,7 @@ SETTINGS = [
     "warmup.batch_size=2",
     "warmup.lr_scheduler=constant",
     "warmup.lr_warmup_steps=0",
+    "warmup.use_8bit_adam=false",
     "rollout.num_cases=2",
     "rollout.num_images_per_prompt=2",
     "rollout.num_inference_steps=3",

@@ -109,7 +109,8 @@ CALLS = {
 ERRORS = {
     "data.kind": ("jsonl", DataError, "must be a JSONL file"),
     "model.device": ("warp", ParamsError, "model.device"),
-    "update.use_8bit_adam": (True, ParamsError, "use_8bit_adam"),
+    "warmup.use_8bit_adam": (True, ParamsError, "warmup.use_8bit_adam"),
+    "update.use_8bit_adam": (True, ParamsError, "update.use_8bit_adam"),
 }
 # Where, how long and how fast: checked by tests of their own, below.
 PLACES = {

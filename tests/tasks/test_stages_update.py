@@ -1,6 +1,8 @@
 """Advantage, update, refresh and evaluation inside real runs: which weights, which rows, when it ends."""
 
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -21,6 +23,34 @@ def test_refresh_moves_old_by_the_formula_and_grpo_copies(train):
         assert manifest["meta"] == {"old_decay": decay}  # two optimizer steps
         for name, weight in old.items():
             torch.testing.assert_close(weight, decay * start[name] + (1 - decay) * end[name])
+
+
+def test_an_update_leaves_no_optimizer_and_only_the_policies_it_needs_in_memory(train, monkeypatch):
+    from tasks import update as stage
+
+    states, kept, new_state, update = [], [], stage.new_state, stage.update
+
+    def noted(policy, **settings):
+        state = new_state(policy, **settings)
+        states.append(weakref.ref(state))
+        return state
+
+    def counted(bench, *arguments, **more):
+        meta = update(bench, *arguments, **more)
+        kept.append(len(bench._weights))
+        return meta
+
+    monkeypatch.setattr(stage, "new_state", noted)
+    monkeypatch.setattr(stage, "update", counted)
+    for algorithm, kl_coef, wanted in (("nft", 0.1, [1, 2]), ("nft", 0.0, [1, 1]), ("grpo", 0.1, [1, 1])):
+        kept.clear()
+        gc.disable()
+        try:
+            train(f"{algorithm}-{kl_coef}", algorithm, **{algorithm: {"kl_coef": kl_coef}})
+            assert [state() for state in states] == [None] * len(states)
+        finally:
+            gc.enable()
+        assert kept == wanted  # in round 0 `old` is the reference
 
 
 def test_a_fixed_old_policy_costs_no_forward_of_its_own_in_any_round(train, monkeypatch):
