@@ -13,7 +13,7 @@ from calligrapher.conditioning import Canvas, Encoders
 from calligrapher.errors import CheckpointError, ParamsError
 from calligrapher.images import to_image
 from calligrapher.ip_adapter import AdapterConfig, StyleAdapter
-from calligrapher.policy import Policy, StyledTransformer, add_lora
+from calligrapher.policy import Policy, StyledTransformer, add_loras
 
 logger = logging.getLogger(__name__)
 
@@ -93,28 +93,25 @@ def load_model(
     if not transformer.config.guidance_embeds:
         raise ParamsError(f"model.base must embed the guidance, as FLUX.1-Fill does. {base} does not.")
     tower = SiglipVisionModel.from_pretrained(siglip, dtype=dtype)
-    adapter_dtype = torch.float32 if train_adapter else dtype
     if adapter is not None:
-        style = load_adapter(adapter, transformer, adapter_dtype)
+        style = load_adapter(adapter, transformer)
     else:
         torch.manual_seed(seed)
         sizes = AdapterConfig(
             style_dim=tower.config.hidden_size, token_dim=transformer.config.joint_attention_dim
         )
         style = StyleAdapter(sizes, len(transformer.attn_processors), transformer.inner_dim)
-        style.to(adapter_dtype)
-    for module, key in ((transformer, "targets"), (style, "adapter_targets")):
-        if lora is not None and lora.get(key):
-            add_lora(module, rank=lora["rank"], alpha=lora["alpha"], targets=lora[key], seed=seed)
+    add_loras(transformer, style, lora, seed=seed)
     if gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    styled = StyledTransformer(transformer, style, guidance_scale).to(where)
+    styled = StyledTransformer(transformer, style, guidance_scale)
     policy = Policy(styled, train_adapter=train_adapter, autocast=autocast)
     for name, parameter in styled.named_parameters():
         if name in policy.parameters:
             parameter.data = parameter.data.float()
         elif name.startswith("adapter."):
             parameter.data = parameter.data.to(policy.held_dtype(name))
+    styled.to(where)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, tower):
         part.eval().requires_grad_(False)
         if not (part is pipeline.text_encoder_2 and offload_text_encoder_two):

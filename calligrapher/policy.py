@@ -170,3 +170,10 @@ def add_lora(module: nn.Module, *, rank: int, alpha: float, targets: list[str], 
     torch.manual_seed(seed)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
     inject_adapter_in_model(config, module)
+
+
+def add_loras(transformer: nn.Module, adapter: nn.Module, lora: Mapping | None, *, seed: int) -> None:
+    """The pairs that `lora` (rank, alpha, targets, adapter_targets) wants, on both; None: none."""
+    for module, key in ((transformer, "targets"), (adapter, "adapter_targets")):
+        if lora is not None and lora.get(key):
+            add_lora(module, rank=lora["rank"], alpha=lora["alpha"], targets=lora[key], seed=seed)

@@ -13,7 +13,7 @@ from torch import nn
 from calligrapher import full, latents
 from calligrapher.checkpoint import QFORMER, adapter_state, config_of
 from calligrapher.ip_adapter import AdapterConfig, StyleAdapter
-from calligrapher.policy import Policy, StyledTransformer, add_lora
+from calligrapher.policy import Policy, StyledTransformer, add_loras
 
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 
@@ -79,8 +79,7 @@ def build(
         )
         tower = SiglipVisionModel(SiglipVisionConfig.from_pretrained(siglip))
         style = _adapter(adapter, transformer, tower.config.hidden_size)
-        if lora is not None:
-            add_lora(transformer, seed=0, **lora)
+        add_loras(transformer, style, lora, seed=0)
         return MetaModel(
             Policy(
                 StyledTransformer(transformer, style, 0.0), train_adapter=train_adapter, autocast=autocast

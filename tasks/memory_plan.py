@@ -37,7 +37,7 @@ class Memory:
 
 def folders(params: RunParams) -> tuple[Path, Path, Path | None]:
     """Where the configs are read: base, SigLIP, adapter."""
-    base, siglip, adapter = Bench(params, Path(), scorer=None).model_paths  # type: ignore[arg-type]
+    base, siglip, adapter = Bench(params, Path("runs/data"), scorer=None).model_paths  # type: ignore[arg-type]
     return *config_folders(base, siglip), adapter
 
 

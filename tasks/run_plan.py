@@ -152,14 +152,17 @@ def _configs(params: RunParams) -> dict[str, str]:
 
 
 def _parameters(model: MetaModel) -> dict[str, int]:
-    lora = sum(p.numel() for n, p in model.transformer.named_parameters() if "lora_" in n)
+    lora = {
+        part: sum(p.numel() for n, p in part.named_parameters() if "lora_" in n)
+        for part in (model.transformer, model.adapter)
+    }
     return {
-        "transformer": count(model.transformer) - lora,
+        "transformer": count(model.transformer) - lora[model.transformer],
         "VAE": count(model.vae),
         "CLIP": count(model.text_encoder),
         "T5": count(model.text_encoder_2),
         "SigLIP": count(model.siglip),
-        "adapter": count(model.adapter),
-        "LoRA": lora,
+        "adapter": count(model.adapter) - lora[model.adapter],
+        "LoRA": sum(lora.values()),
         "trained": sum(p.numel() for p in model.policy.parameters.values()),
     }
