@@ -33,6 +33,7 @@ from calligrapher.export import (
 from calligrapher.tiny.pack import DATA
 from tasks.artifacts import RunDir, fingerprint, path_digest
 from tasks.checkpoints import SUFFIXES, TINY, Checkpoint, base_folder, find_checkpoint
+from tasks.disk import room_for
 
 WRITERS = {"ip-adapter": write_ip_adapter_bin, "calligrapher": write_calligrapher_bin}
 NAMES = [f"{stem}{suffix}" for stem in WRITERS for suffix in (".bin", ".safetensors")]
@@ -69,14 +70,15 @@ def convert(
     _refuse_existing(written, force)
     transformer = _transformer(found, base, pairs, written[-1]) if lora == "merged" else None
     out.parent.mkdir(parents=True, exist_ok=True)
-    with scratch(out.parent) as empty:
-        state = adapter_state(found) if isinstance(found, Path) else _adapter(found, trained, empty)
-        fitting_adapter(state, *blocks_and_width(state), Path(source))
-        WRITERS[out.stem](cast(state, dtype, empty) if dtype else state, out)
-    if transformer:
-        write_merged_transformer(transformer, pairs, found.lora_scale, written[1])
-    elif pairs:
-        write_lora(pairs, found.lora_scale, dtype, written[1])
+    with room_for(" and ".join(map(str, written)), out.parent):
+        with scratch(out.parent) as empty:
+            state = adapter_state(found) if isinstance(found, Path) else _adapter(found, trained, empty)
+            fitting_adapter(state, *blocks_and_width(state), Path(source))
+            WRITERS[out.stem](cast(state, dtype, empty) if dtype else state, out)
+        if transformer:
+            write_merged_transformer(transformer, pairs, found.lora_scale, written[1])
+        elif pairs:
+            write_lora(pairs, found.lora_scale, dtype, written[1])
     return written
 
 

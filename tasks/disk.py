@@ -2,6 +2,8 @@
 
 import errno
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from calligrapher.errors import ArtifactError
@@ -32,6 +34,20 @@ def disk_full(name: str, partial: Path, error: BaseException) -> ArtifactError:
         f"{file} was being written ({error}). Nothing half-written was kept as an artifact. Free some space "
         "and start the same command again: it goes on from the last whole file."
     )
+
+
+@contextmanager
+def room_for(what: str, folder: Path) -> Iterator[None]:
+    """Run a block that writes `what` into `folder`; a full disk becomes an ArtifactError that says so."""
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error, folder):
+            raise
+        raise ArtifactError(
+            f"the disk must have room for {what}. It is full: {_free_bytes(folder)} bytes are free "
+            f"in {folder}. Nothing half-written was kept."
+        ) from error
 
 
 def _free_bytes(folder: Path) -> int:

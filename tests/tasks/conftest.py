@@ -1,6 +1,7 @@
 """Whole runs in seconds: random tiny model, drawn cases, a scorer that asks nobody, no Prefect, no MLflow."""
 
 import hashlib
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,15 @@ def judged(scorer_class):
         return Judged()
 
     return judged
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True
+    ).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -274,3 +275,11 @@ def test_a_damaged_source_leaves_no_file(random_model, tmp_path):
     with pytest.raises(CheckpointError, match="must be a whole weights file"):
         convert(str(tmp_path / "broken.bin"), str(tmp_path / "calligrapher.bin"))
     assert [path.name for path in tmp_path.iterdir()] == ["broken.bin"]
+
+
+@pytest.mark.parametrize("name", ["calligrapher.bin", "ip-adapter.safetensors"])
+def test_a_full_disk_is_told_and_nothing_half_is_kept(name, random_model, small_disk):
+    subprocess.run(["mount", "-o", "remount,size=16k", small_disk], check=True)
+    with pytest.raises(ArtifactError, match=f"the disk must have room for .*{name}. It is full: "):
+        convert(str(random_model / "calligrapher.bin"), str(small_disk / name))
+    assert list(small_disk.iterdir()) == []

@@ -95,18 +95,6 @@ def test_a_reward_server_that_is_killed_costs_what_was_not_scored_and_nothing_el
     assert list(folder.rglob("*.partial")) == []
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True
-    ).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 def run_to_the_end(bench, folder, name):
     from tasks.plan import planned
     from tasks.rerun import build_stage
