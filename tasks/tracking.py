@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,6 +193,8 @@ class Mirror:
             self._client.log_artifact(self.run_id, str(path), REPORT)
         elif (record["key"], record["step"]) not in self._images:
             with Image.open(path) as image:
+                # The very file: MLflow would compress the picture anew, which costs more than all the rest.
+                image.save = lambda target: shutil.copyfile(path, target)  # type: ignore[method-assign]
                 self._client.log_image(
                     self.run_id, image, key=record["key"], step=record["step"], synchronous=True
                 )

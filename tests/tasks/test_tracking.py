@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -231,6 +232,8 @@ def test_mlflow_has_the_params_tags_pictures_data_and_checkpoints_once(mlflow_ru
         "images/grid~fixed+step+1",
         "images/grid~fixed+step+2",
     ]
+    served = {Path(client.download_artifacts(run_id, path)).read_bytes() for path in images}
+    assert served == {path.read_bytes() for path in (runs / "one/report/grid/fixed").glob("*.png")}
     assert [f.path for f in client.list_artifacts(run_id, "report")] == ["report/learning_curve.png"]
     digests = sorted(i.dataset.digest for i in run.inputs.dataset_inputs)
     assert digests == [f"{round}{'ab' * 31}"[:32] for round in (1, 2)]
