@@ -117,13 +117,10 @@ def _train(chosen: argparse.Namespace) -> int:
 
     # The user's mistakes are told before anything is started.
     preflight(load_params(chosen.params, overrides), runs_dir / "data")
-    for name, value in {
-        "DO_NOT_TRACK": "true",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_LOGGING_LEVEL": "WARNING",
-    }.items():
+    from flows.prefect_api import QUIET, prefect_api
+
+    for name, value in (QUIET | {"PREFECT_LOGGING_LEVEL": "WARNING"}).items():
         os.environ.setdefault(name, value)
-    from flows.prefect_api import prefect_api
     from flows.rl_train import rl_train
     from tasks.summary import closing_lines
 

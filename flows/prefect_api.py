@@ -21,6 +21,7 @@ from calligrapher.errors import CalligrapherError
 
 logger = logging.getLogger(__name__)
 
+QUIET = {"DO_NOT_TRACK": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}  # Prefect tells nobody anything
 START_TIMEOUT_S = 300.0  # its imports and migrations take 10 s on an idle core, much longer on a busy one
 _PR_SET_PDEATHSIG = 1
 
@@ -44,6 +45,7 @@ def prefect_api() -> Iterator[str]:
         child = subprocess.Popen(
             [sys.executable, "-m", "flows.prefect_api", str(listener.fileno()), str(os.getpid())],
             pass_fds=[listener.fileno()],
+            env=os.environ | QUIET,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C reaches only the run, which ends its children in order
         )

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from calligrapher.errors import CalligrapherError
 from flows.daemons import Daemons
+from flows.prefect_api import QUIET
 
 START_TIMEOUT_S = 300.0  # ten seconds on an idle machine
 SETTINGS = Path("prefect.toml")
 _MARK = "# Written by `make services`, deleted by `make services-stop`."
-_QUIET = {"DO_NOT_TRACK": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
 def start(runs_dir: Path, prefect_port: int, mlflow_port: int) -> list[str]:
@@ -32,7 +32,7 @@ def start(runs_dir: Path, prefect_port: int, mlflow_port: int) -> list[str]:
     """
     runs_dir = runs_dir.absolute()
     api, mlflow = f"http://127.0.0.1:{prefect_port}/api", f"http://127.0.0.1:{mlflow_port}"
-    environment = _QUIET | {
+    environment = QUIET | {
         "PREFECT_API_URL": api,
         "PREFECT_HOME": str(runs_dir / ".services" / "prefect"),
         "CALLIGRAPHER_MLFLOW_URL": mlflow,

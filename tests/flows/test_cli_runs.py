@@ -1,6 +1,7 @@
 """The commands on a run's folder, as a person calls them; rewards are switched off, so no server starts."""
 
 import json
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,8 @@ def test_the_flow_makes_a_stage_anew(folder, tmp_path, monkeypatch):
     from flows.rerun import rerun_stage
 
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    with prefect_api():
+    with prefect_api() as url:
+        with urllib.request.urlopen(f"{url}/admin/settings") as answer:
+            assert json.load(answer)["server"]["analytics_enabled"] is False
         made = rerun_stage("first", "fifth", "0/update", ["nft.kl_coef=0.3"], runs_dir=str(folder.parent))
     assert Path(made["artifact"]) == folder.parent / "fifth/round-0000/update"
