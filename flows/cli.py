@@ -17,6 +17,7 @@ calligrapher tiny pretrain OUT | tiny cases OUT
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ from flows.cli_demo import add_demo_commands
 from flows.cli_generate import add_generate_commands
 from flows.cli_plan import add_plan_commands
 from flows.cli_runs import add_run_commands
+
+
+ONLY_PRINT = {"data", "plan", "status", "verify", "why"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "alembic", "diffusers", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if chosen.what in ONLY_PRINT:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends in silence when `| head` has seen enough
     try:
         return chosen.command(chosen)
     except CalligrapherError as error:
@@ -56,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="calligrapher", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="what")
 
     train = commands.add_parser("train", help="train a run, or go on with it")
     train.add_argument("params", type=Path, help="a YAML file, as params/tiny-nft.yaml")

@@ -1,6 +1,9 @@
 """The commands on a run's folder, as a person calls them; rewards are switched off, so no server starts."""
 
 import json
+import signal
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -110,6 +113,16 @@ def test_a_replay_ends_with_a_summary(folder, capsys):
     status, told = run_command(capsys, "replay", folder, "nft.kl_coef=0.2", "--fork", "fourth")
     assert status == 0
     assert json.loads(told.out)["run"] == "fourth"
+
+
+def test_a_reader_that_has_seen_enough_of_it_is_no_error(folder):
+    command = "import sys; from flows.cli import main; raise SystemExit(main(['status', sys.argv[1]]))"
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", command, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == -signal.SIGPIPE
 
 
 @pytest.mark.slow
