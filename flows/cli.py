@@ -19,7 +19,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from calligrapher.errors import CalligrapherError
@@ -29,7 +30,6 @@ from flows.cli_demo import add_demo_commands
 from flows.cli_generate import add_generate_commands
 from flows.cli_plan import add_plan_commands
 from flows.cli_runs import add_run_commands
-
 
 ONLY_PRINT = {"data", "plan", "status", "verify", "why"}
 
@@ -46,16 +46,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "alembic", "diffusers", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    if chosen.what in ONLY_PRINT:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends in silence when `| head` has seen enough
     try:
-        return chosen.command(chosen)
+        with _ending_with_the_reader() if chosen.what in ONLY_PRINT else nullcontext():
+            return chosen.command(chosen)
     except CalligrapherError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _ending_with_the_reader() -> Iterator[None]:
+    """What is printed to `| head`, which has seen enough, ends the process in silence."""
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        signal.signal(signal.SIGPIPE, before)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -123,6 +123,9 @@ def test_a_reader_that_has_seen_enough_of_it_is_no_error(folder):
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == -signal.SIGPIPE
+    assert signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN, (
+        "commands called in this process leave it as it was"
+    )
 
 
 @pytest.mark.slow
