@@ -43,11 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return reward_server(arguments[1:])
     parser = _parser()
     chosen = parser.parse_args(arguments)
+    what = vars(chosen).pop("what")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "alembic", "diffusers", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        with _ending_with_the_reader() if chosen.what in ONLY_PRINT else nullcontext():
+        with _ending_with_the_reader() if what in ONLY_PRINT else nullcontext():
             return chosen.command(chosen)
     except CalligrapherError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
