@@ -187,6 +187,7 @@ def judged(scorer_class):
 
 @pytest.fixture
 def small_disk(tmp_path):
+    """A folder on a disk of 1 MiB of its own; `mount -o remount,size=...` changes its size."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(
