@@ -22,14 +22,14 @@ SHOWN = 4  # best, and as many worst, samples of a round
 
 def show_grid(run: "Run", round: int, evaluation: Artifact) -> None:
     """The same cases after every round; MLflow shows them with a slider."""
-    if not _shown(run, "grid", round):
+    if not run.tracker.has_image("grid", round):
         path = evaluation.file(evaluate.GRID)
         run.tracker.log_image("grid", lambda: report.open_picture(path), round)
 
 
 def show_round(run: "Run", round: int, rollout: Artifact, scores: Artifact) -> None:
     """Histogram of the rewards, and the best and worst images with what was read; drawn once per round."""
-    if _shown(run, PICTURE, round):
+    if run.tracker.has_image(PICTURE, round):
         return
     rows: dict[str, list[Any]] = {}
     for name in sorted(scores.files):
@@ -101,10 +101,6 @@ def closing_lines(summary: dict[str, Any], runs_dir: Path) -> list[str]:
         f"Curves:   mlflow ui --backend-store-uri sqlite:///{(runs_dir / 'mlflow.db').absolute()}",
     ]
     return lines
-
-
-def _shown(run: "Run", key: str, step: int) -> bool:
-    return (run.folder.path / "report" / key / f"{step:06d}.png").exists()
 
 
 def _sample(rows: dict[str, list[Any]], i: int) -> report.Sample:

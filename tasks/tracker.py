@@ -144,11 +144,6 @@ class Tracker:
         what = {"name": name, "digest": digest, "path": place, "step": int(step), "metrics": found}
         self._event({"kind": "checkpoint", **what})
 
-    @_never_raises
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the MLflow run: short facts to filter by."""
-        self._event({"kind": "tags", "tags": dict(tags)})
-
     def history(self, key: str) -> list[tuple[int, float]]:
         """All (step, value) of one metric so far, by step: from `metrics.jsonl`, not from MLflow."""
         try:

@@ -166,6 +166,31 @@ def test_after_three_failures_in_a_row_mlflow_is_left_alone_until_the_end(tmp_pa
     assert tracker.failures == BrokenMirror.attempts
 
 
+def test_what_is_logged_in_a_short_time_goes_to_mlflow_together(tmp_path, monkeypatch):
+    sent = []
+
+    class CountedMirror:
+        def __init__(self, run_dir, journals, failed):
+            self.metrics = journals[0]
+
+        def catch_up(self):
+            sent.append(len(self.metrics.read()))
+
+        def end(self, status):
+            pass
+
+    monkeypatch.setattr(tasks.tracking, "Mirror", CountedMirror)
+    monkeypatch.setattr(tasks.tracker, "_GATHER_S", 30)
+    tracker = Tracker(tmp_path / "one", run_params())
+    for step in range(12):
+        tracker.log("round-0001/update", step, {"update/loss": 1.0})
+        time.sleep(0.02)
+    started = time.monotonic()
+    tracker.close()
+    assert sent == [12]
+    assert time.monotonic() - started < 5, "the end waits for nothing more"
+
+
 def test_sync_of_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(CalligrapherError, match=r"must be the folder of a run\. It holds no metrics\.jsonl"):
         sync(tmp_path)
