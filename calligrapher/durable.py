@@ -1,7 +1,7 @@
 """Writing files so that a crash leaves the old file or the whole new one, never a half.
 
-Order: write to a hidden sibling, fsync it, rename it over the target, fsync the folder. A power cut after the
-rename therefore finds the new name *and* its bytes on disk.
+Order: write to a hidden sibling, fsync it, rename it over the target, fsync the folder. A power cut
+after the rename therefore finds the new name *and* its bytes on disk.
 """
 
 import contextlib
@@ -23,10 +23,12 @@ def fsync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling to write to; it becomes `path` when the block ends without an exception.
+    """Yield a temporary sibling to write to; it becomes `path` when the block ends without an
+    exception.
 
-    After an exception the temporary file is removed and an older `path` is untouched. The suffix is kept, for
-    writers that look at it. Raises OSError as the file system does (ENOSPC when the disk is full).
+    After an exception the temporary file is removed and an older `path` is untouched. The suffix is
+    kept, for writers that look at it. Raises OSError as the file system does (ENOSPC when the disk
+    is full).
     """
     path = Path(path)
     temporary = path.with_name(f"{_MARK}{os.getpid()}-{path.name}")

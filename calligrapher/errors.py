@@ -2,7 +2,7 @@
 
 ```
 CalligrapherError
-├── InputError (ValueError)      the user can mend it: says what must hold, what was found, what to do
+├── InputError (ValueError)      the user can mend it: what must hold, what was found, what to do
 │   ├── ParamsError              a params file or an override
 │   ├── DataError                a dataset folder, an image, a line of a list
 │   └── CheckpointError          a weights file: missing, unexpected or wrongly shaped keys

@@ -1,1 +1,1 @@
-
+"""Everything that knows Prefect, and the ways in: commands, deployments, the page."""

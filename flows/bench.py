@@ -1,15 +1,18 @@
-"""What orchestration costs: `python -m flows.bench [--rounds 10] [--mlflow file|off|down|slow|full]`.
+"""What orchestration costs: `python -m flows.bench [--rounds 10] [--mlflow
+file|off|down|slow|full]`.
 
 Trains the tiny model and prints
 
-1. per round, what Prefect, MLflow and artifacts (hashing, fsync, manifests) cost, as a share of the round:
-   all time outside of the stages' own functions, the time in `fsync` inside of them, and the processor time
-   of the threads that feed MLflow, as if the training had waited for them;
-2. how long a second start of the finished run takes, in which every stage is found, besides process start.
+1. per round, what Prefect, MLflow and artifacts (hashing, fsync, manifests) cost, as a share of the
+   round: all time outside of the stages' own functions, the time in `fsync` inside of them, and the
+   processor time of the threads that feed MLflow, as if the training had waited for them;
+2. how long a second start of the finished run takes, in which every stage is found, besides process
+   start.
 
-Counted from the end of the first stage, when model and reward server are there. `--mlflow` says what the
-tracking finds: a database on this disk (`file`), nothing at its address (`down`), a server that takes every
-request and never answers (`slow`), one that has no room left (`full`), or that it is not wanted (`off`).
+Counted from the end of the first stage, when model and reward server are there. `--mlflow` says
+what the tracking finds: a database on this disk (`file`), nothing at its address (`down`), a server
+that takes every request and never answers (`slow`), one that has no room left (`full`), or that it
+is not wanted (`off`).
 """
 
 import argparse
@@ -28,11 +31,11 @@ from unittest.mock import patch
 
 import psutil
 
-from flows.prefect_api import prefect_api
+from flows import stages
 from flows.rl_train import rl_train
-from tasks import stages
-from tasks.artifacts import RunDir
-from tasks.tracker import Tracker
+from flows.services.prefect_api import prefect_api
+from tasks.artifacts.run_dir import RunDir
+from tasks.tracking.tracker import Tracker
 
 PARAMS = "params/tiny-nft.yaml"
 
@@ -120,7 +123,9 @@ def mlflow_that_is(state: str) -> Iterator[list[str]]:
         address = f"tracking.uri=http://127.0.0.1:{server.server_port}"
         if state == "full":
             threading.Thread(target=server.serve_forever, daemon=True).start()
-        if state != "down":  # When slow, the system takes the connections and nobody reads from them.
+        if (
+            state != "down"
+        ):  # When slow, the system takes the connections and nobody reads from them.
             yield [address]
         if state == "full":
             server.shutdown()
@@ -150,7 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--mlflow", choices=("file", "off", "down", "slow", "full"), default="file")
     parser.add_argument("--runs-dir", type=Path, help="default: a temporary folder")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="changes to params/tiny-nft.yaml")
+    parser.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="changes to params/tiny-nft.yaml"
+    )
     chosen = parser.parse_args(argv)
     with (
         tempfile.TemporaryDirectory() as temporary,
@@ -167,11 +174,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     outside = per_round["rounds"] - per_round["working"]
     share, seconds = cost.orchestration / cost.rounds, cost.orchestration / chosen.rounds
     sys.stdout.write(
-        f"{chosen.rounds} rounds, MLflow {chosen.mlflow}: {per_round['rounds']:.2f} s a round\n"
-        f"orchestration: {share:.1%}, {seconds:.3f} s a round ({outside:.3f} outside of the stages, "
-        f"{per_round['syncing']:.3f} in fsync, {per_round['mirroring']:.3f} of MLflow's threads)\n"
-        f"end of tracking: {cost.closing:.1f} s\n"
-        f"no-op rerun: {again:.2f} s\n"
+        f"{chosen.rounds} rounds, MLflow {chosen.mlflow}: {per_round['rounds']:.2f} s a"
+        f" round\norchestration: {share:.1%}, {seconds:.3f} s a round ({outside:.3f} outside of the"
+        f" stages, {per_round['syncing']:.3f} in fsync, {per_round['mirroring']:.3f} of MLflow's"
+        f" threads)\nend of tracking: {cost.closing:.1f} s\nno-op rerun: {again:.2f} s\n"
     )
     return 0
 

@@ -12,10 +12,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from pydantic import Field
 
-from flows.setup import lazy_scorer, our_logs
-from tasks.artifacts import Artifact
-from tasks.bench import Bench
-from tasks.evaluation import (
+from flows.contexts import lazy_scorer, our_logs
+from tasks.artifacts.run_dir import Artifact
+from tasks.evaluation.evaluation import (
     EVALUATIONS,
     Evaluation,
     load_evaluation_params,
@@ -23,9 +22,10 @@ from tasks.evaluation import (
     open_evaluation,
     params_of,
 )
-from tasks.evaluation_report import picture, verdict_report
-from tasks.measures import CASES, MEASURES
-from tasks.tracking_evaluation import track_evaluation
+from tasks.evaluation.measures import CASES, MEASURES
+from tasks.evaluation.mlflow_run import track_evaluation
+from tasks.evaluation.report import picture, verdict_report
+from tasks.resources.resources import Bench
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def evaluate(
         runs_dir: Folder of all runs.
         params: Path of the file that says how (params/evaluate.yaml).
 
-    Returns one verdict a run (tasks/evaluation.py).
+    Returns one verdict a run (tasks/evaluation/evaluation.py).
     """
     our_logs()
     found = []
@@ -68,26 +68,38 @@ def measure(this: Evaluation, name: str) -> Artifact:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="show")
-def show(this: Evaluation, verdict: dict[str, Any], made: Artifact, others: dict[str, Artifact]) -> None:
+def show(
+    this: Evaluation, verdict: dict[str, Any], made: Artifact, others: dict[str, Artifact]
+) -> None:
     """Picture, Prefect's UI, MLflow, alarm. An MLflow that is down costs only its own page."""
     sheet = picture(this, verdict, made, others)
     report = verdict_report(verdict, sheet)
     key = "".join(c if c.isalnum() else "-" for c in f"{verdict['run']}-evaluation".lower())
-    create_markdown_artifact(report, key=key, description=f"{verdict['run']} {verdict['checkpoint']}")
+    create_markdown_artifact(
+        report, key=key, description=f"{verdict['run']} {verdict['checkpoint']}"
+    )
     if verdict["reward_hacking"]:
         logger.warning(
-            "the reward of %s may be gamed: %s", verdict["run"], ", ".join(verdict["reward_hacking"])
+            "the reward of %s may be gamed: %s",
+            verdict["run"],
+            ", ".join(verdict["reward_hacking"]),
         )
         payload = {name: verdict[name] for name in ("run", "checkpoint", "reward_hacking")}
         emit_event(
-            ALARM_EVENT, {"prefect.resource.id": f"calligrapher.run.{verdict['run']}"}, payload=payload
+            ALARM_EVENT,
+            {"prefect.resource.id": f"calligrapher.run.{verdict['run']}"},
+            payload=payload,
         )
     if this.bench.params.tracking.enabled:
         checkpoint = this.checkpoint(verdict["checkpoint"]).path
         try:
-            track_evaluation(this.run, checkpoint, verdict, [made.file(MEASURES), made.file(CASES), sheet])
+            track_evaluation(
+                this.run, checkpoint, verdict, [made.file(MEASURES), made.file(CASES), sheet]
+            )
         except Exception as error:
-            logger.warning("MLflow does not show this evaluation: %s: %s", type(error).__name__, error)
+            logger.warning(
+                "MLflow does not show this evaluation: %s: %s", type(error).__name__, error
+            )
 
 
 @contextmanager

@@ -10,14 +10,14 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from calligrapher.errors import ParamsError
-from flows.setup import lazy_scorer, our_logs
-from tasks.artifacts import Artifact
-from tasks.bench import Bench
-from tasks.locate import locate
-from tasks.plan import stage_of
-from tasks.preflight import preflight
-from tasks.rerun import Rerun, build_stage, carry_out, prepare_replay, prepare_rerun
-from tasks.run import Run, open_run
+from flows.contexts import lazy_scorer, our_logs
+from tasks.artifacts.run_dir import Artifact
+from tasks.pipeline import stage_of
+from tasks.resources.resources import Bench
+from tasks.runs.preflight import preflight
+from tasks.runs.rerun import Rerun, build_stage, carry_out, prepare_replay, prepare_rerun
+from tasks.runs.run import Run, open_run
+from tasks.tracking.locate import locate
 
 _NEEDS_MODEL = {"warmup", "rollout", "update", "evaluate"}
 
@@ -58,7 +58,8 @@ def rerun(
     runs_dir: Path = Path("runs"),
     build: Callable[[Run, str], Artifact] = build_stage,
 ) -> dict[str, Any]:
-    """What the flow does, without Prefect. Returns the summary, or the artifact of the one stage."""
+    """What the flow does, without Prefect. Returns the summary, or the artifact of the one
+    stage."""
     parent, named = locate(run, runs_dir)
     stage = stage or named
     if stage is None:
@@ -66,7 +67,9 @@ def rerun(
     return _carry_out(prepare_rerun(parent, stage, overrides, fork, downstream=downstream), build)
 
 
-def replay(run: str, overrides: list[str], fork: str, runs_dir: Path = Path("runs")) -> dict[str, Any]:
+def replay(
+    run: str, overrides: list[str], fork: str, runs_dir: Path = Path("runs")
+) -> dict[str, Any]:
     """Train a policy anew, in a fork, on the images that `run` sampled. Returns the summary."""
     parent, _ = locate(run, runs_dir)
     return _carry_out(prepare_replay(parent, overrides, fork), build_stage)
@@ -79,14 +82,17 @@ def _carry_out(todo: Rerun, build: Callable[[Run, str], Artifact]) -> dict[str, 
 
 @contextmanager
 def _opened(todo: Rerun) -> Iterator[Run]:
-    """The fork, locked, with a bench; reward servers run only where something must be scored by them."""
+    """The fork, locked, with a bench; reward servers run only where something must be scored by
+    them."""
     our_logs()
     params, folder = todo.params, todo.folder.path
     data_dir = folder.parent / "data"
     if _NEEDS_MODEL & {stage_of(name) for name in todo.missing}:
         preflight(params, data_dir)
     with ExitStack() as stack:
-        scorer: Any = todo.recorded_scorer() or stack.enter_context(lazy_scorer(params, folder, data_dir))
+        scorer: Any = todo.recorded_scorer() or stack.enter_context(
+            lazy_scorer(params, folder, data_dir)
+        )
         yield stack.enter_context(
             open_run(params, folder.name, folder.parent, Bench(params, data_dir, scorer))
         )

@@ -6,15 +6,17 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from flows.setup import training_run
-from tasks import stages
-from tasks.summary import summarise
+from flows import stages
+from flows.contexts import training_run
+from tasks.reports.summary import summarise
 
 
 @flow(name="rl-train", flow_run_name="{run}")
 def rl_train(
     params: Annotated[str, Field(examples=["params/nft.yaml"])] = "params/tiny-nft.yaml",
-    overrides: Annotated[list[str] | None, Field(examples=[["rounds=20", "nft.nft_beta=0.1"]])] = None,
+    overrides: Annotated[
+        list[str] | None, Field(examples=[["rounds=20", "nft.nft_beta=0.1"]])
+    ] = None,
     run: Annotated[str | None, Field(examples=["beta-01"])] = None,
     runs_dir: str = "runs",
 ) -> dict[str, Any]:
@@ -23,7 +25,8 @@ def rl_train(
     Args:
         params: Path of a params file: one YAML file is one experiment.
         overrides: Changes to it by dotted key, each as `section.key=value`.
-        run: Name of the run's folder; the name of a run goes on with it. Default: that of the params file.
+        run: Name of the run's folder; the name of a run goes on with it.
+            Default: that of the params file.
         runs_dir: Folder of all runs.
 
     Returns the summary that is also written to `summary.json`.

@@ -1,1 +1,1 @@
-
+"""The reward service and its client; stands alone, without the other packages."""

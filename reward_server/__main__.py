@@ -2,7 +2,7 @@
 
 import sys
 
-from reward_server.serve import main
+from reward_server.processes.serve import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,21 +9,30 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Settings(BaseModel):
-    """Options of one server process; each is a flag of `python -m reward_server` with the same name."""
+    """Options of one server process; each is a flag of `python -m reward_server` with the same
+    name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    host: str = Field("127.0.0.1", description="address to bind; another than loopback needs --token-file")
+    host: str = Field(
+        "127.0.0.1", description="address to bind; another than loopback needs --token-file"
+    )
     port: int = Field(8000, ge=1, le=65535, description="port to bind")
-    token_file: Path | None = Field(None, description="file with the bearer token that clients must send")
+    token_file: Path | None = Field(
+        None, description="file with the bearer token that clients must send"
+    )
     disable_reward_model: bool = Field(
         False, description="debug: load no model, answer made-up numbers, mark every answer"
     )
-    device: str = Field("cpu", description="torch device of the local VLM and SigLIP: cpu, cuda, cuda:0")
+    device: str = Field(
+        "cpu", description="torch device of the local VLM and SigLIP: cpu, cuda, cuda:0"
+    )
 
     ocr_engine: Literal["onnxruntime", "paddle", "none"] = Field(
         "onnxruntime",
-        description="onnxruntime: CPU, bundled weights; paddle: needs --ocr-model-dir; none: no OCR",
+        description=(
+            "onnxruntime: CPU, bundled weights; paddle: needs --ocr-model-dir; none: no OCR"
+        ),
     )
     ocr_model_dir: Path | None = Field(
         None, description="folder with Paddle recognition weights (engine paddle)"
@@ -34,11 +43,17 @@ class Settings(BaseModel):
     ocr_device: str = Field("cpu", description="device of the paddle engine: cpu, gpu, gpu:0")
     ocr_mode: Literal["auto", "line", "scene"] = Field(
         "auto",
-        description="line: one line on the crop; scene: find lines first; auto: line when a mask is given",
+        description=(
+            "line: one line on the crop; scene: find lines first; auto: line when a mask is given"
+        ),
     )
-    ocr_threads: int = Field(1, ge=1, le=256, description="pictures read side by side, one thread each")
+    ocr_threads: int = Field(
+        1, ge=1, le=256, description="pictures read side by side, one thread each"
+    )
 
-    vlm_model_path: Path | None = Field(None, description="folder of a Qwen2.5-VL, run by transformers")
+    vlm_model_path: Path | None = Field(
+        None, description="folder of a Qwen2.5-VL, run by transformers"
+    )
     vlm_url: str | None = Field(
         None, description="base URL of an OpenAI-compatible server, e.g. http://h:8000/v1"
     )
@@ -63,30 +78,38 @@ class Settings(BaseModel):
     vlm_timeout: float = Field(60.0, gt=0, description="seconds one request to --vlm-url may take")
     siglip_path: Path | None = Field(None, description="folder of a SigLIP, for the style score")
 
-    max_wait_ms: float = Field(5.0, ge=0, description="how long a VLM or style batch waits for company")
+    max_wait_ms: float = Field(
+        5.0, ge=0, description="how long a VLM or style batch waits for company"
+    )
     queue_size: int = Field(512, ge=1, description="items in the house; more are answered 429")
     max_items: int = Field(64, ge=1, description="items of one /score_batch")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="bytes of one request's body")
     max_pixels: int = Field(4096 * 4096, ge=1, description="pixels of one picture")
-    score_timeout: float = Field(120.0, gt=0, description="seconds after which a component counts as failed")
+    score_timeout: float = Field(
+        120.0, gt=0, description="seconds after which a component counts as failed"
+    )
     parent_pid: int | None = Field(None, description="stop when this process is gone")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
         if self.host not in LOOPBACK and self.token_file is None:
-            raise ValueError(f"token_file must be given when host is not loopback. Got host {self.host!r}.")
+            raise ValueError(
+                f"token_file must be given when host is not loopback. Got host {self.host!r}."
+            )
         if self.vlm_model_path is not None and self.vlm_url is not None:
             raise ValueError("vlm_model_path and vlm_url must not both be given.")
         if (self.vlm_url is None) != (self.vlm_model is None):
             raise ValueError(
-                f"vlm_url and vlm_model must be given together. Got {self.vlm_url!r}, {self.vlm_model!r}."
+                f"vlm_url and vlm_model must be given together. Got {self.vlm_url!r},"
+                f" {self.vlm_model!r}."
             )
         if self.ocr_engine == "paddle" and self.ocr_model_dir is None:
             raise ValueError("ocr_model_dir must be given with ocr_engine paddle.")
         return self
 
     def token(self) -> str | None:
-        """The bearer token, or None when none is required. Raises ValueError on an unusable file."""
+        """The bearer token, or None when none is required. Raises ValueError on an unusable
+        file."""
         if self.token_file is None:
             return None
         try:
@@ -97,6 +120,7 @@ class Settings(BaseModel):
             ) from None
         if len(token) < 16 or not token.isascii():
             raise ValueError(
-                f"token_file must hold at least 16 ASCII characters. Got {len(token)} in {self.token_file}."
+                f"token_file must hold at least 16 ASCII characters. Got {len(token)} in"
+                f" {self.token_file}."
             )
         return token

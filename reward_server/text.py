@@ -1,7 +1,7 @@
 """Text of the OCR reward: how it is normalised, compared, and read out of a prompt.
 
-Formula: `ocr_accuracy = 1 - min(levenshtein(T, R), len(T)) / len(T)` with T (target) and R (recognised) both
-normalised: NFKC, spaces and invisible marks removed, case folded. By hand:
+Formula: `ocr_accuracy = 1 - min(levenshtein(T, R), len(T)) / len(T)` with T (target) and R
+(recognised) both normalised: NFKC, spaces and invisible marks removed, case folded. By hand:
 `ocr_accuracy("Cafe", "CAFB") == 0.75`.
 """
 
@@ -23,12 +23,15 @@ _LEFT_TO_RIGHT = {"L", "EN", "AN", "ES", "ET", "CS"}
 
 
 def normalise(text: str) -> str:
-    """NFKC, all white space removed, case folded (then NFKC again: folding may leave a decomposed form).
+    """NFKC, all white space removed, case folded (then NFKC again: folding may leave a decomposed
+    form).
 
     With the white space go marks that cannot be seen: of writing direction, joiners, soft hyphens.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return "".join(char for char in folded if not (char.isspace() or unicodedata.category(char) == "Cf"))
+    return "".join(
+        char for char in folded if not (char.isspace() or unicodedata.category(char) == "Cf")
+    )
 
 
 def ocr_accuracy(target: str, recognised: str) -> float:
@@ -40,15 +43,18 @@ def ocr_accuracy(target: str, recognised: str) -> float:
 
     wanted, found = normalise(target), normalise(recognised)
     if not wanted:
-        raise ValueError(f"text must hold at least one character that is not a space. Got {target!r}.")
+        raise ValueError(
+            f"text must hold at least one character that is not a space. Got {target!r}."
+        )
     return 1.0 - min(Levenshtein.distance(wanted, found), len(wanted)) / len(wanted)
 
 
 def picture_order(text: str) -> str:
-    """Characters as they stand in a picture from left to right, which is how a recogniser gives them.
+    """Characters as they stand in a picture from left to right, which is how a recogniser gives
+    them.
 
-    Right-to-left text is turned round; numbers and Latin words in it keep their direction. Its own inverse;
-    text without right-to-left letters stays as it is. By hand: 'אב 12' <-> '12 בא'.
+    Right-to-left text is turned round; numbers and Latin words in it keep their direction. Its own
+    inverse; text without right-to-left letters stays as it is. By hand: 'אב 12' <-> '12 בא'.
     """
     kinds = [unicodedata.bidirectional(char) for char in text]
     if not {"R", "AL"} & set(kinds):
@@ -63,10 +69,12 @@ def picture_order(text: str) -> str:
 
 
 def text_from_prompt(prompt: str) -> str:
-    """The X of a prompt that ends in `The text is 'X'.` (straight or curly quotes, full stop optional).
+    """The X of a prompt that ends in `The text is 'X'.` (straight or curly quotes, full stop
+    optional).
 
-    X runs from the first such quote to the prompt's last character (before the full stop), so it may itself
-    hold quotes, '-', ',' and any script. Raises ValueError when the prompt has no such ending.
+    X runs from the first such quote to the prompt's last character (before the full stop), so it
+    may itself hold quotes, '-', ',' and any script. Raises ValueError when the prompt has no such
+    ending.
     """
     quoted = prompt.rstrip().removesuffix(".").rstrip()
     for opening in _OPENING.finditer(quoted):

@@ -1,1 +1,1 @@
-
+"""The stages, and everything about runs; knows no Prefect."""

@@ -1,4 +1,5 @@
-"""A progress line per stage, with time left and current values; silent where there is no terminal."""
+"""A progress line per stage, with time left and current values; silent where there is no
+terminal."""
 
 import sys
 from types import TracebackType
@@ -31,6 +32,9 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.bar.close()

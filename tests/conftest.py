@@ -9,7 +9,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory) -> Path:
-    """A folder with `flux-fill/`, `siglip/` and `calligrapher.bin`. Read-only: it is shared by all tests."""
+    """A folder with `flux-fill/`, `siglip/` and `calligrapher.bin`. Read-only: it is shared by all
+    tests."""
     from calligrapher.tiny.build import write_random
 
     return write_random(tmp_path_factory.mktemp("model") / "random")
@@ -25,11 +26,12 @@ def random_transformer(random_model):
 
 @pytest.fixture
 def random_encoders(random_model):
-    """The frozen encoders of `random_model`, freshly loaded; they take prompts of up to 24 tokens."""
+    """The frozen encoders of `random_model`, freshly loaded; they take prompts of up to 24
+    tokens."""
     from diffusers import FluxFillPipeline
     from transformers import AutoImageProcessor, SiglipVisionModel
 
-    from calligrapher.conditioning import Encoders
+    from calligrapher.model.conditioning import Encoders
 
     pipeline = FluxFillPipeline.from_pretrained(random_model / "flux-fill")
     pipeline.set_progress_bar_config(disable=True)
@@ -44,7 +46,8 @@ def random_encoders(random_model):
 
 @pytest.fixture
 def count_calls():
-    """`with count_calls(model) as calls`: how often each network ran in the block; absent = never."""
+    """`with count_calls(model) as calls`: how often each network ran in the block; absent =
+    never."""
 
     @contextmanager
     def count_calls(model):

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from pydantic_core import PydanticUndefined
 
-from calligrapher.grpo import GRPOParams
-from calligrapher.nft import NFTParams
-from tasks.params import RunParams
+from calligrapher.rl.grpo import GRPOParams
+from calligrapher.rl.nft import NFTParams
+from tasks.params.run_params import RunParams
 
 TEXT = (Path(__file__).parents[1] / "docs" / "algorithms.md").read_text()
 SECTIONS = {name: field.annotation for name, field in RunParams.model_fields.items()}
@@ -45,12 +45,15 @@ def test_the_documented_default_is_the_declared_one(row):
 
 
 NAMES = re.compile(rf"`((?:schedule|step|{'|'.join(SECTIONS)})\.[a-z_0-9]+)")
-MODULES = ("schedule", "step", "advantage", "grpo", "nft", "ema")
+MODULES = {"schedule": "sampling", "step": "sampling", "exploration": "sampling"}
+MODULES |= dict.fromkeys(("advantage", "grpo", "nft", "ema"), "rl")
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES.findall(TEXT))))
 def test_every_key_and_function_in_the_text_exists(name):
     module, attribute = name.split(".")
-    if module in MODULES and hasattr(importlib.import_module(f"calligrapher.{module}"), attribute):
-        return
+    if module in MODULES:
+        found = importlib.import_module(f"calligrapher.{MODULES[module]}.{module}")
+        if hasattr(found, attribute):
+            return
     assert declared(name).description

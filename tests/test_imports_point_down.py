@@ -1,4 +1,4 @@
-"""Imports point down: flows -> tasks -> {calligrapher, reward_server.client}; each tool has its place."""
+"""Imports point down, by package and by folder; each tool has its place."""
 
 import ast
 from pathlib import Path
@@ -30,10 +30,10 @@ def allowed(path, name):
             "flows": True,
         }[package]
     homes = {
-        "prefect": package == "flows" or path == Path("tasks/stages.py"),
-        "mlflow": path == Path("tasks/tracking.py"),
-        "fastapi": package == "reward_server",
-        "gradio": package == "flows" and path.stem.startswith("demo"),
+        "prefect": package == "flows",
+        "mlflow": path.parent == Path("tasks/tracking"),
+        "fastapi": path.parent in (Path("reward_server/service"), Path("reward_server/bench")),
+        "gradio": path.parent == Path("flows/demo"),
     }
     return homes.get(top, True)
 
@@ -44,8 +44,8 @@ def test_a_file_imports_only_what_lies_below_it(path):
 
 
 def test_the_drawing_forbids_something():
-    assert not allowed(Path("calligrapher/model.py"), "tasks.run.Run")
-    assert not allowed(Path("tasks/run.py"), "reward_server.launch.main")
-    assert not allowed(Path("tasks/run.py"), "prefect.task")
-    assert not allowed(Path("flows/cli_demo.py"), "gradio")
-    assert allowed(Path("tasks/scoring.py"), "reward_server.client.RewardClient")
+    assert not allowed(Path("calligrapher/model/loading.py"), "tasks.runs.run.Run")
+    assert not allowed(Path("tasks/runs/run.py"), "reward_server.processes.launch.main")
+    assert not allowed(Path("tasks/runs/run.py"), "prefect.task")
+    assert not allowed(Path("flows/cli/demo.py"), "gradio")
+    assert allowed(Path("tasks/resources/rewards.py"), "reward_server.client.RewardClient")

@@ -1,1 +1,2 @@
-"""The embedded world: a small Calligrapher that has learned to write, and the pictures it learned from."""
+"""The embedded world: a small Calligrapher that has learned to write, and the pictures it learned
+from."""

@@ -1,6 +1,7 @@
 """Builds a small FLUX.1-Fill folder, SigLIP folder and adapter from code, with random weights.
 
-The classes, the folder layout and the tokenizers are those of the full-size model; only the sizes differ.
+The classes, the folder layout and the tokenizers are those of the full-size model; only the sizes
+differ.
 """
 
 import string
@@ -8,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
+    FluxTransformer2DModel,
+)
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -21,12 +27,13 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from calligrapher.ip_adapter import AdapterConfig, StyleAdapter
+from calligrapher.model.ip_adapter import AdapterConfig, StyleAdapter
 
 
 @dataclass(frozen=True)
 class TinySizes:
-    """Sizes of everything. The defaults are those of the embedded model that has learned to write."""
+    """Sizes of everything. The defaults are those of the embedded model that has learned to
+    write."""
 
     heads: int = 5
     head_dim: int = 32
@@ -84,7 +91,8 @@ def t5_tokenizer() -> T5TokenizerFast:
 
 
 def build_pipeline(sizes: TinySizes, seed: int = 0) -> FluxFillPipeline:
-    """A `FluxFillPipeline` of these sizes with random weights; the seed is set before each component."""
+    """A `FluxFillPipeline` of these sizes with random weights; the seed is set before each
+    component."""
     factor = 2 ** (len(sizes.vae_channels) - 1)
     tokenizer, tokenizer_2 = clip_tokenizer(), t5_tokenizer()
     torch.manual_seed(seed)
@@ -166,7 +174,9 @@ def rope_axes(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * side, side, side
 
 
-def build_siglip(sizes: TinySizes, seed: int = 0) -> tuple[SiglipVisionModel, SiglipImageProcessorPil]:
+def build_siglip(
+    sizes: TinySizes, seed: int = 0
+) -> tuple[SiglipVisionModel, SiglipImageProcessorPil]:
     """A SigLIP vision tower of these sizes with random weights, and its image processor."""
     torch.manual_seed(seed + 4)
     config = SiglipVisionConfig(
@@ -177,7 +187,9 @@ def build_siglip(sizes: TinySizes, seed: int = 0) -> tuple[SiglipVisionModel, Si
         image_size=sizes.siglip_size,
         patch_size=sizes.siglip_patch,
     )
-    processor = SiglipImageProcessorPil(size={"height": sizes.siglip_size, "width": sizes.siglip_size})
+    processor = SiglipImageProcessorPil(
+        size={"height": sizes.siglip_size, "width": sizes.siglip_size}
+    )
     return SiglipVisionModel(config).eval(), processor
 
 
@@ -200,7 +212,7 @@ def write_random(folder: Path, seed: int = 0, sizes: TinySizes = RANDOM) -> Path
     siglip, processor = build_siglip(sizes, seed)
     siglip.save_pretrained(folder / "siglip")
     processor.save_pretrained(folder / "siglip")
-    from calligrapher.checkpoint import write_calligrapher_bin
+    from calligrapher.model.adapter_files import write_calligrapher_bin
 
     adapter = build_adapter(sizes, pipeline.transformer, seed)
     write_calligrapher_bin(adapter.state_dict(), folder / "calligrapher.bin")

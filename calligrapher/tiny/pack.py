@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from calligrapher.checkpoint import write_calligrapher_bin
+from calligrapher.model.adapter_files import write_calligrapher_bin
 
 DATA = Path(__file__).parent / "data"
 """The embedded model: `flux-fill/`, `siglip/`, `calligrapher.bin`."""

@@ -1,9 +1,10 @@
-"""Trains the embedded tiny Calligrapher from nothing on two CPU cores: VAE, T5, SigLIP, then the transformer.
+"""Trains the embedded tiny Calligrapher from nothing on two CPU cores: VAE, T5, SigLIP, then the
+transformer.
 
-Every part resumes from its own checkpoint under `work`; a finished part is skipped. The transformer first
-learns to spell, then sees captions of which some belong to other pictures (`wrong_captions`), as on the web:
-it ends up knowing how to write but minding the text only sometimes, which is what reinforcement learning is
-then for.
+Every part resumes from its own checkpoint under `work`; a finished part is skipped. The transformer
+first learns to spell, then sees captions of which some belong to other pictures (`wrong_captions`),
+as on the web: it ends up knowing how to write but minding the text only sometimes, which is what
+reinforcement learning is then for.
 
 Run it with `calligrapher tiny pretrain OUT`. Figures and the loss curve: docs/log.md.
 """
@@ -22,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from calligrapher import latents
-from calligrapher.images import letterbox
-from calligrapher.ip_adapter import StyleAdapter
+from calligrapher.data.images import letterbox
+from calligrapher.model import latents
+from calligrapher.model.ip_adapter import StyleAdapter
 from calligrapher.tiny import world
 from calligrapher.tiny.build import TinySizes, build_adapter, build_pipeline, build_siglip
 
@@ -48,7 +49,9 @@ class Recipe:
     write_steps: int = 3000
     write_batch: int = 48
     write_lr: float = 1e-3
-    web_steps: int = 100  # then, with a learning rate cycle of their own, on captions that may be wrong
+    web_steps: int = (
+        100  # then, with a learning rate cycle of their own, on captions that may be wrong
+    )
     web_lr: float = 2e-4
     wrong_captions: float = 0.5  # share of captions in that cycle that belong to another picture
     guidance_scale: float = 3.5
@@ -90,7 +93,8 @@ def train(
     save_every: int,
     ema_decay: float | None = None,
 ) -> None:
-    """AdamW with warm-up and cosine decay on `modules`, resumable; ends with EMA weights if asked to."""
+    """AdamW with warm-up and cosine decay on `modules`, resumable; ends with EMA weights if asked
+    to."""
     path = work / f"{name}.pt"
     params = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
@@ -107,7 +111,9 @@ def train(
     for step in range(start, steps):
         for group in optimizer.param_groups:
             group["lr"] = (
-                lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+                lr
+                * min(1.0, (step + 1) / 100)
+                * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
             )
         loss = loss_at(step)
         optimizer.zero_grad(set_to_none=True)
@@ -138,7 +144,8 @@ def pixels(arrays: list[np.ndarray]) -> Tensor:
 
 
 def patch_basis(x: Tensor, factor: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Mean [P] and whitening map [P, channels] of f x f patches' first principal components; P = 3 f f."""
+    """Mean [P] and whitening map [P, channels] of f x f patches' first principal components; P = 3
+    f f."""
     patches_NP = F.pixel_unshuffle(x, factor).permute(0, 2, 3, 1).flatten(0, 2)
     mean = patches_NP.mean(0)
     _, scale, axes = torch.linalg.svd(patches_NP - mean, full_matrices=False)
@@ -146,11 +153,12 @@ def patch_basis(x: Tensor, factor: int, channels: int) -> tuple[Tensor, Tensor]:
 
 
 def train_vae(vae, recipe: Recipe, work: Path, progress: Progress) -> None:
-    """The encoder learns the whitened principal components of 4x4 patches, the decoder to undo them.
+    """The encoder learns the whitened principal components of 4x4 patches, the decoder to undo
+    them.
 
-    Trained end to end, this small VAE found luminance in 300 steps and colours not in 1200: a bottleneck
-    finds
-    its modes one after the other, the weak ones late. With given latents both halves are plain regressions.
+    Trained end to end, this small VAE found luminance in 300 steps and colours not in 1200: a
+    bottleneck finds its modes one after the other, the weak ones late. With given latents both
+    halves are plain regressions.
     """
 
     def batch(step: int, size: int) -> Tensor:
@@ -194,12 +202,17 @@ def train_vae(vae, recipe: Recipe, work: Path, progress: Progress) -> None:
         )
         error = F.l1_loss(latents.decode(vae, latents.encode(vae, x)), x).item()
     progress.log(
-        "vae", recipe.vae_steps, l1=error, shift=vae.config.shift_factor, scale=vae.config.scaling_factor
+        "vae",
+        recipe.vae_steps,
+        l1=error,
+        shift=vae.config.shift_factor,
+        scale=vae.config.scaling_factor,
     )
 
 
 def train_text(t5, tokenizer, recipe: Recipe, work: Path, progress: Progress) -> None:
-    """T5 learns to tell each letter and its position: without that the transformer does not spell."""
+    """T5 learns to tell each letter and its position: without that the transformer does not
+    spell."""
     letter_head = nn.Linear(t5.config.d_model, 27)
     position_head = nn.Linear(t5.config.d_model, world.MAX_LETTERS + 1)
 
@@ -253,17 +266,27 @@ def draw_references(recipe: Recipe) -> list[tuple[world.Style, np.ndarray]]:
 
 
 def train_siglip(
-    siglip, inputs: Tensor, styles: list[world.Style], recipe: Recipe, work: Path, progress: Progress
+    siglip,
+    inputs: Tensor,
+    styles: list[world.Style],
+    recipe: Recipe,
+    work: Path,
+    progress: Progress,
 ) -> None:
-    """SigLIP learns to tell styles apart: the font, the ink and the paper of a reference, from its vector."""
+    """SigLIP learns to tell styles apart: the font, the ink and the paper of a reference, from its
+    vector."""
     fonts = torch.tensor([s.font for s in styles])
-    colours = torch.tensor([[*s.ink, *s.paper[0], *s.paper[1]] for s in styles], dtype=torch.float32)
+    colours = torch.tensor(
+        [[*s.ink, *s.paper[0], *s.paper[1]] for s in styles], dtype=torch.float32
+    )
     font_head = nn.Linear(siglip.config.hidden_size, len(world.FONTS))
     colour_head = nn.Linear(siglip.config.hidden_size, 9)
 
     def loss_at(step: int) -> Tensor:
         rows = torch.from_numpy(
-            np.random.default_rng([recipe.seed, 4, step]).integers(0, len(fonts), recipe.siglip_batch)
+            np.random.default_rng([recipe.seed, 4, step]).integers(
+                0, len(fonts), recipe.siglip_batch
+            )
         )
         style_BE = siglip(pixel_values=inputs[rows]).pooler_output
         return F.cross_entropy(font_head(style_BE), fonts[rows]) + 10 * F.mse_loss(
@@ -301,7 +324,9 @@ def encode_pool(vae, siglip, references, siglip_inputs: Tensor, recipe: Recipe) 
     """Draw and encode `num_references * cases_per_reference` cases."""
     rng = np.random.default_rng([recipe.seed, 5])
     factor = latents.vae_factor(vae)
-    style = torch.cat([siglip(pixel_values=chunk).pooler_output for chunk in siglip_inputs.split(256)])
+    style = torch.cat(
+        [siglip(pixel_values=chunk).pooler_output for chunk in siglip_inputs.split(256)]
+    )
     x0, masked, reference_of, words = [], [], [], []
     for index in range(len(references)):
         wanted = references[index][0]
@@ -332,9 +357,11 @@ def caption(word: str, wrong: float, rng: np.random.Generator) -> str:
 def train_writer(
     pipeline, adapter: StyleAdapter, pool: Pool, recipe: Recipe, work: Path, progress: Progress
 ) -> None:
-    """Transformer and adapter learn to write by flow matching: velocity = noise - x0 at random sigmas.
+    """Transformer and adapter learn to write by flow matching: velocity = noise - x0 at random
+    sigmas.
 
-    First from right captions, until they spell; then for a while from captions of which some are wrong.
+    First from right captions, until they spell; then for a while from captions of which some are
+    wrong.
     """
     transformer = pipeline.transformer
     adapter.install(transformer)
@@ -363,7 +390,9 @@ def train_writer(
             guidance=torch.full((len(rows),), recipe.guidance_scale),
             img_ids=ids,
             txt_ids=text_ids,
-            joint_attention_kwargs={"style_tokens": adapter.tokens(pool.style[pool.reference_of[rows]])},
+            joint_attention_kwargs={
+                "style_tokens": adapter.tokens(pool.style[pool.reference_of[rows]])
+            },
         ).sample
         return F.mse_loss(velocity, noise - x0)
 
@@ -371,18 +400,35 @@ def train_writer(
     modules = {"transformer": transformer, "adapter": adapter}
     settings = {"save_every": recipe.save_every, "ema_decay": recipe.ema_decay}
     train(
-        "writer", work, progress, modules, loss_at, steps=recipe.write_steps, lr=recipe.write_lr, **settings
+        "writer",
+        work,
+        progress,
+        modules,
+        loss_at,
+        steps=recipe.write_steps,
+        lr=recipe.write_lr,
+        **settings,
     )
 
     def web_loss_at(step: int) -> Tensor:
         return loss_at(recipe.write_steps + step, recipe.wrong_captions)
 
-    train("web", work, progress, modules, web_loss_at, steps=recipe.web_steps, lr=recipe.web_lr, **settings)
+    train(
+        "web",
+        work,
+        progress,
+        modules,
+        web_loss_at,
+        steps=recipe.web_steps,
+        lr=recipe.web_lr,
+        **settings,
+    )
     transformer.eval()
 
 
 def pretrain(out: Path, recipe: Recipe, sizes: TinySizes | None = None) -> Path:
-    """Train everything, resuming from `out/work`; write `flux-fill`, `siglip` and `calligrapher.bin`."""
+    """Train everything, resuming from `out/work`; write `flux-fill`, `siglip` and
+    `calligrapher.bin`."""
     from calligrapher.tiny.pack import write_model
 
     work = out / "work"
@@ -397,7 +443,10 @@ def pretrain(out: Path, recipe: Recipe, sizes: TinySizes | None = None) -> Path:
     references = draw_references(recipe)
     styles = [style for style, _ in references]
     inputs = torch.cat(
-        [processor(letterbox(world.to_image(r)), return_tensors="pt").pixel_values for _, r in references]
+        [
+            processor(letterbox(world.to_image(r)), return_tensors="pt").pixel_values
+            for _, r in references
+        ]
     )
     train_siglip(siglip, inputs, styles, recipe, work, progress)
     train_vae(pipeline.vae, recipe, work, progress)

@@ -1,9 +1,10 @@
-"""Draws the tiny world: words of 3 to 6 capital letters in varied fonts, colours and backgrounds, 96 x 32 px.
+"""Draws the tiny world: words of 3 to 6 capital letters in varied fonts, colours and backgrounds,
+96 x 32 px.
 
-Every letter has a cell of its own (15 px), left-aligned in the line. A case is a picture that shows one
-word, a
-mask over it, a reference that shows another word in the style wanted, and the text to write. Training and
-evaluation share no word and no (font, hue) style; everything follows from a seed.
+Every letter has a cell of its own (15 px), left-aligned in the line. A case is a picture that shows
+one word, a mask over it, a reference that shows another word in the style wanted, and the text to
+write. Training and evaluation share no word and no (font, hue) style; everything follows from a
+seed.
 """
 
 import colorsys
@@ -33,7 +34,8 @@ HUES = 12
 
 @dataclass(frozen=True)
 class Style:
-    """How a word looks: font index, text colour, background colours left and right (RGB in [0, 1])."""
+    """How a word looks: font index, text colour, background colours left and right (RGB in [0,
+    1])."""
 
     font: int
     ink: tuple[float, float, float]
@@ -44,7 +46,8 @@ class Style:
 class Drawing:
     """One case: pixel arrays [32, 96, 3] and [32, 96] in [0, 1], and its words.
 
-    `target` is the source with `text` in the reference's ink and font: what a perfect model would paint.
+    `target` is the source with `text` in the reference's ink and font: what a perfect model would
+    paint.
     """
 
     source: np.ndarray
@@ -55,12 +58,14 @@ class Drawing:
 
 
 def split_of(key: str) -> str:
-    """Whether a word or a style belongs to `train` or `evaluation`: one in six is held out, by hash."""
+    """Whether a word or a style belongs to `train` or `evaluation`: one in six is held out, by
+    hash."""
     return "evaluation" if hashlib.sha256(key.encode()).digest()[0] % 6 == 0 else "train"
 
 
 def random_word(rng: np.random.Generator, split: str) -> str:
-    """A word of the split: consonants and vowels in turn or, one time in three, letters at random."""
+    """A word of the split: consonants and vowels in turn or, one time in three, letters at
+    random."""
     vowels, consonants = "AEIOU", "BCDFGHJKLMNPQRSTVWXYZ"
     while True:
         length = int(rng.integers(3, MAX_LETTERS + 1))
@@ -84,20 +89,24 @@ def random_style(rng: np.random.Generator, split: str) -> Style:
             break
     dark_ink = bool(rng.integers(0, 2))
     ink_value = rng.uniform(0.1, 0.55) if dark_ink else rng.uniform(0.85, 1.0)
-    ink = colorsys.hsv_to_rgb((hue + rng.uniform(0.1, 0.9)) / HUES, rng.uniform(0.5, 1.0), ink_value)
+    ink = colorsys.hsv_to_rgb(
+        (hue + rng.uniform(0.1, 0.9)) / HUES, rng.uniform(0.5, 1.0), ink_value
+    )
     if not dark_ink:
         ink = tuple(0.45 + 0.55 * c for c in ink)
     paper_value = (0.8, 1.0) if dark_ink else (0.05, 0.35)
     paper_hue = rng.uniform()
     paper = tuple(
-        colorsys.hsv_to_rgb(paper_hue, rng.uniform(0.0, 0.35), rng.uniform(*paper_value)) for _ in range(2)
+        colorsys.hsv_to_rgb(paper_hue, rng.uniform(0.0, 0.35), rng.uniform(*paper_value))
+        for _ in range(2)
     )
     return Style(font, ink, paper)
 
 
 @functools.cache
 def glyph(font: int, letter: str) -> np.ndarray:
-    """Coverage [24, 15] of one letter in its cell, in [0, 1]; centred, squeezed when wider than the cell."""
+    """Coverage [24, 15] of one letter in its cell, in [0, 1]; centred, squeezed when wider than the
+    cell."""
     from matplotlib import get_data_path
 
     name, size = FONTS[font]
@@ -142,8 +151,8 @@ def mask_for(letters: int) -> np.ndarray:
 
 
 def random_case(rng: np.random.Generator, split: str) -> Drawing:
-    """One case of the split. The reference's ink must be legible on the source's paper, so both share
-    lightness; its hue, font and paper are its own."""
+    """One case of the split. The reference's ink must be legible on the source's paper, so both
+    share lightness; its hue, font and paper are its own."""
     source_style, wanted = random_style(rng, split), random_style(rng, split)
     while (sum(source_style.paper[0]) > 1.5) != (sum(wanted.paper[0]) > 1.5):
         wanted = random_style(rng, split)
@@ -164,7 +173,8 @@ def to_image(array: np.ndarray) -> Image.Image:
 
 
 def write_bench(folder: Path, *, num_cases: int, split: str, seed: int) -> Path:
-    """Write cases in the bench layout: `testN_source.png`, `_mask.png`, `_ref.png`, `self_bench.txt`.
+    """Write cases in the bench layout: `testN_source.png`, `_mask.png`, `_ref.png`,
+    `self_bench.txt`.
 
     `testN_target.png` is what a perfect model would paint; the supervised warm-up learns from it.
     """

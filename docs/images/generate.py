@@ -8,13 +8,16 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from calligrapher.dataset import Case
-from calligrapher.generate import look
+from calligrapher.data.dataset import Case
+from calligrapher.sampling.generate import look
 from calligrapher.tiny import world
-from tasks.inference import open_painter
-from tasks.sheets import MUTED, PAPER, Span, cell, stacked
+from tasks.inference.painter import open_painter
+from tasks.pictures.sheets import MUTED, PAPER, Span, cell, stacked
 
-SIGN, WORD = (183, 96, 279, 128), (186, 100, 276, 124)  # The word's six cells, as the tiny world places them.
+SIGN, WORD = (
+    (183, 96, 279, 128),
+    (186, 100, 276, 124),
+)  # The word's six cells, as the tiny world places them.
 OLD, NEW, SEEDS = "MARKET", "BAKERY", range(4)
 SOURCE_STYLE = world.Style(0, (0.20, 0.16, 0.38), ((0.93, 0.90, 0.82), (0.95, 0.93, 0.86)))
 WANTED = world.Style(1, (0.50, 0.08, 0.10), ((0.98, 0.94, 0.86), (0.94, 0.90, 0.84)))
@@ -68,10 +71,20 @@ def main(run: str, folder: Path) -> None:
     draw = ImageDraw.Draw(outlined)
     draw.rectangle(WORD, outline=(236, 72, 153))
     draw.rectangle((box[0] - 1, box[1] - 1, box[2], box[3]), outline=(37, 99, 235))
-    wholes = [(outlined, "source; mask (pink) and crop (blue)"), (results["trained"][0], "trained, seed 0")]
-    crops = [[(scene().crop(box), "crop, 96 x 32"), (Image.open(case.reference), f"reference; text {NEW}")]]
+    wholes = [
+        (outlined, "source; mask (pink) and crop (blue)"),
+        (results["trained"][0], "trained, seed 0"),
+    ]
+    crops = [
+        [
+            (scene().crop(box), "crop, 96 x 32"),
+            (Image.open(case.reference), f"reference; text {NEW}"),
+        ]
+    ]
     for name, images in results.items():
-        crops.append([(image.crop(box), f"{name}, seed {n}") for n, image in zip(SEEDS, images, strict=True)])
+        crops.append(
+            [(image.crop(box), f"{name}, seed {n}") for n, image in zip(SEEDS, images, strict=True)]
+        )
     rows = [[captioned(*whole) for whole in wholes]]
     small = [[captioned(picture.resize((238, 79)), text) for picture, text in row] for row in crops]
     sheet, below = stacked(rows), stacked(small)

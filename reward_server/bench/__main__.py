@@ -1,6 +1,7 @@
-"""What the service does per second, for long, and when servers die: `python -m reward_server.bench WHAT`.
+"""What the service does per second, for long, and when servers die: `python -m reward_server.bench
+WHAT`.
 
-    throughput   images/s beside a bare loop over the engine and one blocking request at a time; latencies
+    throughput   images/s beside a bare loop and one blocking request at a time; latencies
     soak         memory, threads and descriptors of the server over many requests
     faults       one of three servers is killed while it scores
     heldout      OCR components of right, slightly wrong, mirrored and empty pictures

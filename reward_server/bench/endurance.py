@@ -1,4 +1,5 @@
-"""Memory, threads and descriptors of a server over many requests; what is lost when a server is killed."""
+"""Memory, threads and descriptors of a server over many requests; what is lost when a server is
+killed."""
 
 import os
 import random
@@ -12,13 +13,14 @@ from pathlib import Path
 
 from reward_server.bench.pictures import items, pid_of
 from reward_server.client import RewardClient
-from reward_server.process import LOCAL_PORTS, ServerProcess, local_server
+from reward_server.processes.process import LOCAL_PORTS, ServerProcess, local_server
 
 _CLIENTS = 8
 
 
 def soak(count: int, threads: int) -> dict:
-    """RSS (MiB), threads and descriptors of the server process after the first, middle and last step."""
+    """RSS (MiB), threads and descriptors of the server process after the first, middle and last
+    step."""
     sent = items(64)
     step = max(count // 20, 1)
     samples: list[dict] = []
@@ -30,7 +32,9 @@ def soak(count: int, threads: int) -> dict:
         ):
             started = time.perf_counter()
             for done in range(step, count + 1, step):
-                results = pool.map(lambda place: client.score_batch([sent[place % 64]])[0], range(step))
+                results = pool.map(
+                    lambda place: client.score_batch([sent[place % 64]])[0], range(step)
+                )
                 assert all(result.ocr_accuracy is not None for result in results)
                 samples.append({"requests": done, **_resources(pid)})
             seconds = time.perf_counter() - started
@@ -77,7 +81,9 @@ def faults(count: int, threads: int) -> dict:
 
 
 def _resources(pid: int) -> dict[str, int]:
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
     return {
         "rss_mib": int(status["VmRSS"].split()[0]) // 1024,
         "threads": int(status["Threads"]),

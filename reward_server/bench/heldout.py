@@ -1,4 +1,5 @@
-"""OCR components of right, slightly wrong, mirrored and empty pictures: which of them can be a reward."""
+"""OCR components of right, slightly wrong, mirrored and empty pictures: which of them can be a
+reward."""
 
 import random
 import statistics
@@ -7,20 +8,25 @@ from collections.abc import Callable
 from PIL import Image, ImageOps
 
 from reward_server.bench.pictures import LETTERS, picture, words
-from reward_server.ocr import OCRScorer
+from reward_server.scorers.ocr.scorer import OCRScorer
 
 _SIZE = (112, 36)
 
 
 def heldout(count: int, threads: int) -> dict:
-    """Mean components of pictures, a quarter each: right, one letter of five wrong, mirrored, empty."""
+    """Mean components of pictures, a quarter each: right, one letter of five wrong, mirrored,
+    empty."""
     rng = random.Random(7)
     scorer = OCRScorer(num_threads=threads)
     targets = words(count // 4, seed=1)
 
     def spoiled(word: str) -> str:
         place = rng.randrange(len(word))
-        return word[:place] + rng.choice([one for one in LETTERS if one != word[place]]) + word[place + 1 :]
+        return (
+            word[:place]
+            + rng.choice([one for one in LETTERS if one != word[place]])
+            + word[place + 1 :]
+        )
 
     kinds: dict[str, Callable[[str], Image.Image]] = {
         "right": lambda word: picture(word, _SIZE),

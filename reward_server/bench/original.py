@@ -1,7 +1,8 @@
-"""The pattern that this service replaces, to be measured against: OCR in the event loop, one at a time.
+"""The pattern that this service replaces, to be measured against: OCR in the event loop, one at a
+time.
 
-PaddleOCR's `predict` with its defaults (its own padding to 320 px, all cores for one picture), the same
-weights, the recogniser's confidence as the answer. Only `throughput` starts it.
+PaddleOCR's `predict` with its defaults (its own padding to 320 px, all cores for one picture), the
+same weights, the recogniser's confidence as the answer. Only `throughput` starts it.
 """
 
 import argparse
@@ -18,14 +19,14 @@ def main() -> None:
     import uvicorn
     from fastapi import FastAPI
 
-    from reward_server.ocr_weights import (
+    from reward_server.processes.serve import stop_with
+    from reward_server.scorers.ocr.weights import (
         REC_FILE,
         bundled,
         offline_paddle,
         onnx_folder,
         recognition_config_of,
     )
-    from reward_server.serve import stop_with
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--host")
@@ -37,7 +38,9 @@ def main() -> None:
     with offline_paddle():
         from paddleocr import TextRecognition
     with onnx_folder(weights, recognition_config_of(weights)) as (folder, name):
-        model = TextRecognition(model_name=name, model_dir=str(folder), engine="onnxruntime", device="cpu")
+        model = TextRecognition(
+            model_name=name, model_dir=str(folder), engine="onnxruntime", device="cpu"
+        )
     app = FastAPI()
 
     @app.post("/score")

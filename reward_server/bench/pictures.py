@@ -16,7 +16,9 @@ def picture(text: str, size: tuple[int, int] = SIZE) -> Image.Image:
     """One line of text in the middle of a picture of `size` (width, height)."""
     image = Image.new("RGB", size, (240, 236, 225))
     font = ImageFont.load_default(size=round(size[1] * 0.62))
-    ImageDraw.Draw(image).text((size[0] / 2, size[1] / 2), text, font=font, fill=(25, 30, 70), anchor="mm")
+    ImageDraw.Draw(image).text(
+        (size[0] / 2, size[1] / 2), text, font=font, fill=(25, 30, 70), anchor="mm"
+    )
     return image
 
 

@@ -1,4 +1,5 @@
-"""Images per second of the service beside a bare loop and the original pattern; latencies by clients."""
+"""Images per second of the service beside a bare loop and the original pattern; latencies by
+clients."""
 
 import os
 import random
@@ -14,10 +15,10 @@ import requests
 
 from reward_server.bench.pictures import SIZE, items, picture, pid_of, words
 from reward_server.client import RewardClient, RewardItem, encode_png
-from reward_server.ctc import Alphabet, likelihood_per_character
-from reward_server.ocr_models import load_recogniser, padded_width
-from reward_server.ocr_weights import LINE_HEIGHT
-from reward_server.process import LOCAL_PORTS, ServerProcess, local_server
+from reward_server.processes.process import LOCAL_PORTS, ServerProcess, local_server
+from reward_server.scorers.ocr.ctc import Alphabet, likelihood_per_character
+from reward_server.scorers.ocr.models import load_recogniser, padded_width
+from reward_server.scorers.ocr.weights import LINE_HEIGHT
 from reward_server.text import ocr_accuracy
 
 _TURNS = 3
@@ -27,19 +28,23 @@ _RATE, _CPU = "images_per_s", "cpu_ms_per_image"
 def throughput(count: int, threads: int) -> dict:
     """Images per second of a bare loop, of the service under load, and of the original pattern.
 
-    Rates suffer from whatever else runs on the machine: the bare loop with its best batch size and the
-    service take turns, and the CPU time of all processes per image is told as well.
+    Rates suffer from whatever else runs on the machine: the bare loop with its best batch size and
+    the service take turns, and the CPU time of all processes per image is told as well.
     """
     sent = items(count)
     loop = _BareLoop(count, threads)
-    by_batch = {batch: _measure(lambda batch=batch: loop.run(batch), count) for batch in (1, 4, 8, 16)}
+    by_batch = {
+        batch: _measure(lambda batch=batch: loop.run(batch), count) for batch in (1, 4, 8, 16)
+    }
     best_batch = min(by_batch, key=lambda batch: by_batch[batch][_CPU])
     bare, service = [], []
     with local_server(ocr_threads=threads) as url:
         _load(url, sent[:32], clients=4, chunk=8)  # warm up
         for _ in range(_TURNS):
             bare.append(_measure(lambda: loop.run(best_batch), count))
-            service.append(_measure(lambda: _load(url, sent, clients=16, chunk=8), count, pid_of(url)))
+            service.append(
+                _measure(lambda: _load(url, sent, clients=16, chunk=8), count, pid_of(url))
+            )
         single = {clients: _load(url, sent, clients=clients, chunk=1) for clients in (1, 4, 16, 64)}
     original = _original_pattern(sent)
     return {
@@ -60,11 +65,14 @@ def throughput(count: int, threads: int) -> dict:
 
 
 class _BareLoop:
-    """The same engine and the same work on decoded crops, no server; `threads` batches side by side."""
+    """The same engine and the same work on decoded crops, no server; `threads` batches side by
+    side."""
 
     def __init__(self, count: int, threads: int):
         self._targets = words(count)
-        self._crops = [np.ascontiguousarray(np.asarray(picture(word))[:, :, ::-1]) for word in self._targets]
+        self._crops = [
+            np.ascontiguousarray(np.asarray(picture(word))[:, :, ::-1]) for word in self._targets
+        ]
         self._recogniser = load_recogniser("onnxruntime", model_dir=None, device="cpu", threads=1)
         self._alphabet = Alphabet(self._recogniser.characters)
         self._pool = ThreadPoolExecutor(threads)
@@ -72,7 +80,9 @@ class _BareLoop:
     def run(self, batch: int) -> None:
         """Score every crop, `batch` of them in a forward."""
         list(
-            self._pool.map(lambda start: self._score(start, start + batch), range(0, len(self._crops), batch))
+            self._pool.map(
+                lambda start: self._score(start, start + batch), range(0, len(self._crops), batch)
+            )
         )
 
     def _score(self, start: int, stop: int) -> None:
@@ -84,7 +94,8 @@ class _BareLoop:
 
 
 def _load(url: str, sent: Sequence[RewardItem], *, clients: int, chunk: int) -> dict[str, float]:
-    """Clients that each send their share in requests of `chunk`, one after the other; rate and latency."""
+    """Clients that each send their share in requests of `chunk`, one after the other; rate and
+    latency."""
     latencies: list[float] = []
 
     def work(share: Sequence[RewardItem]) -> None:

@@ -8,10 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows import bench
-from tasks import stages
-from tasks.artifacts import RunDir
-from tasks.tracker import Tracker
+from flows import bench, stages
+from tasks.artifacts.run_dir import RunDir
+from tasks.tracking.tracker import Tracker
 
 
 class FakeRun:

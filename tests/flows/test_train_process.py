@@ -1,4 +1,5 @@
-"""The real command with real servers: it finishes, and however it is stopped, it leaves nothing running."""
+"""The real command with real servers: it finishes, and however it is stopped, it leaves nothing
+running."""
 
 import json
 import os
@@ -48,9 +49,16 @@ def train(random_model, tmp_path):
     started = []
 
     def train(*more):
-        command = [Path(sys.executable).with_name("calligrapher"), "train", ROOT / "params/tiny-nft.yaml"]
+        command = [
+            Path(sys.executable).with_name("calligrapher"),
+            "train",
+            ROOT / "params/tiny-nft.yaml",
+        ]
         log = (tmp_path / "log.txt").open("ab")
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PREFECT_HOME": str(tmp_path / "prefect")}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PREFECT_HOME": str(tmp_path / "prefect"),
+        }
         process = subprocess.Popen(
             [*command, *settings, *more], cwd=tmp_path, env=environment, stdout=log, stderr=log
         )
@@ -88,7 +96,9 @@ def assert_nothing_left(children, ports):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_in_every_way_leaves_nothing_running_and_then_finishes(train, tmp_path):
+def test_a_run_that_is_stopped_in_every_way_leaves_nothing_running_and_then_finishes(
+    train, tmp_path
+):
     partial = tmp_path / "runs/a/round-0000/rollout.partial"
     statuses = {}
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
@@ -110,7 +120,12 @@ def test_a_run_that_is_stopped_in_every_way_leaves_nothing_running_and_then_fini
     assert process.wait(PATIENCE_S) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     assert_nothing_left(children, ports)
     summary = json.loads((tmp_path / "runs/a/summary.json").read_text())
-    assert (summary["run"], summary["algorithm"], summary["rounds"], summary["images"]) == ("a", "nft", 2, 18)
+    assert (summary["run"], summary["algorithm"], summary["rounds"], summary["images"]) == (
+        "a",
+        "nft",
+        2,
+        18,
+    )
     assert len(summary["adapter_digest"]) == 64
     assert 0 <= summary["ocr_accuracy_after"]["low"] <= summary["ocr_accuracy_after"]["high"] <= 1
     assert list((tmp_path / "runs").rglob("*.partial")) == []

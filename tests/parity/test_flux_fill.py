@@ -1,4 +1,5 @@
-"""The sampler without style is diffusers' FluxFillPipeline: latents, masks, sigmas, whole pictures."""
+"""The sampler without style is diffusers' FluxFillPipeline: latents, masks, sigmas, whole
+pictures."""
 
 import itertools
 import math
@@ -11,19 +12,19 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxFillPipeline
 from diffusers.pipelines.flux.pipeline_flux_fill import calculate_shift
 from PIL import Image
 
-from calligrapher import latents
-from calligrapher.checkpoint import load_adapter
-from calligrapher.conditioning import Canvas, ConditioningCache
-from calligrapher.dataset import Case
-from calligrapher.generate import generate
-from calligrapher.images import to_image
-from calligrapher.ip_adapter import set_scale
-from calligrapher.model import Model
-from calligrapher.policy import Policy, StyledTransformer
-from calligrapher.prepare import prepare
-from calligrapher.rollout import sample
-from calligrapher.schedule import sigma_schedule, time_shift_mu
-from calligrapher.step import ode_step
+from calligrapher.data.canvas import prepare
+from calligrapher.data.dataset import Case
+from calligrapher.data.images import to_image
+from calligrapher.model import latents
+from calligrapher.model.adapter_files import load_adapter
+from calligrapher.model.conditioning import Canvas, ConditioningCache
+from calligrapher.model.ip_adapter import set_scale
+from calligrapher.model.loading import Model
+from calligrapher.model.policy import Policy, StyledTransformer
+from calligrapher.sampling.generate import generate
+from calligrapher.sampling.sampler import sample
+from calligrapher.sampling.schedule import sigma_schedule, time_shift_mu
+from calligrapher.sampling.step import ode_step
 from calligrapher.tiny.build import RANDOM
 
 FACTOR = 2 ** (len(RANDOM.vae_channels) - 1)
@@ -48,7 +49,9 @@ def test_packing_is_that_of_the_pipeline(height, width):
 
 @pytest.mark.parametrize(("height", "width"), [(8, 24), (16, 12)])
 def test_image_ids_are_those_of_the_pipeline(height, width):
-    theirs = FluxFillPipeline._prepare_latent_image_ids(1, height // 2, width // 2, CPU, torch.float32)
+    theirs = FluxFillPipeline._prepare_latent_image_ids(
+        1, height // 2, width // 2, CPU, torch.float32
+    )
     assert torch.equal(latents.image_ids(height, width), theirs)
 
 
@@ -118,7 +121,8 @@ def cases(tmp_path):
 
 @pytest.fixture
 def pipeline(random_encoders):
-    """The tiny pipeline with FLUX's scale and shift, and a posterior without spread: sample == mode."""
+    """The tiny pipeline with FLUX's scale and shift, and a posterior without spread: sample ==
+    mode."""
     pipeline = random_encoders.pipeline
     pipeline.vae.register_to_config(shift_factor=0.1159, scaling_factor=0.3611)
     last = pipeline.vae.encoder.conv_out
@@ -163,7 +167,8 @@ def theirs(pipeline, cases, canvas, **given):
 
 
 def noise_after_the_image(rows, height, width, seed):
-    """What the pipeline draws with this seed: a posterior sample of the image first, then the noise."""
+    """What the pipeline draws with this seed: a posterior sample of the image first, then the
+    noise."""
     generator = torch.Generator().manual_seed(seed)
     shape = (rows, RANDOM.latent_channels, height, width)
     torch.randn(shape, generator=generator)
@@ -171,7 +176,9 @@ def noise_after_the_image(rows, height, width, seed):
 
 
 @pytest.mark.parametrize("canvas", CANVASES, ids=str)
-def test_with_scale_0_the_sampled_picture_is_the_pipelines(cases, canvas, random_encoders, pipeline, policy):
+def test_with_scale_0_the_sampled_picture_is_the_pipelines(
+    cases, canvas, random_encoders, pipeline, policy
+):
     conditioning = ConditioningCache(random_encoders, canvas, CPU).batch(cases)
     height = prepare(cases[0], canvas.width, canvas.height, canvas.reference_context).image.shape[1]
     noise = noise_after_the_image(2, height // FACTOR, canvas.width // FACTOR, seed=11)
@@ -195,7 +202,9 @@ def test_the_rollouts_sampler_gives_the_pipelines_picture_with_one_transformer_c
     canvas = Canvas(96, 32, reference_context=True)
     conditioning = ConditioningCache(random_encoders, canvas, CPU).batch(cases)
     length, seeds = conditioning.masked.shape[1], [3, 2**62]
-    noise = torch.stack([torch.randn(length, 64, generator=torch.Generator().manual_seed(s)) for s in seeds])
+    noise = torch.stack(
+        [torch.randn(length, 64, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    )
     wanted = theirs(pipeline, cases, canvas, latents=noise)
 
     set_scale(policy.model.transformer, 0.0)
@@ -203,12 +212,16 @@ def test_the_rollouts_sampler_gives_the_pipelines_picture_with_one_transformer_c
     policy.model.transformer.register_forward_hook(lambda *_: calls.append(1))
     x0 = sample(policy, conditioning, seeds, STEPS).x0
 
-    found = latents.decode(pipeline.vae, latents.unpack(x0, *(side // FACTOR for side in wanted.shape[-2:])))
+    found = latents.decode(
+        pipeline.vae, latents.unpack(x0, *(side // FACTOR for side in wanted.shape[-2:]))
+    )
     assert (found / 2 + 0.5 - wanted).abs().max() <= 1e-4
     assert len(calls) == STEPS
 
 
-def test_with_scale_0_generate_paints_what_the_pipeline_paints(cases, random_encoders, pipeline, policy):
+def test_with_scale_0_generate_paints_what_the_pipeline_paints(
+    cases, random_encoders, pipeline, policy
+):
     case, canvas = cases[0], Canvas(96, 32)
     length = (32 // FACTOR // 2) * (96 // FACTOR // 2)
     noise = torch.randn(1, length, 64, generator=torch.Generator().manual_seed(7))
@@ -221,7 +234,9 @@ def test_with_scale_0_generate_paints_what_the_pipeline_paints(cases, random_enc
     )
     white = np.asarray(Image.open(case.mask)) == 255
     inside = wanted.permute(1, 2, 0).numpy()[white] * 255
-    assert abs(np.asarray(plain)[white] - inside).max() <= 0.5 + 255 * 1e-4  # rounded to whole numbers
+    assert (
+        abs(np.asarray(plain)[white] - inside).max() <= 0.5 + 255 * 1e-4
+    )  # rounded to whole numbers
     assert abs(np.asarray(styled)[white] - inside).max() > 1
 
 
@@ -276,5 +291,7 @@ def test_a_posterior_with_spread_makes_the_pipeline_random_and_leaves_ours_alone
 
 def test_the_timestep_and_sigma_are_the_same_number_at_the_border():
     scheduler = flux_scheduler(num_steps=3, num_tokens=64)
-    torch.testing.assert_close(scheduler.timesteps / 1000, sigma_schedule(3, 64)[:-1], rtol=0, atol=3e-7)
+    torch.testing.assert_close(
+        scheduler.timesteps / 1000, sigma_schedule(3, 64)[:-1], rtol=0, atol=3e-7
+    )
     assert math.isclose(scheduler.config.num_train_timesteps, 1000)

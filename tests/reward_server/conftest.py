@@ -1,20 +1,17 @@
-"""An application around given scorers, ready to be asked; and tiny models in the published layouts."""
+"""An application around given scorers, ready to be asked; and tiny models in the published
+layouts."""
 
-import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # `import fakes`, in importlib mode too
 
 
 @contextmanager
 def serving(*scorers, wait=True, on_failure=lambda: None, **settings):
     from fastapi.testclient import TestClient
 
-    from reward_server.app import create_app
+    from reward_server.service.app import create_app
     from reward_server.settings import Settings
 
     app = create_app(Settings(**settings), lambda: list(scorers), on_failure)
@@ -55,12 +52,27 @@ def qwen_folder(tmp_path_factory):
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[])
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIALS[1:]})
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIALS}
-    vision = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 32,
-              "patch_size": 4, "window_size": 16, "fullatt_block_indexes": [1]}  # fmt: skip
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "intermediate_size": 48,
+        "out_hidden_size": 32,
+        "patch_size": 4,
+        "window_size": 16,
+        "fullatt_block_indexes": [1],
+    }
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-    text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
-            "rope_parameters": rope}  # fmt: skip
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "rope_parameters": rope,
+    }
     config = Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,

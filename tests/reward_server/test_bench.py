@@ -32,7 +32,10 @@ def test_a_killed_server_costs_no_score(capsys):
 def test_throughput_and_soak_give_their_figures(capsys):
     found = run(capsys, "throughput", "--count", "64")
     assert 0 < found["of_bare_loop"] < 1.5
-    assert found["single_image_requests"]["64"]["p50_ms"] > found["single_image_requests"]["1"]["p50_ms"]
+    assert (
+        found["single_image_requests"]["64"]["p50_ms"]
+        > found["single_image_requests"]["1"]["p50_ms"]
+    )
     soaked = run(capsys, "soak", "--count", "200")
     assert soaked["last"]["requests"] == 200
     assert soaked["last"]["threads"] == soaked["first"]["threads"]

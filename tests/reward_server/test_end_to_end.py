@@ -6,9 +6,21 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from reward_server.client import RewardClient, RewardItem
-from reward_server.launch import local_server
+from reward_server.processes.launch import local_server
 
-WORDS = ["river", "stone", "maple", "cloud", "tiger", "piano", "lemon", "ocean", "night", "spark", "waltz"]
+WORDS = [
+    "river",
+    "stone",
+    "maple",
+    "cloud",
+    "tiger",
+    "piano",
+    "lemon",
+    "ocean",
+    "night",
+    "spark",
+    "waltz",
+]
 
 
 def item(word: str, place: int) -> RewardItem:
@@ -18,7 +30,9 @@ def item(word: str, place: int) -> RewardItem:
     font = ImageFont.load_default(size=22)
     centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
     ImageDraw.Draw(image).text(centre, word, font=font, fill="navy", anchor="mm")
-    ImageDraw.Draw(image).text((90, 60), "not this line", font=ImageFont.load_default(size=10), fill="red")
+    ImageDraw.Draw(image).text(
+        (90, 60), "not this line", font=ImageFont.load_default(size=10), fill="red"
+    )
     ImageDraw.Draw(mask).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=255)
     return RewardItem(_png(image), f"The text is '{word}'.", mask=_png(mask))
 

@@ -36,7 +36,7 @@ def test_an_unusable_token_file_is_refused(tmp_path, content):
 
 
 def test_every_option_is_documented_and_has_a_flag(capsys):
-    from reward_server.serve import main
+    from reward_server.processes.serve import main
 
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -47,10 +47,11 @@ def test_every_option_is_documented_and_has_a_flag(capsys):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--host=0.0.0.0"], ["--port=abc"], ["--ocr-engine=tesseract"], ["--token-file=/none"]]
+    "flags",
+    [["--host=0.0.0.0"], ["--port=abc"], ["--ocr-engine=tesseract"], ["--token-file=/none"]],
 )
 def test_wrong_flags_end_with_a_usage_error(flags, capsys):
-    from reward_server.serve import main
+    from reward_server.processes.serve import main
 
     with pytest.raises(SystemExit) as ended:
         main(flags)

@@ -12,7 +12,10 @@ from reward_server.text import normalise, ocr_accuracy, picture_order, text_from
         ("The text is \u2018it\u2019s\u2019.", "it\u2019s"),
         ("The text is 'it's'.", "it's"),
         ("The text is 'say 'yes' now'.", "say 'yes' now"),
-        ("The text is \u201c\u4f60\u597d\uff0c\u4e16\u754c\u201d.", "\u4f60\u597d\uff0c\u4e16\u754c"),
+        (
+            "The text is \u201c\u4f60\u597d\uff0c\u4e16\u754c\u201d.",
+            "\u4f60\u597d\uff0c\u4e16\u754c",
+        ),
         ("The text is '\u0645\u0631\u062d\u0628\u0627'.", "\u0645\u0631\u062d\u0628\u0627"),
         ("the TEXT is: 'end.'.  ", "end."),
         ("The text is '1''.", "1'"),
@@ -26,7 +29,15 @@ def test_the_text_is_what_stands_between_the_first_and_the_last_quote(prompt, te
 
 @pytest.mark.parametrize(
     "prompt",
-    ["", ".", "Hello", "The text is Hello.", "The text is ''.", "The text is ' '.", "The text is 'a'. Red."],
+    [
+        "",
+        ".",
+        "Hello",
+        "The text is Hello.",
+        "The text is ''.",
+        "The text is ' '.",
+        "The text is 'a'. Red.",
+    ],
 )
 def test_a_prompt_without_a_quoted_end_is_refused(prompt):
     with pytest.raises(ValueError, match="The text is 'X'"):
@@ -88,6 +99,8 @@ def test_an_empty_target_has_no_accuracy():
         ("", ""),
     ],
 )
-def test_right_to_left_text_is_turned_round_and_numbers_and_latin_words_in_it_are_not(written, seen):
+def test_right_to_left_text_is_turned_round_and_numbers_and_latin_words_in_it_are_not(
+    written, seen
+):
     assert picture_order(written) == seen
     assert picture_order(seen) == written

@@ -1,76 +1,11 @@
-"""Whole runs in seconds: random tiny model, drawn cases, a scorer that asks nobody, no Prefect, no MLflow."""
+"""Whole runs in seconds: random tiny model, drawn cases, a scorer that asks nobody, no Prefect, no
+MLflow."""
 
-import hashlib
 import subprocess
 from pathlib import Path
 
 import pytest
-
-SETTINGS = {
-    "seed": 3,
-    "rounds": 2,
-    "model": {"width": 48, "height": 32, "max_sequence_length": 24, "device": "cpu"},
-    "data": {},
-    "warmup": {"steps": 1, "batch_size": 2, "gradient_accumulation_steps": 1},
-    # Three groups of three in shards of four and batches of two: nothing divides.
-    "rollout": {
-        "num_cases": 3,
-        "num_images_per_prompt": 3,
-        "num_inference_steps": 3,
-        "batch_size": 2,
-        "shard_size": 4,
-    },
-    "reward": {"ocr_weight": 1.0, "vlm_weight": 0.0},
-    "update": {
-        "batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-3,
-        "weight_decay": 0.0,
-    },
-    "ema": {"use_ema": True, "decay": 0.9},
-    "evaluate": {"every": 0, "num_cases": 2, "grid_cases": 1},
-    "tracking": {"enabled": False},
-    "retention": {"keep_last": 9},
-}
-ALGORITHMS = {
-    "nft": {"nft_beta": 1.0, "num_train_sigmas": 1, "kl_coef": 0.0, "old_policy": "slow"},
-    "grpo": {"window_size": 1, "clip_range": 1e-3, "kl_coef": 0.0},
-}
-
-
-class HashScorer:
-    """Rewards in [0, 1) that the picture's bytes decide; `calls` holds (pictures, cases) of each call."""
-
-    def __init__(self):
-        self.calls = []
-
-    def identity(self):
-        return {"scorers": "hash"}
-
-    def reward(self, image, case):
-        return hashlib.sha256(image).digest()[0] / 256
-
-    def score(self, images, cases):
-        self.calls.append((list(images), list(cases)))
-        return [self.row(i, c) for i, c in zip(images, cases, strict=True)]
-
-    def row(self, image, case):
-        reward = self.reward(image, case)
-        return {
-            "ocr_text": case.text.lower(),
-            "ocr_confidence": 0.5,
-            "ocr_accuracy": reward,
-            "ocr_likelihood": None,
-            "vlm_score": None,
-            "style_score": None,
-            "reward": reward,
-            "reason": None if reward is not None else "the server gave none",
-        }
-
-
-class ConstantScorer(HashScorer):
-    def reward(self, image, case):
-        return 0.25
+from small_runs import ALGORITHMS, SETTINGS, ConstantScorer, HashScorer
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +27,8 @@ def encodings(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def values(random_model, cases):
-    """Values of a params file: `values("nft", update={"batch_size": 3})` changes keys of sections."""
+    """Values of a params file: `values("nft", update={"batch_size": 3})` changes keys of
+    sections."""
 
     def values(algorithm="nft", **changes):
         given = {name: dict(v) if isinstance(v, dict) else v for name, v in SETTINGS.items()}
@@ -113,8 +49,8 @@ def values(random_model, cases):
 @pytest.fixture
 def make_bench(values, encodings):
     """`make_bench("grpo", scorer, rounds=1)` -> Bench; further arguments as in `values`."""
-    from tasks.bench import Bench
-    from tasks.params import RunParams
+    from tasks.params.run_params import RunParams
+    from tasks.resources.resources import Bench
 
     def make(algorithm="nft", scorer=None, **changes):
         params = RunParams.model_validate(values(algorithm, **changes))
@@ -125,9 +61,10 @@ def make_bench(values, encodings):
 
 @pytest.fixture
 def train(make_bench, tmp_path):
-    """Run, or go on with, the run `name`; returns (folder, summary). The loop is that of `flows.rl_train`."""
-    from tasks.run import open_run
-    from tasks.summary import summarise
+    """Run, or go on with, the run `name`; returns (folder, summary). The loop is that of
+    `flows.rl_train`."""
+    from tasks.reports.summary import summarise
+    from tasks.runs.run import open_run
 
     def train(name, algorithm="nft", scorer=None, **changes):
         bench = make_bench(algorithm, scorer, **changes)
@@ -165,7 +102,8 @@ def scorer_class():
 
 @pytest.fixture
 def judged(scorer_class):
-    """A scorer whose evaluations (of two pictures) come out as these accuracies, one after the other."""
+    """A scorer whose evaluations (of two pictures) come out as these accuracies, one after the
+    other."""
 
     def judged(*accuracies):
         class Judged(scorer_class):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from calligrapher.grpo import GRPOParams, grpo_loss
-from calligrapher.nft import NFTParams, nft_loss
-from tasks.manifest import Manifest
+from calligrapher.rl.grpo import GRPOParams, grpo_loss
+from calligrapher.rl.nft import NFTParams, nft_loss
+from tasks.artifacts.artifact import Manifest
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -21,7 +21,15 @@ def test_every_metric_of_the_losses_is_documented():
     row, sigma = torch.randn(2, 3, 5), torch.tensor([0.5, 0.7])
     _, nft = nft_loss(row, row + 1, row, row, row, sigma, sigma, NFTParams())
     _, grpo = grpo_loss(
-        sigma, sigma, sigma, GRPOParams(), mean=row, mean_ref=row, mean_old=row, std=sigma, dt=-sigma
+        sigma,
+        sigma,
+        sigma,
+        GRPOParams(),
+        mean=row,
+        mean_ref=row,
+        mean_old=row,
+        std=sigma,
+        dt=-sigma,
     )
     logged = {f"update/{name}" for name in (*nft, *grpo, "loss", "grad_norm", "learning_rate")}
     assert logged - documented_metrics() == set()
@@ -31,7 +39,10 @@ def test_every_metric_of_a_run_is_documented(train):
     folder, _ = train("one", rounds=1)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logged = {re.sub("_(std|p10|p50|p90)$", "_mean", key) for row in rows for key in row["metrics"]}
-    logged = {re.sub("^time/[a-z]+_(images_per_second|gpu_peak_gib)$", r"time/update_\1", k) for k in logged}
+    logged = {
+        re.sub("^time/[a-z]+_(images_per_second|gpu_peak_gib)$", r"time/update_\1", k)
+        for k in logged
+    }
     assert "score/reward_mean" in logged
     assert logged - documented_metrics() == set()
 
@@ -39,7 +50,7 @@ def test_every_metric_of_a_run_is_documented(train):
 def test_every_metric_that_a_stage_returns_is_documented():
     literal = re.compile(r'"([a-z0-9_]+)":')
     for stage in ("advantage", "refresh"):
-        source = (Path(__file__).parents[2] / "tasks" / f"{stage}.py").read_text()
+        source = (Path(__file__).parents[2] / "tasks" / "stages" / f"{stage}.py").read_text()
         returned = literal.findall(source[source.rindex("return {") :])
         assert returned, stage
         assert {f"{stage}/{name}" for name in returned} - documented_metrics() == set()

@@ -1,0 +1,1 @@
+"""Cases and pictures: read, checked, laid on the canvas."""

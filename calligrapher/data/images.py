@@ -1,0 +1,195 @@
+"""Pictures in and out: files, PIL images and tensors, each conversion in one place.
+
+Image tensors are `[3, H, W]` float32 in [-1, 1]; mask tensors `[1, H, W]` float32 in {0, 1}, 1 =
+paint. A mask as a PIL image is mode "L" with 0 and 255 only. PIL sizes are (width, height), tensors
+have height first.
+"""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from calligrapher.errors import CalligrapherError, DataError
+
+# What Pillow raises on damaged files: broken chunks come as SyntaxError, struct.error or
+# zlib.error.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+CONTEXT_MULTIPLE = 16  # The VAE shrinks by 8 and packing by 2.
+
+
+def load_rgb(path: Path) -> Image.Image:
+    """Read a picture as 8-bit RGB: turned upright by EXIF, composited on white, CMYK and grey
+    converted.
+
+    Raises DataError when the file is missing, cannot be decoded, or has no agreed range (32 bits,
+    float).
+    """
+    image = _open(path)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGBA", layer.size, "white")
+        image = Image.alpha_composite(canvas, layer)
+    return image.convert("RGB")
+
+
+def load_mask(path: Path) -> Image.Image:
+    """Read a mask as mode "L" with 0 and 255 only, white = paint: brightness from 0.5 (128..255) is
+    white.
+
+    Raises DataError when it cannot be read, is transparent somewhere (painted or not?) or has
+    colours.
+    """
+    image = _open(path)
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        raise DataError(
+            f"{path} must be an opaque mask. Found transparent pixels. Save it without alpha."
+        )
+    red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")), -1, 0)
+    coloured = int(((red != green) | (green != blue)).sum())
+    if coloured:
+        raise DataError(
+            f"{path} must be a grey mask (red = green = blue). Found {coloured} coloured pixel(s)."
+        )
+    return Image.fromarray(np.where(red >= 128, 255, 0).astype(np.uint8))
+
+
+def _open(path: Path) -> Image.Image:
+    """Decode the whole file, turned upright, with at most 8 bits per channel."""
+    try:
+        if not path.is_file():
+            found = "a folder" if path.is_dir() else "nothing"
+            raise DataError(f"{path} must be an image file. Found {found} there.")
+        with Image.open(path) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path} must be an image. Found {path.stat().st_size} bytes in no known image format."
+        ) from error
+    except DataError:  # Is a ValueError as well: it must not be taken for a decoder's.
+        raise
+    except _DECODE_ERRORS as error:
+        raise DataError(f"{path} must be a whole, readable image. Found: {error}.") from error
+    if upright.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    if upright.mode in ("I", "F"):
+        raise DataError(
+            f"{path} must have 8 or 16 bits per channel. Found 32 ({upright.mode!r}). Save it as"
+            " 8-bit PNG."
+        )
+    return upright
+
+
+def to_tensor(image: Image.Image, width: int, height: int) -> Tensor:
+    """RGB picture -> [3, height, width] float32 in [-1, 1], resized with Lanczos where the size
+    differs."""
+    pixels_HWC = np.array(
+        _resized(image, width, height, Image.Resampling.LANCZOS), dtype=np.float32
+    )
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous() / 127.5 - 1.0
+
+
+def mask_to_tensor(mask: Image.Image, width: int, height: int) -> Tensor:
+    """Mask of 0 and 255 -> [1, height, width] float32 in {0, 1}; nearest neighbour keeps it
+    binary."""
+    pixels_HW = np.asarray(_resized(mask, width, height, Image.Resampling.NEAREST))
+    return torch.from_numpy((pixels_HW >= 128).astype(np.float32))[None]
+
+
+def to_image(tensor: Tensor) -> Image.Image:
+    """[3, H, W] in [-1, 1], any float type and device -> RGB picture: rounded, then clamped.
+
+    Raises CalligrapherError on NaN or infinity: an overflowed VAE must not turn into a scored black
+    picture.
+    """
+    assert tensor.shape[:1] == (3,), f"must be [3, H, W]. Got {tuple(tensor.shape)}."
+    pixels = tensor.detach().float().cpu()
+    broken = int((~pixels.isfinite()).sum())
+    if broken:
+        raise CalligrapherError(
+            f"An image must be finite. Found {broken} of {pixels.numel()} values NaN or infinite."
+        )
+    pixels_HWC = ((pixels + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+    return Image.fromarray(pixels_HWC.contiguous().numpy())
+
+
+def letterbox(image: Image.Image, size: int = 512) -> Image.Image:
+    """Fit into a black square of `size`, aspect kept, centred; bilinear like the released
+    scripts."""
+    longest = max(image.size)
+    width, height = (max(1, side * size // longest) for side in image.size)
+    canvas = Image.new("RGB", (size, size))
+    canvas.paste(
+        _resized(image, width, height, Image.Resampling.BILINEAR),
+        ((size - width) // 2, (size - height) // 2),
+    )
+    return canvas
+
+
+def reference_context(reference: Image.Image, width: int) -> Image.Image:
+    """The reference at canvas width; height to the nearest multiple of 16 (a tie goes down), at
+    least 16."""
+    height = width * reference.height // reference.width
+    below, rest = divmod(height, CONTEXT_MULTIPLE)
+    multiples = max(1, below + (rest > CONTEXT_MULTIPLE // 2))
+    return _resized(reference, width, multiples * CONTEXT_MULTIPLE, Image.Resampling.LANCZOS)
+
+
+def stack_context(
+    context: Image.Image, source: Image.Image, mask: Image.Image
+) -> tuple[Image.Image, Image.Image]:
+    """(image, mask): `context` on top of `source`, a black strip (nothing to paint) on top of
+    `mask`."""
+    assert context.width == source.width, (
+        f"context must be as wide as the source. Got {context.width}, {source.width}."
+    )
+    assert mask.size == source.size, (
+        f"mask must be as large as the source. Got {mask.size}, {source.size}."
+    )
+    size = (source.width, context.height + source.height)
+    image, stacked_mask = Image.new("RGB", size), Image.new("L", size)
+    image.paste(context, (0, 0))
+    image.paste(source, (0, context.height))
+    stacked_mask.paste(mask, (0, context.height))
+    return image, stacked_mask
+
+
+def mask_box(mask: Image.Image) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the white pixels, right and bottom exclusive: what `Image.crop`
+    takes.
+
+    Raises DataError when there are none.
+    """
+    box = mask.getbbox()
+    if box is None:
+        raise DataError("A mask must have a white pixel (white = paint). Found none.")
+    return box
+
+
+def png_bytes(image: Image.Image, level: int = 1) -> bytes:
+    """PNG file content; `level` is zlib's 0..9. The default is 1: encoding dominates writing a
+    rollout."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=level)
+    return buffer.getvalue()
+
+
+def _resized(
+    image: Image.Image, width: int, height: int, resample: Image.Resampling
+) -> Image.Image:
+    return image if image.size == (width, height) else image.resize((width, height), resample)

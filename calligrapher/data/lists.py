@@ -1,0 +1,156 @@
+"""Lists of cases that name files: the two lists of a bench folder, and JSONL.
+
+A bench folder holds `testN_source.png`, `testN_mask.png`, `testN_ref.png` and lists:
+
+- `self_bench.txt`, lines `N-text`: the style comes from `testN_ref.png`;
+- `cross_bench.txt`, lines `N-ref1,ref2-text`: one case per reference, styled after
+  `test{ref1}_ref.png`, ...
+
+The text is all that follows, '-' and ',' included. A JSONL file holds one
+`{source, mask, reference, text[, case_id][, target]}` a line, paths relative to the file.
+
+Self cases find their target as `testN_target.png`; cross cases have none, for that picture is in
+another reference's style.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from calligrapher.data.case import Case, CaseId, checked_text, slug
+from calligrapher.errors import DataError
+
+ListKind = Literal["self", "cross", "jsonl"]
+Entry = tuple[
+    str, list[Case] | DataError
+]  # where it stands, and its cases or what is wrong with it
+
+_SELF_LINE = re.compile(r"([0-9]{1,9})\s*-(.*)")
+_CROSS_LINE = re.compile(r"([0-9]{1,9})\s*-\s*([0-9]{1,9}(?:\s*,\s*[0-9]{1,9})*)\s*-(.*)")
+
+
+class Record(BaseModel):
+    """One line of a JSONL file, or one row of a table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    source: str
+    mask: str
+    reference: str
+    text: str
+    case_id: CaseId | None = None
+    target: str | None = None
+
+    def case(self, folder: Path, name: str) -> Case:
+        """The case, its paths relative to `folder`; `name` begins the case_id of one that has
+        none."""
+        text = checked_text(self.text)
+        return Case(
+            case_id=self.case_id or f"{name}-{slug(text)}",
+            text=text,
+            source=folder / self.source,
+            mask=folder / self.mask,
+            reference=folder / self.reference,
+            target=None if self.target is None else folder / self.target,
+        )
+
+
+def wrong_fields(error: ValidationError) -> str:
+    """The fields of a Record that are not as they must be, in one line."""
+    return "; ".join(
+        ".".join(map(str, item["loc"])) + (": " if item["loc"] else "") + item["msg"]
+        for item in error.errors(include_url=False, include_input=False)
+    )
+
+
+def listed_entries(listing: Path, kind: ListKind) -> Iterator[Entry]:
+    """The entries of a list, line by line; blank lines are layout."""
+    parse = {"self": _parse_self, "cross": _parse_cross, "jsonl": _parse_jsonl}[kind]
+    for number, line in enumerate(
+        listing.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1
+    ):
+        if not line.strip():
+            continue
+        where = f"{listing.name} line {number}"
+        try:
+            yield where, parse(listing.parent, _decoded(line))
+        except DataError as error:
+            yield where, error
+
+
+def find_list(path: Path, kind: ListKind) -> Path:
+    """The file that lists the cases of a bench folder, or `path` itself for JSONL."""
+    if kind == "jsonl":
+        if not path.is_file():
+            raise DataError(
+                f"{path} must be a JSONL file. Found {'a folder' if path.is_dir() else 'nothing'}"
+                " there."
+            )
+        return path
+    if not path.is_dir():
+        raise DataError(
+            f"{path} must be a bench folder. Found {'a file' if path.exists() else 'nothing'}"
+            " there."
+        )
+    listing = path / f"{kind}_bench.txt"
+    if not listing.is_file():
+        raise DataError(f"{path} must hold {listing.name} for {kind} cases. Found no such file.")
+    return listing
+
+
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode().strip()
+    except UnicodeDecodeError as error:
+        found = f"{error.reason} at byte {error.start} of {line[:40]!r}"
+        raise DataError(f"must be UTF-8. Found {found}. Save the list as UTF-8.") from error
+
+
+def _parse_self(folder: Path, line: str) -> list[Case]:
+    match = _SELF_LINE.fullmatch(line)
+    if match is None:
+        raise DataError(f"must read N-text, N a whole number. Found {line!r}.")
+    number, text = int(match[1]), checked_text(match[2].strip())
+    case = _bench_case(folder, number, number, f"test{number}-{slug(text)}", text)
+    target = folder / f"test{number}_target.png"
+    # A link to nowhere is a broken target, not a missing one.
+    return [case.model_copy(update={"target": target}) if os.path.lexists(target) else case]
+
+
+def _parse_cross(folder: Path, line: str) -> list[Case]:
+    match = _CROSS_LINE.fullmatch(line)
+    if match is None:
+        raise DataError(
+            f"must read N-ref1,ref2-text, N and the refs whole numbers. Found {line!r}."
+        )
+    number, text = int(match[1]), checked_text(match[3].strip())
+    refs = [int(ref) for ref in match[2].split(",")]
+    return [
+        _bench_case(folder, number, ref, f"test{number}-ref{ref}-{slug(text)}", text)
+        for ref in refs
+    ]
+
+
+def _parse_jsonl(folder: Path, line: str) -> list[Case]:
+    try:
+        record = Record.model_validate_json(line)
+    except ValidationError as error:
+        raise DataError(
+            f"must be {{source, mask, reference, text[, case_id][, target]}}. Found {line[:80]!r} "
+            f"({wrong_fields(error)})."
+        ) from error
+    return [record.case(folder, slug(Path(record.source).stem))]
+
+
+def _bench_case(folder: Path, number: int, ref: int, case_id: str, text: str) -> Case:
+    return Case(
+        case_id=case_id,
+        text=text,
+        source=folder / f"test{number}_source.png",
+        mask=folder / f"test{number}_mask.png",
+        reference=folder / f"test{ref}_ref.png",
+    )

@@ -1,0 +1,199 @@
+"""The one model call (noisy tokens, noise level, conditioning -> velocity) and the policies behind
+it.
+
+A policy is a set of values for the trained weights (style adapter, LoRA) on one frozen base.
+Switching swaps pointers; the base is never copied. `trained` lives in the model; `old`, `reference`
+and `ema` are plain dicts.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from calligrapher.errors import CheckpointError, ParamsError
+from calligrapher.model.ip_adapter import StyleAdapter
+
+Weights = dict[str, Tensor]
+INITIAL = "initial"  # `Policy.loaded` of weights as the model was built
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the frozen encoders say of B rows; made once per case and cached."""
+
+    prompt: Tensor  # [B, T, D] T5
+    pooled: Tensor  # [B, P] CLIP
+    style: Tensor  # [B, E] SigLIP of the reference
+    masked: Tensor  # [B, L, 64 + 256] masked image and mask, packed
+    image_ids: Tensor  # [L, 3]; the same for all rows
+
+    def rows(self, index: Tensor | list[int]) -> "Conditioning":
+        """The rows `index`, in that order."""
+        picked = {
+            f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "image_ids"
+        }
+        return Conditioning(**picked, image_ids=self.image_ids)
+
+    def to(self, device: torch.device) -> "Conditioning":
+        return Conditioning(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+class StyledTransformer(nn.Module):
+    """Flux transformer and style adapter as one module, so that DDP or FSDP can wrap the call."""
+
+    def __init__(self, transformer, adapter: StyleAdapter, guidance_scale: float):
+        super().__init__()
+        adapter.install(transformer)
+        self.transformer, self.adapter = transformer, adapter
+        self.guidance_scale = guidance_scale
+
+    def forward(
+        self, x: Tensor, sigma: Tensor, conditioning: Conditioning, styled: Tensor | None = None
+    ) -> Tensor:
+        """x [B, L, 64], sigma [B] -> velocity [B, L, 64]; `styled` [B] = 0 drops a row's style
+        tokens."""
+        c = conditioning
+        dtype = c.masked.dtype
+        tokens = self.adapter.tokens(c.style)
+        if styled is not None:
+            tokens = tokens * styled[:, None, None]
+        return self.transformer(
+            hidden_states=torch.cat([x.to(dtype), c.masked], dim=-1),
+            encoder_hidden_states=c.prompt,
+            pooled_projections=c.pooled,
+            timestep=sigma.to(x.device),
+            guidance=torch.full((len(x),), self.guidance_scale, device=x.device),
+            img_ids=c.image_ids,
+            txt_ids=torch.zeros(c.prompt.shape[1], 3, device=x.device),
+            joint_attention_kwargs={"style_tokens": tokens},
+        ).sample
+
+
+class Policy:
+    """A `StyledTransformer`, the names of its trained weights, and the way to run it under other
+    weights."""
+
+    def __init__(
+        self,
+        model: StyledTransformer,
+        *,
+        train_adapter: bool = True,
+        autocast: torch.dtype | None = None,
+    ):
+        self.model = model
+        self.autocast = autocast
+        model.requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            # A layer with a LoRA pair (its weight is then called base_layer) is itself left as it
+            # is.
+            whole = train_adapter and name.startswith("adapter.") and ".base_layer." not in name
+            if whole or "lora_" in name:
+                parameter.requires_grad_(True)
+        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+        self._used = 0  # depth of `use`
+        self.loaded: str | None = INITIAL
+        """Digest of the weights loaded last and not changed since; lets a stage skip a load."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def held_dtype(self, name: str) -> torch.dtype:
+        """The smallest type that weights without gradient can be held in at no change of any
+        result.
+
+        Autocast casts the matrix of a linear layer to its own type at every use, so it may as well
+        be held in that; everything else is used in float32.
+        """
+        return self.autocast if self.autocast and name in self._linear else torch.float32
+
+    def held(self, weights: Mapping[str, Tensor]) -> Weights:
+        """`weights` on the model's device, in their `held_dtype`: for policies that `use` runs
+        often."""
+        return {n: w.to(self.device, self.held_dtype(n)) for n, w in weights.items()}
+
+    def velocity(
+        self, x: Tensor, sigma: Tensor, conditioning: Conditioning, styled: Tensor | None = None
+    ) -> Tensor:
+        """Predicted `noise - x0`: x [B, L, D], sigma [B] -> [B, L, D] in float32."""
+        context = torch.autocast(x.device.type, self.autocast) if self.autocast else nullcontext()
+        with context:
+            return self.model(x, sigma, conditioning, styled).float()
+
+    def snapshot(self) -> Weights:
+        """Real copies of the trained weights, in float32, on the CPU; never an alias."""
+        return {
+            n: p.detach().to("cpu", torch.float32, copy=True) for n, p in self.parameters.items()
+        }
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Make `weights` the trained ones. Raises CheckpointError unless names and shapes match."""
+        assert not self._used, "load() inside use() would overwrite the weights in use."
+        self._check(weights)
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(weights[name])
+        self.loaded = None
+
+    @contextmanager
+    def use(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Run under other weights, without gradient, and put the trained ones back whatever
+        happens."""
+        self._check(weights)
+        own = {name: parameter.data for name, parameter in self.parameters.items()}
+        self._used += 1
+        try:
+            for name, parameter in self.parameters.items():
+                parameter.data = weights[name].to(parameter.device, self.held_dtype(name))
+            with torch.no_grad():
+                yield
+        finally:
+            self._used -= 1
+            for name, parameter in self.parameters.items():
+                parameter.data = own[name]
+
+    def _check(self, weights: Mapping[str, Tensor]) -> None:
+        differ = sorted(set(weights) ^ set(self.parameters))
+        differ += [
+            n for n, p in self.parameters.items() if n in weights and weights[n].shape != p.shape
+        ]
+        if differ:
+            raise CheckpointError(
+                f"The weights must be those of this model ({len(self.parameters)} tensors). "
+                f"{len(differ)} are missing, unknown or of another shape, the first: {differ[:3]}. "
+                "Were `model.lora` or `model.train_adapter` changed?"
+            )
+
+
+def add_lora(module: nn.Module, *, rank: int, alpha: float, targets: list[str], seed: int) -> None:
+    """Put trainable low-rank pairs (peft) beside the linear layers `targets`; they start as a
+    no-op.
+
+    A target is the end of a layer's dotted name. Raises ParamsError for one that no layer has. The
+    layers of nn.MultiheadAttention are none: it reads their weights itself, past any pair.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linear = [name for name, layer in module.named_modules() if type(layer) is nn.Linear]
+    unmatched = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in linear)]
+    if unmatched:
+        ends = {".".join(name.split(".")[-2 if name[-1].isdigit() else -1 :]) for name in linear}
+        raise ParamsError(
+            f"A target of model.lora must be a linear layer of the {type(module).__name__}. Got "
+            f"{', '.join(unmatched)}. It has: {', '.join(sorted(ends))}."
+        )
+    torch.manual_seed(seed)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
+    inject_adapter_in_model(config, module)
+
+
+def add_loras(
+    transformer: nn.Module, adapter: nn.Module, lora: Mapping | None, *, seed: int
+) -> None:
+    """The pairs that `lora` (rank, alpha, targets, adapter_targets) wants, on both; None: none."""
+    for module, key in ((transformer, "targets"), (adapter, "adapter_targets")):
+        if lora is not None and lora.get(key):
+            add_lora(module, rank=lora["rank"], alpha=lora["alpha"], targets=lora[key], seed=seed)

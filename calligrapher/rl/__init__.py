@@ -1,0 +1,1 @@
+"""Rewards in, better weights out."""

@@ -1,0 +1,193 @@
+"""DiffusionNFT: pull the velocity towards images with a high advantage, push it from those with a
+low one.
+
+Legend: B rows, K noise levels drawn per row. `v_old` sampled the rollouts; the loss moves `v`
+relative to it.
+"""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor
+
+from calligrapher.errors import InputError
+from calligrapher.rl.ema import OldPolicy
+from calligrapher.sampling.schedule import trained_steps
+
+AdvMode = Literal["normal", "positive_only", "negative_only", "one_only", "binary"]
+DECAY_TYPES: dict[int, OldPolicy] = {0: "fixed", 1: "slow", 2: "fast"}
+
+
+class NFTParams(BaseModel):
+    """The settings of DiffusionNFT. The learning rate, batch sizes and passes belong to the update
+    stage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    nft_beta: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description=(
+            "Mixing of the trained and the old velocity in the positive and negative branch: "
+            "0.3-0.5 leans on the old policy, 0.7-0.9 on the trained one."
+        ),
+    )
+    kl_coef: float = Field(
+        0.01,
+        ge=0,
+        description="Weight of mean((v - v_ref)^2). 0 saves the reference's forward.",
+    )
+    adv_clip_max: float = Field(
+        5.0,
+        gt=0,
+        description=(
+            "Advantages are clipped to +- this and mapped linearly onto r in [0, 1]; also scales"
+            " the policy loss."
+        ),
+    )
+    adv_mode: AdvMode = Field(
+        "normal",
+        description=(
+            "normal: A; positive_only: clamp(A, 0, c); negative_only: clamp(A, -c, 0); one_only: 1 "
+            "where A > 0, else 0; binary: sign(A). With c = adv_clip_max."
+        ),
+    )
+    num_train_sigmas: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Noise levels trained per image and update, drawn anew for each; null = all of"
+            " timestep_fraction. The cost knob: each costs a forward+backward and the old and"
+            " reference forwards."
+        ),
+    )
+    timestep_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the schedule, from its noisy end, that noise levels are drawn from.",
+    )
+    noise: Literal["row", "group"] = Field(
+        "row",
+        description=(
+            "Noise and noise levels are drawn for every image, or once for all images of a group: "
+            "what does not depend on the image then cancels, for a group's advantages add up to 0."
+        ),
+    )
+    old_policy: OldPolicy = Field(
+        "fixed",
+        description=(
+            "How the rollout policy follows the trained one after a round. fixed: never; slow:"
+            " decay 0.001 t up to 0.5; fast: copies for 75 steps, then a decay of 0.0075 (t - 75)"
+            " up to 0.999; copy: always. The numbers 0, 1, 2 (nft_decay_type) stand for fixed,"
+            " slow, fast."
+        ),
+    )
+
+    @field_validator("old_policy", mode="before")
+    @classmethod
+    def _decay_type(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return DECAY_TYPES.get(value, value)
+        return value
+
+
+def nft_loss(
+    velocity: Tensor,  # [B, ...] the trained policy's, with gradient
+    velocity_old: Tensor,  # [B, ...]
+    velocity_ref: Tensor | None,  # [B, ...], None only when kl_coef == 0
+    x0: Tensor,  # [B, ...] the rollout's clean latent
+    x: Tensor,  # [B, ...] = (1 - sigma) x0 + sigma noise
+    sigma: Tensor,  # [B]
+    advantages: Tensor,  # [B]
+    params: NFTParams,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`policy + kl_coef * kl`, a scalar with the gradient of `velocity` alone, and detached 0-d
+    metrics.
+
+    Metrics: policy_loss, kl (absent without velocity_ref), old_distance = mean((v - v_old)^2),
+    r_mean, positive_share (rows with r > 0.5). At v == v_old a row with r = 0.5 has exactly zero
+    policy gradient. Raises InputError when kl_coef > 0 comes without velocity_ref or when the rows
+    of the inputs differ. Source: DiffusionNFT (arXiv 2509.16117), `train_nft_sd3.py`.
+    """
+    if velocity_ref is None and params.kl_coef > 0:
+        raise InputError(
+            f"kl_coef = {params.kl_coef} needs velocity_ref. Got None. Give it, or set kl_coef"
+            " to 0."
+        )
+    rows = velocity.shape[0]
+    if sigma.shape != (rows,) or advantages.shape != (rows,):
+        raise InputError(
+            f"sigma and advantages must be [{rows}]. Got {tuple(sigma.shape)} and"
+            f" {tuple(advantages.shape)}."
+        )
+    velocity, x = velocity.float(), x.detach().float()
+    velocity_old, x0 = velocity_old.detach().float(), x0.detach().float()
+    sigma = sigma.detach().float().view(-1, *[1] * (velocity.ndim - 1))
+    r = reward_weight(advantages.detach().double(), params)
+
+    # Written as old +- beta * (v - old), so that both branches are bit-equal at v == old.
+    offset = params.nft_beta * (velocity - velocity_old)
+    positive = _normalised_error(x - sigma * (velocity_old + offset), x0)
+    negative = _normalised_error(x - sigma * (velocity_old - offset), x0)
+    per_row = (r * positive + (1.0 - r) * negative) / params.nft_beta * params.adv_clip_max
+    policy = loss = per_row.mean()
+    metrics = {
+        "policy_loss": policy,
+        "old_distance": ((velocity - velocity_old) ** 2).mean(),
+        "r_mean": r.mean(),
+        "positive_share": (r > 0.5).double().mean(),
+    }
+    if velocity_ref is not None:
+        metrics["kl"] = ((velocity - velocity_ref.detach().float()) ** 2).mean()
+        if params.kl_coef > 0:
+            loss = policy + params.kl_coef * metrics["kl"]
+    return loss, {name: value.detach() for name, value in metrics.items()}
+
+
+def reward_weight(advantages: Tensor, params: NFTParams) -> Tensor:
+    """Advantage -> r in [0, 1], the weight of the positive branch: 0.5 is indifferent; [B] ->
+    [B]."""
+    c = params.adv_clip_max
+    clipped = advantages.clamp(-c, c)
+    match params.adv_mode:
+        case "positive_only":
+            clipped = clipped.clamp(min=0.0)
+        case "negative_only":
+            clipped = clipped.clamp(max=0.0)
+        case "one_only":
+            clipped = (clipped > 0).to(clipped.dtype)
+        case "binary":
+            clipped = clipped.sign()
+    return (clipped / c / 2.0 + 0.5).clamp(0.0, 1.0)
+
+
+def train_sigmas(
+    sigmas: Tensor, rows: int, params: NFTParams, generator: torch.Generator | None = None
+) -> Tensor:
+    """Noise levels to train on, [K, B]: K different ones for each row, drawn without replacement.
+
+    sigmas: the schedule [N + 1], ending in 0, which is never drawn. K = num_train_sigmas, or all
+    that timestep_fraction leaves. Raises InputError when more are asked for than there are.
+    """
+    available = trained_steps(len(sigmas) - 1, params.timestep_fraction)
+    count = available if params.num_train_sigmas is None else params.num_train_sigmas
+    if count > available:
+        raise InputError(
+            f"num_train_sigmas must be at most {available} (timestep_fraction of {len(sigmas) - 1}"
+            f" steps). Got {count}. Lower it, or raise the number of steps or timestep_fraction."
+        )
+    drawn = torch.stack(
+        [torch.randperm(available, generator=generator)[:count] for _ in range(rows)], dim=1
+    )
+    return sigmas[drawn.to(sigmas.device)]
+
+
+def _normalised_error(x0_hat: Tensor, x0: Tensor) -> Tensor:
+    """[B, ...] -> [B]: the squared error over the detached mean absolute error of the row, in
+    float64."""
+    error = (x0_hat - x0).flatten(1).double()
+    weight = error.detach().abs().mean(1).clamp(min=1e-5)
+    return (error**2).mean(1) / weight

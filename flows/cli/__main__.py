@@ -1,0 +1,9 @@
+"""`python -m flows.cli`: the command where no script is installed, as under a launcher of
+processes."""
+
+import sys
+
+from flows.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""The command that paints: one case given by its pictures, or all cases of a dataset."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from calligrapher.errors import DataError, ParamsError
+
+_FILES = {"source": "image", "mask": "mask", "reference": "reference"}  # role -> option
+_SINGLE = (*_FILES.values(), "text")
+_MODEL = ("base", "siglip", "adapter")
+_INSTEAD = (
+    "num_steps",
+    "width",
+    "height",
+    "reference_context",
+    "guidance_scale",
+    "max_sequence_length",
+    "mixed_precision",
+    "device",
+)
+_HOW = ("seed", "num_images", "scale", "crop", "grow", "feather", "batch_size")
+
+
+def add_generate_commands(commands: argparse._SubParsersAction) -> None:
+    """Add generate."""
+    parser = commands.add_parser(
+        "generate", help="write a text into a picture, in the style of another"
+    )
+    case = parser.add_argument_group("what to paint: one case, or those of a dataset")
+    case.add_argument("--image", metavar="IMG", help="the picture to write into")
+    case.add_argument("--mask", help="a picture as large: white where the text shall stand")
+    case.add_argument("--reference", metavar="REF", help="the picture whose style is copied")
+    case.add_argument("--text", help="what is written")
+    case.add_argument(
+        "--bench", metavar="FOLDER", help="a bench folder or another dataset: all its cases"
+    )
+    case.add_argument(
+        "--kind", help="how it is read, as data.kind: self (default), cross, jsonl, ..."
+    )
+    model = parser.add_argument_group(
+        "what with: a run, or a model (default: the embedded tiny one)"
+    )
+    model.add_argument(
+        "--run", help="a run: its folder, its name, or an artifact's path or MLflow URI"
+    )
+    model.add_argument(
+        "--runs-dir", type=Path, default=Path("runs"), help="where names are looked up"
+    )
+    model.add_argument(
+        "--variant", help="base, warm-up or trained; default: trained where there is a run"
+    )
+    model.add_argument("--base", help="folder of a diffusers FLUX.1-Fill, or tiny")
+    model.add_argument("--siglip", help="folder of its SigLIP")
+    model.add_argument("--adapter", help="its adapter: a weights file, or a run")
+    _add_settings(parser.add_argument_group("how"))
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the results"
+    )
+    parser.set_defaults(command=_generate)
+
+
+def _add_settings(how: argparse._ArgumentGroup) -> None:
+    """The values themselves are checked as params; what is not given is the run's or the
+    model's."""
+    how.add_argument("--scale", type=float, help="weight of the style (1); 0 = FLUX.1-Fill alone")
+    how.add_argument(
+        "--seed", type=int, help="seed of the first picture (0); the next ones count up"
+    )
+    how.add_argument("--num-images", type=int, help="pictures per case (4)")
+    how.add_argument("--batch-size", type=int, help="pictures sampled at once (8)")
+    how.add_argument("--steps", dest="num_steps", type=int, help="sampling steps")
+    how.add_argument("--guidance", dest="guidance_scale", type=float)
+    how.add_argument("--width", type=int, help="of the canvas, in pixels")
+    how.add_argument("--height", type=int)
+    how.add_argument(
+        "--context",
+        dest="reference_context",
+        action=argparse.BooleanOptionalAction,
+        help="show the reference on top of the canvas as well",
+    )
+    how.add_argument(
+        "--crop",
+        action=argparse.BooleanOptionalAction,
+        help=(
+            "paint the part around the mask (default); without: stretch the whole picture to the"
+            " canvas"
+        ),
+    )
+    how.add_argument("--grow", type=float, help="room around a mask larger than the canvas (1.5)")
+    how.add_argument("--feather", type=int, help="depth of the seam in pixels, at most (8)")
+    how.add_argument("--max-sequence-length", type=int, help="longest prompt in T5 tokens")
+    how.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"))
+    how.add_argument("--device", help="auto, cpu, cuda, cuda:1, ...")
+
+
+def _generate(chosen: argparse.Namespace) -> int:
+    """Mistakes in cases and settings are told before a model is loaded."""
+    from tasks.inference.gallery import GenerateParams, paint_cases
+    from tasks.inference.painter import AFTER, BASE, open_painter
+    from tasks.params.errors import checked
+
+    how = checked(GenerateParams, _given(chosen, _HOW))
+    named = _given(chosen, _MODEL)
+    if chosen.run and named:
+        raise ParamsError(
+            f"--{' and --'.join(named)} must not be given with --run, which brings its model."
+        )
+    cases = _cases(chosen)
+    painter = open_painter(
+        chosen.run, runs_dir=chosen.runs_dir, **named, **_given(chosen, _INSTEAD)
+    )
+    variant = chosen.variant or (AFTER if AFTER in painter.variants else BASE)
+    print("\n".join(map(str, paint_cases(painter, variant, cases, how, chosen.out))))
+    return 0
+
+
+def _given(chosen: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(chosen, name)) is not None}
+
+
+def _cases(chosen: argparse.Namespace) -> list:
+    """All cases wanted. Raises ParamsError or, naming every broken one, DataError."""
+    from calligrapher.data.dataset import load_cases
+
+    single = _given(chosen, _SINGLE)
+    if chosen.bench is not None and not single:
+        return load_cases(
+            chosen.bench, chosen.kind or "self", chosen.runs_dir / "data" / "pictures"
+        )
+    if chosen.bench is not None or chosen.kind is not None or len(single) < len(_SINGLE):
+        raise ParamsError(
+            f"There must be --{', --'.join(_SINGLE)} or else --bench and, if wanted, --kind. Got "
+            + (
+                ", ".join(f"--{name}" for name in _given(chosen, (*_SINGLE, "bench", "kind")))
+                or "none"
+            )
+            + "."
+        )
+    return [_one_case(chosen)]
+
+
+def _one_case(chosen: argparse.Namespace) -> Any:
+    """The case that four options give, checked as those of lists are."""
+    from calligrapher.data.case import Case, checked_text, slug
+    from calligrapher.data.checks import inspect, problems_of
+
+    text = checked_text(chosen.text)
+    files = {role: Path(getattr(chosen, option)).absolute() for role, option in _FILES.items()}
+    case = Case(case_id=f"{slug(files['source'].stem)}-{slug(text)}", text=text, **files)
+    if problems := list(problems_of(case, inspect)):
+        raise DataError("\n".join(problems))
+    return case

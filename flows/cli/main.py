@@ -1,0 +1,177 @@
+"""The command `calligrapher`: train, serve rewards, track, and build the embedded tiny model.
+
+calligrapher train params/tiny-nft.yaml [run=NAME] [runs_dir=DIR] [rounds=5 nft.nft_beta=0.1 ...]
+calligrapher reward-server [--gpu-ids 0,1] [--port 8000] ... calligrapher status|verify|gc|sync RUN
+calligrapher why RUN STAGE [KEY=VALUE ...] calligrapher rerun RUN STAGE [KEY=VALUE ...] --fork NAME
+[--downstream] calligrapher replay RUN [KEY=VALUE ...] --fork NAME calligrapher data check DIR|FILE
+[--sheet sheet.png] | data make PICTURES OUT calligrapher convert WEIGHTS TARGET [--weights
+ema|trained] [--lora merged|separate] [--dtype bfloat16] calligrapher generate --image IMG --mask
+MASK --reference REF --text TEXT [--run RUN] --out DIR calligrapher demo [--run RUN] [--base FOLDER
+--siglip FOLDER] [--adapter FILE] ... calligrapher plan params/nft.yaml [KEY=VALUE ...] [--gpu h100
+| --gpu-memory GIB] [--json] calligrapher tiny pretrain OUT | tiny cases OUT
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from calligrapher.errors import CalligrapherError
+from flows.cli.convert import add_convert_commands
+from flows.cli.data import add_data_commands
+from flows.cli.demo import add_demo_commands
+from flows.cli.generate import add_generate_commands
+from flows.cli.plan import add_plan_commands
+from flows.cli.runs import add_run_commands
+
+ONLY_PRINT = {"data", "plan", "status", "verify", "why"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. A user's mistake is one clear line, not a
+    traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["reward-server"]:
+        from reward_server.processes.launch import main as reward_server
+
+        return reward_server(arguments[1:])
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    what = vars(chosen).pop("what")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    for noisy in ("httpx", "alembic", "diffusers", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        with _ending_with_the_reader() if what in ONLY_PRINT else nullcontext():
+            return chosen.command(chosen)
+    except CalligrapherError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+@contextmanager
+def _ending_with_the_reader() -> Iterator[None]:
+    """What is printed to `| head`, which has seen enough, ends the process in silence."""
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="calligrapher",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="what")
+
+    train = commands.add_parser("train", help="train a run, or go on with it")
+    train.add_argument("params", type=Path, help="a YAML file, as params/tiny-nft.yaml")
+    train.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="run=, runs_dir= or any dotted key"
+    )
+    train.set_defaults(command=_train)
+
+    commands.add_parser("reward-server", help="serve rewards (`calligrapher reward-server --help`)")
+
+    sync = commands.add_parser(
+        "sync", help="send a run's metrics to MLflow again, without duplicates"
+    )
+    sync.add_argument("run", type=Path, help="the run's folder")
+    sync.add_argument("--uri", help="MLflow store; default: where the run was tracked")
+    sync.set_defaults(command=_sync)
+
+    add_run_commands(commands)
+    add_data_commands(commands)
+    add_convert_commands(commands)
+    add_generate_commands(commands)
+    add_demo_commands(commands)
+    add_plan_commands(commands)
+
+    tiny = commands.add_parser("tiny", help="the embedded tiny model").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    pretrain = tiny.add_parser(
+        "pretrain", help="train it from nothing (about an hour on two cores); resumes"
+    )
+    pretrain.add_argument("out", type=Path)
+    pretrain.set_defaults(command=_pretrain)
+    cases = tiny.add_parser("cases", help="draw cases in the bench layout")
+    cases.add_argument("out", type=Path)
+    cases.add_argument("--num", type=int, default=64)
+    cases.add_argument("--split", choices=("train", "evaluation"), default="evaluation")
+    cases.add_argument("--seed", type=int, default=0)
+    cases.set_defaults(command=_cases)
+    return parser
+
+
+def split_settings(settings: Sequence[str]) -> tuple[str | None, Path, list[str]]:
+    """`run=` and `runs_dir=` apart from the overrides of params."""
+    run, runs_dir, overrides = None, Path("runs"), []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            from calligrapher.errors import ParamsError
+
+            raise ParamsError(f"Every setting must be KEY=VALUE. Got {setting!r}.")
+        if key == "run":
+            run = value
+        elif key == "runs_dir":
+            runs_dir = Path(value)
+        else:
+            overrides.append(setting)
+    return run, runs_dir, overrides
+
+
+def _train(chosen: argparse.Namespace) -> int:
+    run, runs_dir, overrides = split_settings(chosen.settings)
+    from tasks.params.run_params import load_params
+    from tasks.runs.preflight import preflight
+
+    # The user's mistakes are told before anything is started.
+    preflight(load_params(chosen.params, overrides), runs_dir / "data")
+    from flows.services.prefect_api import QUIET, prefect_api
+
+    for name, value in (QUIET | {"PREFECT_LOGGING_LEVEL": "WARNING"}).items():
+        os.environ.setdefault(name, value)
+    from flows.rl_train import rl_train
+    from tasks.reports.summary import closing_lines
+
+    with prefect_api():
+        summary = rl_train(str(chosen.params), overrides, run or chosen.params.stem, str(runs_dir))
+    print("\n".join(closing_lines(summary, runs_dir)))
+    return 0
+
+
+def _sync(chosen: argparse.Namespace) -> int:
+    from tasks.tracking.mirror import sync
+
+    print(f"MLflow run {sync(chosen.run, chosen.uri)} is complete.")
+    return 0
+
+
+def _pretrain(chosen: argparse.Namespace) -> int:
+    from calligrapher.tiny.pretrain import Recipe, pretrain
+
+    print(f"The model is in {pretrain(chosen.out, Recipe())}.")
+    return 0
+
+
+def _cases(chosen: argparse.Namespace) -> int:
+    from calligrapher.tiny.world import write_bench
+
+    folder = write_bench(chosen.out, num_cases=chosen.num, split=chosen.split, seed=chosen.seed)
+    print(f"{chosen.num} {chosen.split} cases are in {folder}.")
+    return 0

@@ -1,0 +1,32 @@
+"""The command `plan`: what a run needs, reckoned before anything is loaded."""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_plan_commands(commands: argparse._SubParsersAction) -> None:
+    """Add plan."""
+    plan = commands.add_parser(
+        "plan", help="what a run needs of a GPU, a disk and time; no weights needed"
+    )
+    plan.add_argument("params", type=Path, help="a YAML file, as params/nft.yaml")
+    plan.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="any dotted key, as for train"
+    )
+    plan.add_argument("--gpu", help="h100 (default), h200, a100-80, a100-40, l40s, 4090")
+    plan.add_argument(
+        "--gpu-memory", type=float, metavar="GIB", help="instead: its memory as PyTorch reports it"
+    )
+    plan.add_argument("--json", action="store_true", help="for programs")
+    plan.set_defaults(command=_plan)
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    from tasks.planning.gpu_fit import capacity
+    from tasks.planning.run_plan import make_plan
+
+    gpu = capacity(chosen.gpu, chosen.gpu_memory)
+    found = make_plan(chosen.params, chosen.settings, *gpu)
+    print(json.dumps(found.as_json(), indent=1) if chosen.json else found.text())
+    return 0 if found.fits else 1

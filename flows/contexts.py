@@ -1,0 +1,103 @@
+"""Puts a run together (params, reward servers, bench, folder) and takes it apart in every case of
+exit."""
+
+import functools
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+
+from calligrapher.errors import RewardError
+from calligrapher.model.conditioning import Canvas
+from tasks.artifacts.digests import code_version, fingerprint, path_digest
+from tasks.params.run_params import RunParams, load_params
+from tasks.resources.resources import Bench
+from tasks.resources.rewards import Scorer
+from tasks.runs.preflight import preflight
+from tasks.runs.run import Run, open_run
+
+ENGINES = (
+    "paddleocr",
+    "paddlex",
+    "onnxruntime",
+    "rapidocr",
+    "opencv-python",
+    "torch",
+    "transformers",
+)
+
+
+@contextmanager
+def training_run(
+    params_file: Path, overrides: list[str], name: str | None, runs_dir: Path
+) -> Iterator[Run]:
+    """Everything that the flow needs. Raises ParamsError or RunLockedError before a model is
+    loaded."""
+    our_logs()
+    params = load_params(params_file, overrides)
+    name = name or params_file.stem
+    preflight(params, runs_dir / "data")
+    data = runs_dir / "data"
+    with (
+        lazy_scorer(params, runs_dir / name, data) as scorer,
+        open_run(params, name, runs_dir, Bench(params, data, scorer)) as run,
+    ):
+        yield run
+
+
+@contextmanager
+def lazy_scorer(params: RunParams, run_folder: Path, data_dir: Path) -> Iterator[Scorer]:
+    """The scorer of a run; a server of our own is started when something is to be scored, not
+    before."""
+    canvas = Canvas(params.model.width, params.model.height, params.model.reference_context)
+    own = not params.reward.disable_reward_model and not params.reward.server_urls
+    with ExitStack() as stack:
+        urls = functools.cache(lambda: stack.enter_context(reward_urls(params, run_folder)))
+        note = identity_note(params, data_dir) if own else None
+        yield Scorer(params.reward, urls, canvas, identity_note=note)
+
+
+def identity_note(params: RunParams, data_dir: Path) -> Path:
+    """Where it is noted what our own server scores with: a name for its packages, its code and its
+    VLM."""
+    vlm = params.reward.vlm
+    key = fingerprint(
+        "identity",
+        1,
+        {"versions": {name: version(name) for name in ENGINES}, "code": code_version()},
+        {} if vlm is None else {"vlm": path_digest(vlm)},
+    )
+    return data_dir / "reward-identity" / f"{key[:16]}.json"
+
+
+def our_logs() -> None:
+    """Our loggers speak at INFO, to whoever listens; without the loading bars of libraries."""
+    for name in ("calligrapher", "flows", "tasks"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def reward_urls(params: RunParams, run_folder: Path) -> Iterator[list[str]]:
+    """The servers that the params name, or one of our own for as long as the block lasts."""
+    reward = params.reward
+    if reward.disable_reward_model or reward.server_urls:
+        with nullcontext(list(reward.server_urls)) as urls:
+            yield urls
+        return
+    from reward_server.processes.launch import ServerStartError, local_server
+
+    run_folder.mkdir(parents=True, exist_ok=True)
+    flags = [] if reward.vlm is None else ["--vlm-model-path", reward.vlm]
+    with ExitStack() as stack:
+        server = local_server(flags=flags, log_path=run_folder / "reward-server.log")
+        try:
+            url = stack.enter_context(server)
+        except ServerStartError as error:
+            raise RewardError(f"The run's own reward server must start. {error}") from error
+        yield [url]

@@ -1,0 +1,1 @@
+"""Prefect's server, workers and MLflow as processes that outlive the command."""

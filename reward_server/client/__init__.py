@@ -1,0 +1,27 @@
+"""What a training imports of the reward service: pictures to servers, results in order."""
+
+from reward_server.client.client import (
+    FIELDS,
+    RewardClient,
+    RewardItem,
+    RewardResult,
+    encode_png,
+    server_urls,
+)
+from reward_server.client.failover import (
+    RewardClientError,
+    RewardRejectedError,
+    RewardUnavailableError,
+)
+
+__all__ = [
+    "FIELDS",
+    "RewardClient",
+    "RewardClientError",
+    "RewardItem",
+    "RewardRejectedError",
+    "RewardResult",
+    "RewardUnavailableError",
+    "encode_png",
+    "server_urls",
+]

@@ -1,0 +1,221 @@
+"""The client: batches of pictures to one or several reward servers, with failover, retries and a
+deadline.
+
+Imports only `requests` and the standard library. A picture is encoded once, a wrong request is
+never retried, and a picture that could not be scored is never a number.
+"""
+
+import base64
+import io
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from reward_server.client.failover import (
+    RewardClientError,
+    RewardRejectedError,
+    RewardUnavailableError,
+    Servers,
+)
+
+__all__ = [
+    "FIELDS",
+    "RewardClient",
+    "RewardClientError",
+    "RewardItem",
+    "RewardRejectedError",
+    "RewardResult",
+    "RewardUnavailableError",
+    "encode_png",
+    "server_urls",
+]
+
+FIELDS = (
+    "ocr_text",
+    "ocr_confidence",
+    "ocr_accuracy",
+    "ocr_likelihood",
+    "vlm_score",
+    "style_score",
+)
+
+
+@dataclass(frozen=True)
+class RewardItem:
+    """One picture to score.
+
+    Pictures: PNG bytes (sent as they are), PIL images, or uint8 arrays [H, W, 3] or [H, W].
+    """
+
+    image: Any
+    prompt: str
+    mask: Any = None
+    text: str | None = None
+    reference: Any = None
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """Components of one picture; None exactly where `errors` says why, by field name."""
+
+    ocr_text: str | None = None
+    ocr_confidence: float | None = None
+    ocr_accuracy: float | None = None
+    ocr_likelihood: float | None = None
+    vlm_score: float | None = None
+    style_score: float | None = None
+    errors: dict[str, str] = field(default_factory=dict)
+    reward_model_disabled: bool = False
+
+
+def server_urls(host: str, first_port: int, count: int) -> list[str]:
+    """`http://host:port` for `count` consecutive ports, as the launcher opens them."""
+    return [f"http://{host}:{first_port + number}" for number in range(count)]
+
+
+def encode_png(picture: Any) -> str:
+    """base64 of a picture's PNG; PNG bytes are taken as they are."""
+    if not isinstance(picture, bytes | bytearray | memoryview):
+        from PIL import Image
+
+        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG", compress_level=1)
+        picture = buffer.getvalue()
+    return base64.b64encode(picture).decode("ascii")
+
+
+class RewardClient:
+    """Scores items on the server of this rank, on the others when that one is down.
+
+    `urls`: all servers; `rank`: this process's, its own server is `urls[rank % len(urls)]`.
+    `deadline_s`: for one call of `score_batch`, retries included. `chunk_size` items travel in one
+    request, `concurrency` requests at a time.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        rank: int = 0,
+        token: str | None = None,
+        deadline_s: float = 600.0,
+        request_timeout_s: float = 180.0,
+        chunk_size: int = 8,
+        concurrency: int = 4,
+        max_request_bytes: int = 32 * 2**20,
+        trip_after: int = 3,
+        max_pause_s: float = 30.0,
+    ):
+        if not urls:
+            raise ValueError("urls must name at least one reward server. Got none.")
+        if chunk_size < 1 or concurrency < 1:
+            raise ValueError(
+                f"chunk_size and concurrency must be at least 1. Got {chunk_size}, {concurrency}."
+            )
+        own = rank % len(urls)
+        self._servers = Servers(
+            [*urls[own:], *urls[:own]],
+            token=token,
+            request_timeout_s=request_timeout_s,
+            trip_after=trip_after,
+            max_pause_s=max_pause_s,
+        )
+        self._deadline_s = deadline_s
+        self._chunk_size, self._max_request_bytes = chunk_size, max_request_bytes
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="reward-client")
+
+    def score_batch(self, items: Sequence[RewardItem]) -> list[RewardResult]:
+        """Score items, order kept. An item that the server refuses gets a result whose every field
+        is None.
+
+        Raises RewardRejectedError (wrong token, malformed request) and RewardUnavailableError
+        (deadline passed).
+        """
+        stop_at = time.monotonic() + self._deadline_s
+        chunks = self._chunks([_body(item) for item in items])
+        futures = [self._pool.submit(self._score_chunk, chunk, stop_at) for chunk in chunks]
+        results: list[RewardResult | None] = []
+        reason = ""
+        try:
+            for chunk, future in zip(chunks, futures, strict=True):
+                try:
+                    results.extend(future.result())
+                except RewardUnavailableError as error:
+                    results.extend([None] * len(chunk))
+                    reason = str(error)
+        finally:
+            for future in futures:
+                future.cancel()
+        if reason:
+            left = sum(result is None for result in results)
+            raise RewardUnavailableError(
+                f"{left} of {len(results)} items are unscored: {reason}", results
+            )
+        return results  # type: ignore[return-value]
+
+    def info(self) -> dict:
+        """`GET /info` of the first server that answers. Raises like `score_batch`."""
+        return self._servers.ask("GET", "/info", None, time.monotonic() + self._deadline_s)
+
+    def close(self) -> None:
+        """End threads and connections."""
+        self._servers.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> "RewardClient":
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.close()
+
+    def _chunks(self, bodies: list[dict]) -> list[list[dict]]:
+        """Bodies for one request each, in order: at most `chunk_size` and `max_request_bytes`
+        together."""
+        chunks: list[list[dict]] = []
+        room = 0
+        for body in bodies:
+            size = sum(len(value) for value in body.values())
+            if not chunks or len(chunks[-1]) == self._chunk_size or size > room:
+                chunks.append([])
+                room = self._max_request_bytes
+            chunks[-1].append(body)
+            room -= size
+        return chunks
+
+    def _score_chunk(self, bodies: list[dict], stop_at: float) -> list[RewardResult]:
+        body = json.dumps({"items": bodies}).encode()
+        answer = self._servers.ask("POST", "/score_batch", body, stop_at)
+        try:
+            results = [_result(one) for one in answer["results"]]
+        except (KeyError, TypeError) as error:
+            raise RewardRejectedError(
+                f"the answer must be a reward server's. Got {str(answer)[:200]}."
+            ) from error
+        if len(results) != len(bodies):
+            raise RewardRejectedError(
+                f"the server must answer {len(bodies)} results. Got {len(results)}."
+            )
+        return results
+
+
+def _body(item: RewardItem) -> dict:
+    body: dict[str, Any] = {"image": encode_png(item.image), "prompt": item.prompt}
+    if item.mask is not None:
+        body["mask"] = encode_png(item.mask)
+    if item.reference is not None:
+        body["reference"] = encode_png(item.reference)
+    if item.text is not None:
+        body["text"] = item.text
+    return body
+
+
+def _result(one: dict) -> RewardResult:
+    if one["error"] is not None:
+        return RewardResult(
+            errors=dict.fromkeys(FIELDS, f"the server refused the item: {one['error']}")
+        )
+    return RewardResult(**one["score"])

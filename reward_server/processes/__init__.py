@@ -1,0 +1,1 @@
+"""Servers as processes: one, one per GPU, one for a with-block."""

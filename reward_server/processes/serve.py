@@ -1,0 +1,214 @@
+"""One server process: flags -> Settings -> scorers -> uvicorn. `python -m reward_server --help`."""
+
+import argparse
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from reward_server.settings import Settings
+
+if TYPE_CHECKING:  # the launcher imports this file and must stay light
+    from reward_server.scorers.base import Scorer
+
+log = logging.getLogger(__name__)
+
+EXIT_USAGE = 2
+EXIT_PORT_TAKEN = 98
+EXIT_SCORERS_FAILED = 3  # they could not be loaded, or one works no more
+_GRACE_S = 10  # from the first wish to stop to the process's end, whatever hangs
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag per field of Settings; a flag that is not given keeps the field's default."""
+    for name, field in Settings.model_fields.items():
+        flag = "--" + name.replace("_", "-")
+        text = f"{field.description} (default: {field.default})".replace("%", "%%")
+        if field.annotation is bool:
+            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+        else:
+            parser.add_argument(flag, default=argparse.SUPPRESS, help=text)
+
+
+def parse_settings(parser: argparse.ArgumentParser, options: dict) -> Settings:
+    """Settings from parsed flags; ends the program with the parser's usage error when they do not
+    fit."""
+    try:
+        settings = Settings(**options)
+        settings.token()
+        return settings
+    except ValidationError as error:
+        told = "; ".join(
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
+        )
+        parser.error(told)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def load_scorers(settings: Settings) -> "list[Scorer]":
+    """Build every configured scorer. Raises what the model libraries raise."""
+    if settings.disable_reward_model:
+        from reward_server.scorers.debug import DebugScorer
+
+        return [DebugScorer()]
+    scorers: list[Scorer] = []
+    if settings.ocr_engine != "none":
+        from reward_server.scorers.ocr.scorer import OCRScorer
+
+        scorers.append(
+            OCRScorer(
+                num_threads=settings.ocr_threads,
+                mode=settings.ocr_mode,
+                engine=settings.ocr_engine,
+                model_dir=settings.ocr_model_dir,
+                det_model_dir=settings.ocr_det_model_dir,
+                device=settings.ocr_device,
+            )
+        )
+    if (vlm := _load_vlm(settings)) is not None:
+        scorers.append(vlm)
+    if settings.siglip_path is not None:
+        from reward_server.scorers.style import StyleScorer
+
+        wait_s = settings.max_wait_ms / 1000
+        scorers.append(
+            StyleScorer.load(settings.siglip_path, device=settings.device, max_wait_s=wait_s)
+        )
+    return scorers
+
+
+def _load_vlm(settings: Settings) -> "Scorer | None":
+    if settings.vlm_model_path is None and settings.vlm_url is None:
+        return None
+    from reward_server.scorers.vlm.question import Question
+
+    question = Question.load(settings.vlm_mode, settings.vlm_prompt_file)
+    if settings.vlm_model_path is not None:
+        from reward_server.scorers.vlm.local import LocalVLMScorer
+
+        return LocalVLMScorer.load(
+            settings.vlm_model_path,
+            question,
+            device=settings.device,
+            max_batch=settings.vlm_max_batch,
+            max_wait_s=settings.max_wait_ms / 1000,
+            min_mass=settings.vlm_min_mass,
+        )
+    from reward_server.scorers.vlm.http import HttpVLMScorer
+
+    assert settings.vlm_url is not None
+    assert settings.vlm_model is not None
+    key_file = settings.vlm_api_key_file
+    return HttpVLMScorer(
+        settings.vlm_url,
+        settings.vlm_model,
+        question,
+        api_key=key_file.read_text(encoding="utf-8").strip() if key_file else None,
+        parallel=settings.vlm_max_batch,
+        timeout_s=settings.vlm_timeout,
+        min_mass=settings.vlm_min_mass,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m reward_server", description=__doc__)
+    add_flags(parser)
+    settings = parse_settings(parser, vars(parser.parse_args(argv)))
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        sock = bind(settings.host, settings.port)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        log.error("%s:%d cannot be bound: %s", settings.host, settings.port, error.strerror)
+        return EXIT_PORT_TAKEN if taken else EXIT_USAGE
+    return serve(settings, sock)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound TCP socket. Raises OSError; EADDRINUSE when somebody listens there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Named as TCP: asyncio switches Nagle's delay off (40 ms an answer) only on sockets that say
+    # so.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def serve(settings: Settings, sock: socket.socket) -> int:
+    """Run uvicorn on a bound socket until told to stop."""
+    import uvicorn
+
+    from reward_server.service.app import create_app
+
+    status = 0
+
+    def scorers_failed() -> None:
+        nonlocal status
+        status = EXIT_SCORERS_FAILED
+        server.should_exit = True
+        _insist(status)
+
+    app = create_app(settings, lambda: load_scorers(settings), scorers_failed)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=75,  # longer than clients pause between batches
+        timeout_graceful_shutdown=5,
+        backlog=2048,
+    )
+    server = uvicorn.Server(config)
+    if settings.parent_pid is not None:
+        stop_with(settings.parent_pid)
+    log.info("serving on http://%s:%d", settings.host, settings.port)
+    server.run(sockets=[sock])
+    return status
+
+
+def _insist(status: int) -> None:
+    """End this process after a while, whatever hangs: a thread in a kernel that never returns,
+    say."""
+
+    def end() -> None:
+        time.sleep(_GRACE_S)
+        os._exit(status)
+
+    threading.Thread(target=end, name="insist", daemon=True).start()
+
+
+def stop_with(parent_pid: int) -> None:
+    """End this process when its parent is gone.
+
+    By asking who the parent is, not by PR_SET_PDEATHSIG: that signal comes when the *thread* which
+    started the process ends, and orchestrators start tasks in short-lived threads.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent_pid:
+            time.sleep(0.25)
+        log.warning("process %d is gone, stopping", parent_pid)
+        os.kill(os.getpid(), signal.SIGTERM)
+        _insist(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What measures a picture: one file or folder each."""

@@ -1,0 +1,83 @@
+"""What a scorer is: the Protocol, the record it gets and the record it gives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture, decoded and checked, as every scorer sees it."""
+
+    image: np.ndarray  # [H, W, 3] uint8 RGB, the whole picture
+    crop: (
+        np.ndarray
+    )  # [h, w, 3] uint8 RGB, the mask's bounding box, or the whole picture without a mask
+    text: str  # what it should show
+    has_mask: bool = True
+    reference: np.ndarray | None = None  # [H', W', 3] uint8 RGB, the picture whose style was wanted
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A scorer's answer for one item: for each of its fields either a value or an error, never
+    both."""
+
+    values: dict[str, float | str] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    # Kind of the errors, for the metrics: refused (this item cannot be scored), exception, ...
+    kind: str = "refused"
+
+
+class ScorerUnavailableError(RuntimeError):
+    """What the scorer depends on (a remote model) does not answer now; trying later may help."""
+
+
+class Scorer(Protocol):
+    """Turns items into outcomes.
+
+    `score_items` is called from `parallel` threads with at most `max_batch` items. An outcome must
+    not depend on the other items of its batch. An exception fails every item of the batch.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields of ScoreResponse which it answers for."""
+
+    @property
+    def parallel(self) -> int: ...
+
+    @property
+    def max_batch(self) -> int: ...
+
+    @property
+    def max_wait_s(self) -> float:
+        """How long the first item of a batch may wait for company."""
+
+    @property
+    def info(self) -> dict[str, str]:
+        """What decides its scores: engine, model, versions, digests of weights and prompts."""
+
+    def score_items(self, items: Sequence[Item]) -> list[Outcome]:
+        """One outcome per item, in order."""
+
+    def close(self) -> None:
+        """Release threads and connections."""
+
+
+def failed(fields: Sequence[str], reason: str, kind: str = "refused") -> Outcome:
+    """The outcome of an item that could not be scored."""
+    return Outcome(errors=dict.fromkeys(fields, reason), kind=kind)
+
+
+def probe_item() -> Item:
+    """The picture with which a scorer shows that it works: a white strip with black bars, any
+    text."""
+    image = np.full((32, 96, 3), 255, dtype=np.uint8)
+    image[8:24, 20:24] = image[8:24, 40:44] = 0
+    return Item(image=image, crop=image, text="ll", reference=image)

@@ -1,0 +1,1 @@
+"""What stands in a picture: read, compared with the target, and how likely the target is."""

@@ -1,0 +1,206 @@
+"""The HTTP face: five routes over a RewardService. Every error is JSON `{"detail": "..."}` with a
+4xx or 503 status.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from reward_server.scorers.base import Scorer
+from reward_server.service.admission import OverloadedError
+from reward_server.service.guard import Guard
+from reward_server.service.intake import ItemError
+from reward_server.service.schema import (
+    BatchRequest,
+    BatchResponse,
+    Health,
+    Info,
+    ItemResult,
+    Problem,
+    ScoreRequest,
+    ScoreResponse,
+)
+from reward_server.service.service import NotReadyError, RewardService, TooManyPixelsError
+from reward_server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_RETRY_LATER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+_PROBLEMS: dict[int | str, dict] = {
+    400: {"model": Problem, "description": "the body is not JSON"},
+    401: {"model": Problem, "description": "the bearer token is missing or wrong"},
+    413: {"model": Problem, "description": "the body is too large"},
+    422: {"model": Problem, "description": "the request cannot be scored as it was sent"},
+    429: {"model": Problem, "description": "the queue is full", "headers": _RETRY_LATER},
+    503: {
+        "model": Problem,
+        "description": "not ready yet, or too many requests",
+        "headers": _RETRY_LATER,
+    },
+}
+_BUSY: dict[int | str, dict] = {status: _PROBLEMS[status] for status in (401, 503)}
+
+
+def create_app(
+    settings: Settings,
+    load: Callable[[], list[Scorer]],
+    on_failure: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """The application.
+
+    Scorers are loaded by `load` in a thread once it starts; `on_failure` is called if that fails,
+    and when a scorer breaks later.
+    """
+    service = RewardService(settings, load, on_failure)
+
+    def start() -> None:
+        try:
+            service.start()
+        except Exception:
+            log.exception("the scorers could not be loaded")
+            on_failure()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI):
+        threading.Thread(target=start, name="loader", daemon=True).start()
+        yield
+        await asyncio.to_thread(service.close)
+
+    app = FastAPI(
+        title="Calligrapher reward server",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.add_exception_handler(RequestValidationError, _unprocessable)
+    app.add_exception_handler(HTTPException, _http_problem)
+    app.add_exception_handler(OverloadedError, _overloaded)
+    app.add_exception_handler(NotReadyError, _not_ready)
+    app.add_exception_handler(TooManyPixelsError, _too_many_pixels)
+    app.add_exception_handler(Exception, _our_mistake)
+
+    @app.post("/score", responses=_PROBLEMS)
+    async def score(request: ScoreRequest) -> ScoreResponse:
+        """Score one picture."""
+        (result,) = await service.score([request])
+        if isinstance(result, ItemError):
+            raise HTTPException(422, str(result))
+        return result
+
+    @app.post(
+        "/score_batch",
+        responses={
+            **_PROBLEMS,
+            207: {"model": BatchResponse, "description": "scored, but some items have an `error`"},
+        },
+    )
+    async def score_batch(batch: BatchRequest, response: Response) -> BatchResponse:
+        """Score several pictures; results in the order of the items."""
+        if len(batch.items) > settings.max_items:
+            raise HTTPException(
+                422, f"items must be at most {settings.max_items}. Got {len(batch.items)}."
+            )
+        results = await service.score(list(batch.items))
+        if any(isinstance(result, ItemError) for result in results):
+            response.status_code = 207
+        return BatchResponse(
+            results=[
+                ItemResult(score=None, error=str(result))
+                if isinstance(result, ItemError)
+                else ItemResult(score=result, error=None)
+                for result in results
+            ]
+        )
+
+    @app.get(
+        "/health",
+        responses={503: {"model": Health, "description": "not ready", "headers": _RETRY_LATER}},
+    )
+    async def health() -> Health:
+        """200 once every scorer has scored a probe picture, 503 before."""
+        state = service.health()
+        if state.status == "ok":
+            return state
+        return JSONResponse(state.model_dump(), 503, headers={"Retry-After": "1"})  # type: ignore[return-value]
+
+    @app.get("/info", responses=_BUSY)
+    async def info() -> Info:
+        """What decides the scores, and the limits."""
+        return service.info()
+
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}, **_BUSY},
+    )
+    async def metrics() -> Response:
+        """Prometheus text."""
+        return Response(
+            service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
+
+    token = settings.token()
+    if token is not None:
+        _declare_bearer(app)
+    app.add_middleware(
+        Guard,
+        token=token,
+        max_body_bytes=settings.max_body_bytes,
+        max_requests=settings.queue_size,
+        metrics=service.metrics,
+    )
+    return app
+
+
+def _declare_bearer(app: FastAPI) -> None:
+    """Let the OpenAPI document tell what the guard asks for."""
+    document = app.openapi()  # FastAPI keeps this object and serves it
+    document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{"bearer": []}]
+    document["paths"]["/health"]["get"]["security"] = []
+
+
+async def _http_problem(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"detail": str(error.detail)}, error.status_code, headers=error.headers)
+
+
+async def _overloaded(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OverloadedError)
+    return JSONResponse(
+        {"detail": str(error)}, 429, headers={"Retry-After": str(error.retry_after)}
+    )
+
+
+async def _not_ready(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 503, headers={"Retry-After": "1"})
+
+
+async def _too_many_pixels(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 413)
+
+
+async def _our_mistake(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse(
+        {"detail": f"the server failed on this request: {type(error).__name__}"}, 500
+    )
+
+
+async def _unprocessable(request: Request, error: Exception) -> JSONResponse:
+    """Where and why, without the value that was sent: it may be megabytes, NaN or no Unicode."""
+    assert isinstance(error, RequestValidationError)
+    told = [
+        f"{'.'.join(str(part) for part in one['loc'])[:200]}: {one['msg']}"[:500]
+        for one in error.errors()[:5]
+    ]
+    detail = "; ".join(told).encode("ascii", "backslashreplace").decode()
+    return JSONResponse({"detail": detail}, 422)

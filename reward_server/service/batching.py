@@ -1,0 +1,119 @@
+"""Dynamic batching: single items from many requests in, batches for one scorer out, on its own
+threads."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from reward_server.scorers.base import Item, Outcome, Scorer, failed
+from reward_server.scorers.safely import probe, score_safely
+
+_SUSPECT = ("exception", "no_number")  # kinds of errors that a broken scorer makes
+
+
+@dataclass
+class _Waiting:
+    item: Item
+    future: Future
+    since: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """Feeds one scorer from a queue with `scorer.parallel` threads.
+
+    A thread takes a batch when `max_batch` items wait or the oldest has waited `max_wait_s`.
+    Waiting items are shared out evenly between the threads. The queue's length is bounded by
+    whoever admits requests (`admission`). `on_batch(scorer, items, seconds, outcomes)` is called
+    after each batch; `on_broken(scorer, reason)` when an item failed for no reason of its own: the
+    probe picture fails too.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        on_batch: Callable[[str, int, float, list[Outcome]], None] = lambda *_: None,
+        on_broken: Callable[[str, str], None] = lambda *_: None,
+    ):
+        self.scorer = scorer
+        self._on_batch, self._on_broken = on_batch, on_broken
+        self._taken_at: dict[int, float] = {}  # thread -> since when it works on a batch
+        self._waiting: deque[_Waiting] = deque()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{scorer.name}-{number}", daemon=True)
+            for number in range(scorer.parallel)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def seconds_in_hand(self) -> float:
+        """How long the oldest batch that is being scored has been."""
+        now = time.monotonic()
+        return max((now - taken_at for taken_at in self._taken_at.copy().values()), default=0.0)
+
+    def submit(self, item: Item) -> "Future[Outcome]":
+        """Queue one item; the future gives its outcome and never an exception of the scorer."""
+        waiting = _Waiting(item, Future())
+        with self._wake:
+            if self._closed:
+                raise RuntimeError("the batcher is closed")
+            self._waiting.append(waiting)
+            self._wake.notify()
+        return waiting.future
+
+    def close(self) -> None:
+        """Finish the batches in hand, fail what still waits, end the threads, close the scorer."""
+        with self._wake:
+            self._closed = True
+            left, self._waiting = list(self._waiting), deque()
+            self._wake.notify_all()
+        for waiting in left:
+            if waiting.future.set_running_or_notify_cancel():
+                waiting.future.set_result(failed(self.scorer.fields, "the server is stopping"))
+        for thread in self._threads:
+            thread.join(timeout=10)
+        self.scorer.close()
+
+    def _work(self) -> None:
+        while batch := self._take():
+            batch = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
+            if not batch:
+                continue
+            outcomes = self._score([waiting.item for waiting in batch])
+            for waiting, outcome in zip(batch, outcomes, strict=True):
+                waiting.future.set_result(outcome)
+
+    def _score(self, items: list[Item]) -> list[Outcome]:
+        me, started = threading.get_ident(), time.monotonic()
+        self._taken_at[me] = started
+        outcomes = score_safely(self.scorer, items)
+        if any(outcome.kind in _SUSPECT for outcome in outcomes):
+            shown = probe(self.scorer)
+            if shown.errors and shown.kind in _SUSPECT:
+                self._on_broken(self.scorer.name, next(iter(shown.errors.values())))
+        del self._taken_at[me]
+        self._on_batch(self.scorer.name, len(items), time.monotonic() - started, outcomes)
+        return outcomes
+
+    def _take(self) -> list[_Waiting]:
+        """The next batch; empty when closed."""
+        with self._wake:
+            while True:
+                while not self._waiting and not self._closed:
+                    self._wake.wait()
+                if self._closed:
+                    return []
+                patience = self._waiting[0].since + self.scorer.max_wait_s - time.monotonic()
+                if len(self._waiting) >= self.scorer.max_batch or patience <= 0:
+                    break
+                self._wake.wait(timeout=patience)
+            share = -(-len(self._waiting) // self.scorer.parallel)
+            return [self._waiting.popleft() for _ in range(min(share, self.scorer.max_batch))]

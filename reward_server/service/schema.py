@@ -1,0 +1,147 @@
+"""The wire types: what a request and an answer look like."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_PROMPT_CHARS = 4096
+MAX_TEXT_CHARS = 256
+COMPONENTS = (
+    "ocr_text",
+    "ocr_confidence",
+    "ocr_accuracy",
+    "ocr_likelihood",
+    "vlm_score",
+    "style_score",
+)
+
+Base64PNG = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="a PNG file, base64 (standard alphabet, padded)",
+        json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
+    ),
+]
+Share = Annotated[float, Field(ge=0, le=1)]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
+
+
+def lowest(component: str) -> float:
+    """The smallest number that a component may be; the largest is always 1."""
+    return -1.0 if component == "style_score" else 0.0
+
+
+class Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScoreRequest(Wire):
+    """One painted picture to be scored."""
+
+    image: Base64PNG
+    prompt: str = Field(
+        max_length=MAX_PROMPT_CHARS,
+        description="ends in \"The text is 'X'.\" unless `text` is given",
+    )
+    mask: Base64PNG | None = Field(
+        None,
+        description=(
+            "white = the painted text area; of the image's size. OCR and style see its bounding box"
+        ),
+    )
+    timestep: float | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        strict=True,
+        allow_inf_nan=False,
+        description="accepted for older clients; no scorer depends on it",
+    )
+    text: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_TEXT_CHARS,
+        description="the text that the picture should show",
+    )
+    reference: Base64PNG | None = Field(
+        None, description="the picture whose style was wanted (style, VLM)"
+    )
+
+
+class ScoreResponse(Wire):
+    """Every component of one picture's score; one is null exactly when `errors` says why."""
+
+    vlm_score: Share | None
+    ocr_text: str | None
+    ocr_confidence: Share | None = Field(
+        description="mean confidence of what was read, whatever was read"
+    )
+    ocr_accuracy: Share | None = Field(
+        description="1 - min(edit distance, length) / length of the target text"
+    )
+    ocr_likelihood: Share | None = Field(
+        description=(
+            "probability of the target text in the recogniser's output, geometric mean per"
+            " character"
+        )
+    )
+    style_score: Cosine | None = Field(
+        description="cosine of the crop's and the reference's embedding"
+    )
+    errors: dict[str, str]
+    reward_model_disabled: bool = Field(
+        description="debug mode: the numbers are made up from the picture's bytes"
+    )
+
+
+class BatchRequest(Wire):
+    """Several pictures; the answer keeps their order."""
+
+    items: list[ScoreRequest] = Field(min_length=1)
+
+
+class ItemResult(Wire):
+    """Either `score`, or `error` for an item that cannot be scored as it was sent."""
+
+    score: ScoreResponse | None
+    error: str | None
+
+
+class BatchResponse(Wire):
+    results: list[ItemResult]
+
+
+class Health(Wire):
+    status: str = Field(description="ok | loading | broken | stopping")
+    scorers: dict[str, str] = Field(
+        description="name -> ready | loading | waiting: why | broken: why"
+    )
+    pid: int
+
+
+class Limits(Wire):
+    max_items: int
+    max_body_bytes: int
+    max_pixels: int
+    queue_size: int
+    max_prompt_chars: int = MAX_PROMPT_CHARS
+    max_text_chars: int = MAX_TEXT_CHARS
+
+
+class Info(Wire):
+    version: str
+    scorers: dict[str, dict[str, str]] = Field(
+        description="engine, model, versions and weight digests of each"
+    )
+    limits: Limits
+    reward_model_disabled: bool
+    fingerprint: str = Field(
+        description="sha256 of what decides the scores: scorers and debug mode, not limits"
+    )
+
+
+class Problem(Wire):
+    """The body of every 4xx and 5xx answer."""
+
+    detail: str

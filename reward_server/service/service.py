@@ -1,0 +1,222 @@
+"""One server's work without HTTP: admit items, decode them, run every scorer, put the answer
+together."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+
+from reward_server.scorers.base import Item, Outcome, Scorer, failed
+from reward_server.scorers.safely import probe
+from reward_server.service.admission import Admission
+from reward_server.service.batching import Batcher
+from reward_server.service.intake import ItemError, Opened, decode, open_pictures, pixels_of
+from reward_server.service.metrics import Metrics
+from reward_server.service.schema import (
+    COMPONENTS,
+    Health,
+    Info,
+    Limits,
+    ScoreRequest,
+    ScoreResponse,
+)
+from reward_server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_PIXELS_IN_HOUSE = (
+    16  # times max_pixels: what the pictures of all admitted requests may hold together
+)
+_STUCK = 5  # times score_timeout: a batch that takes longer will not come back
+
+
+class NotReadyError(RuntimeError):
+    """The scorers are loading, broken or being stopped: another server may score this."""
+
+
+class TooManyPixelsError(ValueError):
+    """The pictures of one batch are too large together."""
+
+
+class RewardService:
+    """Loads the scorers in the background, then scores requests.
+
+    `load` returns the scorers when called. `on_broken` is called when a scorer that has worked
+    works no more (it fails on its probe picture, or a batch never comes back): only a new process
+    can mend that.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[], list[Scorer]],
+        on_broken: Callable[[], None] = lambda: None,
+    ):
+        self.settings = settings
+        self.metrics = Metrics()
+        self.admission = Admission(settings.queue_size, _PIXELS_IN_HOUSE * settings.max_pixels)
+        self._load, self._on_broken = load, on_broken
+        self._batchers: list[Batcher] = []
+        self._state = "loading"  # ok | broken | stopping
+        self._status: dict[str, str] = {"scorers": "loading"}
+        self._closed = threading.Event()
+        self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
+
+    @property
+    def ready(self) -> bool:
+        """True once every scorer has scored a probe picture, for as long as all of them work."""
+        return self._state == "ok"
+
+    def start(self) -> None:
+        """Load and probe all scorers; blocks. Raises what waiting cannot mend."""
+        scorers = self._load()
+        self._status = dict.fromkeys((scorer.name for scorer in scorers), "loading")
+        for scorer in scorers:
+            self._probe_until_ready(scorer)
+        for scorer in scorers:
+            batcher = Batcher(scorer, on_batch=self.metrics.count_batch, on_broken=self._broke)
+            self.metrics.watch_queue(scorer.name, batcher.__len__)
+            self._batchers.append(batcher)
+        if not self._closed.is_set():
+            self._state = "ok"
+
+    def _probe_until_ready(self, scorer: Scorer) -> None:
+        delay = 0.5
+        while not self._closed.is_set():
+            outcome = probe(scorer)
+            if set(outcome.values) == set(scorer.fields):
+                self._status[scorer.name] = "ready"
+                return
+            reason = next(iter(outcome.errors.values()))
+            if outcome.kind != "unavailable":
+                raise RuntimeError(f"scorer {scorer.name} failed on its probe picture: {reason}")
+            self._status[scorer.name] = f"waiting: {reason}"
+            log.warning("not available yet: %s", reason)
+            self._closed.wait(delay)
+            delay = min(delay * 2, 10)
+
+    def _broke(self, scorer: str, reason: str) -> None:
+        if self.ready:
+            log.error("scorer %s works no more: %s", scorer, reason)
+            self._state, self._status[scorer] = "broken", f"broken: {reason}"
+            self._on_broken()
+
+    def close(self) -> None:
+        """Stop all threads."""
+        self._closed.set()
+        self._state = "stopping"
+        for batcher in self._batchers:
+            batcher.close()
+        self._decoders.shutdown(cancel_futures=True)
+
+    def health(self) -> Health:
+        """State of the service and of each scorer."""
+        return Health(status=self._state, scorers=dict(self._status), pid=os.getpid())
+
+    def info(self) -> Info:
+        """What decides the scores, and the limits. Raises NotReadyError."""
+        self.must_be_ready()
+        settings = self.settings
+        scorers = {batcher.scorer.name: dict(batcher.scorer.info) for batcher in self._batchers}
+        identity = {"scorers": scorers, "disabled": settings.disable_reward_model}
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        limits = Limits(
+            max_items=settings.max_items,
+            max_body_bytes=settings.max_body_bytes,
+            max_pixels=settings.max_pixels,
+            queue_size=settings.queue_size,
+        )
+        return Info(
+            version=_version(),
+            scorers=scorers,
+            limits=limits,
+            reward_model_disabled=settings.disable_reward_model,
+            fingerprint=digest,
+        )
+
+    def must_be_ready(self) -> None:
+        """Raises NotReadyError."""
+        if not self.ready:
+            raise NotReadyError(f"the scorers are not ready ({self._state})")
+
+    async def score(self, requests: list[ScoreRequest]) -> list[ScoreResponse | ItemError]:
+        """Score all requests at the same time; order kept.
+
+        Raises OverloadedError, TooManyPixelsError, and NotReadyError also when a scorer broke on
+        the way: its nulls say nothing about the pictures.
+        """
+        self.must_be_ready()
+        loop = asyncio.get_running_loop()
+        pixels = 0
+        self.admission.enter(items=len(requests))
+        try:
+            opened = await loop.run_in_executor(self._decoders, self._open_all, requests)
+            wanted = sum(map(pixels_of, opened))
+            if wanted > self.admission.max_pixels:
+                raise TooManyPixelsError(
+                    "the pictures of one batch must together have at most"
+                    f" {self.admission.max_pixels} pixels. Got {wanted}; split the batch."
+                )
+            self.admission.enter(pixels=wanted)
+            pixels = wanted
+            results = await asyncio.gather(*map(self._score_one, requests, opened))
+        finally:
+            self.admission.leave(items=len(requests), pixels=pixels)
+        self.must_be_ready()
+        return results
+
+    def _open_all(self, requests: list[ScoreRequest]) -> list[Opened | ItemError]:
+        return [open_pictures(request, self.settings.max_pixels) for request in requests]
+
+    async def _score_one(
+        self, request: ScoreRequest, opened: Opened | ItemError
+    ) -> ScoreResponse | ItemError:
+        try:
+            if isinstance(opened, ItemError):
+                raise opened
+            item = await asyncio.get_running_loop().run_in_executor(
+                self._decoders, decode, request, opened
+            )
+        except ItemError as error:
+            self.metrics.rejected.labels("item").inc()
+            return error
+        return self._response(
+            await asyncio.gather(*(self._outcome(batcher, item) for batcher in self._batchers))
+        )
+
+    async def _outcome(self, batcher: Batcher, item: Item) -> Outcome:
+        scorer, limit = batcher.scorer, self.settings.score_timeout
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(batcher.submit(item)), limit)
+        except TimeoutError:
+            outcome = failed(
+                scorer.fields, f"{scorer.name} took longer than {limit:g} s", "timeout"
+            )
+            self.metrics.count_failures(scorer.name, outcome)
+            if batcher.seconds_in_hand() > _STUCK * limit:
+                self._broke(scorer.name, f"a batch has not come back for {_STUCK * limit:g} s")
+            return outcome
+
+    def _response(self, outcomes: list[Outcome]) -> ScoreResponse:
+        values: dict = dict.fromkeys(COMPONENTS)
+        errors = dict.fromkeys(COMPONENTS, "no scorer for it is configured")
+        for outcome in outcomes:
+            for field, value in outcome.values.items():
+                values[field] = value
+                del errors[field]
+            errors.update(outcome.errors)
+        return ScoreResponse(
+            **values, errors=errors, reward_model_disabled=self.settings.disable_reward_model
+        )
+
+
+def _version() -> str:
+    try:
+        return version("calligrapher")
+    except PackageNotFoundError:
+        return "unknown"

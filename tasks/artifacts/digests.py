@@ -1,0 +1,105 @@
+"""Hashes of what a stage reads and of what it wrote; and which code wrote it."""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from calligrapher.data.case import Case
+from calligrapher.errors import ArtifactError
+
+_WHOLE_BYTES = 64 << 20
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 20
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of `value` that is hashed. Raises ValueError for NaN and infinities."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode()
+
+
+def fingerprint(
+    stage: str,
+    stage_version: int,
+    params: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    **extra: Any,
+) -> str:
+    """What a stage's result depends on, as one sha256: equal fingerprints mean equal work.
+
+    `params`: only what the stage reads. `inputs`: name -> digest. `extra`: anything else that
+    decides the result (reward model ids). Devices, addresses, worker counts and folders stay out:
+    they do not.
+    """
+    reads = {
+        "stage": stage,
+        "stage_version": stage_version,
+        "params": params,
+        "inputs": inputs,
+        **extra,
+    }
+    return hashlib.sha256(canonical_json(reads)).hexdigest()
+
+
+def path_digest(path: str | Path) -> str:
+    """The digest of an input that is not an artifact: a dataset, a weights file or a folder of
+    them.
+
+    Names and bytes count, places and times do not. Of files above 64 MiB, 64 evenly spread blocks
+    of 1 MiB and the size are read: a fingerprint of weights in a second, not a proof of each byte.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ArtifactError(f"{path} must be there to be used as an input. It is missing.")
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    names = {p.relative_to(path).as_posix() if p != path else "": _quick_sha256(p) for p in files}
+    return hashlib.sha256(canonical_json(names)).hexdigest()
+
+
+def cases_digest(cases: Iterable[Case]) -> str:
+    """The digest of cases, wherever they were listed: their names and all that they show, in
+    order."""
+    return hashlib.sha256(
+        canonical_json([[case.case_id, case.digest] for case in cases])
+    ).hexdigest()
+
+
+def _quick_sha256(path: Path) -> str:
+    size = path.stat().st_size
+    if size <= _WHOLE_BYTES:
+        return file_sha256(path)
+    hasher = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for i in range(_SAMPLES):
+            file.seek((size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+            hasher.update(file.read(_SAMPLE_BYTES))
+    return hasher.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def code_version() -> dict[str, str]:
+    """Which code is running: recorded in each manifest, hashed in none."""
+    found = {"python": platform.python_version()}
+    for package in ("calligrapher", "torch", "diffusers", "transformers"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    head = Path(__file__).resolve().parents[2] / ".git" / "HEAD"
+    if head.is_file():
+        name = head.read_text().strip().removeprefix("ref: ")
+        ref = head.parent / name
+        found["commit"] = ref.read_text().strip() if ref.is_file() else name
+    return found

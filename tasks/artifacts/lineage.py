@@ -1,0 +1,75 @@
+"""Where a fork comes from: `fork.json`, and which artifacts it has from its parent."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from calligrapher.durable import atomic_write
+from calligrapher.errors import ArtifactError
+
+FORK, PARAMS = "fork.json", "params.json"
+
+
+class Fork(BaseModel):
+    """The contents of `fork.json`, written once, before the fork exists under its name.
+
+    `parent`: the parent's folder, relative to the fork's. `stage`: the artifact that was to be made
+    anew; null in a replay. `shared`: name -> digest of what is the parent's; it counts as made by
+    the fork's params, whatever they are.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["rerun", "replay"]
+    parent: str
+    stage: str | None
+    overrides: list[str]
+    shared: dict[str, str]
+    created: str
+
+    def described(self) -> str:
+        """In words: `rerun of round-0003/update of first with nft.nft_beta=0.1`."""
+        what = (
+            f"{self.kind} of "
+            + (f"{self.stage} of " if self.stage else "")
+            + Path(self.parent).name
+        )
+        return what + (f" with {' '.join(self.overrides)}" if self.overrides else "")
+
+
+def read_fork(run_folder: Path) -> Fork | None:
+    """What the run in `run_folder` is a fork of; None for a run of its own. Raises
+    ArtifactError."""
+    path = run_folder / FORK
+    if not path.is_file():
+        return None
+    try:
+        return Fork.model_validate(json.loads(path.read_bytes()))
+    except (ValueError, ValidationError) as error:
+        raise ArtifactError(
+            f"{path} must say where the fork comes from. It cannot be read: {error}"
+        ) from error
+
+
+def write_fork(run_folder: Path, fork: Fork) -> None:
+    """Write `fork.json`."""
+    atomic_write(run_folder / FORK, (json.dumps(fork.model_dump(), indent=1) + "\n").encode())
+
+
+def lineage_tags(run_folder: Path) -> dict[str, str]:
+    """The tags by which a tracker shows a fork under its parent; empty for a run of its own."""
+    fork = read_fork(run_folder)
+    if fork is None:
+        return {}
+    parent = run_folder / fork.parent
+    tags = {"forked_from": Path(fork.parent).name, "fork_kind": fork.kind}
+    if fork.stage is not None:
+        folder, _, stage = fork.stage.rpartition("/")
+        tags |= {"stage": stage} | (
+            {"round": str(int(folder.removeprefix("round-")))} if folder else {}
+        )
+    pointer = parent / "mlflow.json"
+    if pointer.is_file() and (run_id := json.loads(pointer.read_bytes()).get("run_id")):
+        tags["mlflow.parentRunId"] = run_id
+    return tags

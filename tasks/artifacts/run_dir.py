@@ -1,0 +1,249 @@
+"""A run's folder: each stage is built once, whole or not at all, and found again by its
+fingerprint.
+
+```
+runs/NAME/round-0003/update/            a finished artifact: its files and `artifact.json`
+runs/NAME/round-0003/update.partial/    the work folder of one being built, or left by a kill
+```
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from calligrapher.durable import atomic_path, atomic_write, fsync_path, is_temporary
+from calligrapher.errors import ArtifactError
+from tasks.artifacts.artifact import (
+    INNER,
+    MANIFEST,
+    PARTIAL,
+    PARTIAL_SUFFIX,
+    Artifact,
+    payload_files,
+    prune,
+    write_manifest,
+)
+from tasks.artifacts.digests import fingerprint, path_digest
+from tasks.artifacts.disk import disk_full, is_disk_full
+from tasks.artifacts.lineage import Fork, read_fork
+from tasks.artifacts.lock import run_lock
+
+__all__ = [
+    "INNER",
+    "Artifact",
+    "RunDir",
+    "atomic_path",
+    "atomic_write",
+    "fingerprint",
+    "path_digest",
+    "prune",
+]
+
+Build = Callable[[Path], dict[str, Any] | None]
+
+
+class RunDir:
+    """The folder of one run. Work in it under `with run_dir.lock():`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._whole: set[tuple[Path, str]] = set()  # made or read through by this process
+
+    @cached_property
+    def fork(self) -> Fork | None:
+        """What this run is a fork of; None for a run of its own."""
+        return read_fork(self.path)
+
+    @property
+    def shared(self) -> dict[str, str]:
+        """Name -> digest of the artifacts that a fork has from its parent; empty for a run of its
+        own."""
+        return self.fork.shared if self.fork else {}
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the run for this process. Raises RunLockedError when another one holds it."""
+        return run_lock(self.path)
+
+    def stage_path(self, name: str) -> Path:
+        """The folder of the artifact `name`, as in `round-0003/update`."""
+        parts = Path(name).parts
+        assert parts, "an artifact needs a name"
+        assert not {"/", ".."} & set(parts), f"{name} must lie inside the run"
+        return self.path / name
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Every finished artifact of the run, in the order of their paths."""
+        for path in sorted(self.path.rglob(MANIFEST)):
+            if not any(part.endswith(PARTIAL_SUFFIX) for part in path.relative_to(self.path).parts):
+                yield Artifact.load(path.parent)
+
+    def load(self, name: str) -> Artifact:
+        """The finished artifact `name`, with all its files there. Raises ArtifactError.
+
+        What a fork shares must still be what its parent had: other bytes under its name are
+        refused.
+        """
+        path = self.stage_path(name)
+        if not path.exists():
+            hint = (
+                " Make the fork anew: this one's part of it was deleted."
+                if name in self.shared
+                else ""
+            )
+            raise ArtifactError(f"{path} must be a finished artifact. It is not there.{hint}")
+        artifact = Artifact.load(path)
+        if self.shared.get(name, artifact.digest) != artifact.digest:
+            raise ArtifactError(
+                f"{path} must be the artifact {self.shared[name][:12]} that this run shares with"
+                f" its parent. It is {artifact.digest[:12]}. Make the fork anew."
+            )
+        artifact.verify(read_bytes=False)
+        return artifact
+
+    def ensure(
+        self,
+        name: str,
+        build: Build,
+        *,
+        stage: str,
+        params: Mapping[str, Any],
+        inputs: Mapping[str, "str | Artifact"],
+        stage_version: int = 1,
+        **extra: Any,
+    ) -> Artifact:
+        """The artifact `name`: the one that is there when it has the fingerprint asked for, else
+        built now.
+
+        `build(folder)` writes the files into `folder` and returns `meta` (plain JSON) or None. It
+        finds there what an earlier, killed attempt *with the same fingerprint* left; what it keeps
+        in `folder/inner` (checkpoints to resume from) does not become part of the artifact. SIGKILL
+        at any moment leaves no artifact or a whole one. Raises ArtifactError when `name` was made
+        with other params or inputs (says which), when files of it are gone, when an input's bytes
+        are not those that were written, and when the disk is full.
+        """
+        reads = {
+            "stage": stage,
+            "stage_version": stage_version,
+            "params": json.loads(json.dumps(params)),  # as it will be read back: tuples are lists
+            "inputs": {
+                key: v.digest if isinstance(v, Artifact) else v for key, v in inputs.items()
+            },
+        }
+        wanted = fingerprint(**reads, **extra)
+        final = self.stage_path(name)
+        if final.exists():
+            artifact = self.load(name)
+            if artifact.fingerprint != wanted:
+                raise stale(artifact, {**reads, "extra": extra})
+            return artifact
+        partial = final.with_name(final.name + PARTIAL_SUFFIX)
+        try:
+            _open_partial(partial, wanted)
+            if not (partial / MANIFEST).exists():
+                self._check(v for v in inputs.values() if isinstance(v, Artifact))
+                started = time.monotonic()
+                meta = build(partial) or {}
+                _fsync_tree(partial)
+                seconds = time.monotonic() - started
+                made = write_manifest(partial, **reads, extra=extra, meta=meta, seconds=seconds)
+                self._whole.add((final, made.digest))
+        except Exception as error:
+            if not is_disk_full(error, partial):
+                raise
+            raise disk_full(name, partial, error) from error
+        _commit(partial, final)
+        return Artifact.load(final)
+
+    def _check(self, inputs: Iterable[Artifact]) -> None:
+        """Read every byte of what this process has not made or read before: no work on damaged
+        inputs."""
+        for artifact in inputs:
+            if (artifact.path, artifact.digest) not in self._whole:
+                artifact.verify()
+                self._whole.add((artifact.path, artifact.digest))
+
+
+def _open_partial(partial: Path, wanted: str) -> None:
+    """Make the work folder, or keep the one of the same fingerprint: it holds work to go on
+    from."""
+    note = partial / PARTIAL
+    if partial.exists() and _noted(note) != wanted and _manifested(partial) != wanted:
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    for path in list(partial.rglob("*")):
+        if is_temporary(path):
+            path.unlink()
+    atomic_write(note, json.dumps({"fingerprint": wanted}).encode())
+
+
+def _noted(note: Path) -> str | None:
+    return json.loads(note.read_bytes())["fingerprint"] if note.is_file() else None
+
+
+def _manifested(partial: Path) -> str | None:
+    manifest = partial / MANIFEST
+    return json.loads(manifest.read_bytes())["fingerprint"] if manifest.is_file() else None
+
+
+def _commit(partial: Path, final: Path) -> None:
+    """Give the finished work folder its name. A killed commit is ended by the next one."""
+    shutil.rmtree(partial / INNER, ignore_errors=True)
+    (partial / PARTIAL).unlink(missing_ok=True)
+    fsync_path(partial)
+    os.replace(partial, final)
+    fsync_path(final.parent)
+
+
+def _fsync_tree(folder: Path) -> None:
+    folders = {folder}
+    for path in payload_files(folder):
+        fsync_path(path)
+        folders.update(parent for parent in path.parents if folder in parent.parents)
+    for path in folders:
+        fsync_path(path)
+
+
+def made_from(artifact: Artifact) -> dict[str, Any]:
+    """All that the fingerprint of `artifact` covers."""
+    made = artifact.manifest
+    return {
+        "stage": made.stage,
+        "stage_version": made.stage_version,
+        "params": made.params,
+        "inputs": made.inputs,
+        "extra": made.extra,
+    }
+
+
+def stale(artifact: Artifact, reads: dict[str, Any]) -> ArtifactError:
+    """The error for an artifact that was made from something else than `reads`; it lists the
+    differences."""
+    lines = "".join(f"\n  {line}" for line in differences(made_from(artifact), reads))
+    return ArtifactError(
+        f"{artifact.path} was made from other params or inputs than are asked for now:{lines}\nA"
+        " finished artifact is never overwritten. Put the old values back to go on with this run,"
+        " give the changed run a new name, or change it from one stage on with `calligrapher"
+        " rerun`."
+    )
+
+
+def differences(then: Any, now: Any, key: str = "") -> Iterator[str]:
+    """Yield `dotted.key: then -> now` for each leaf that differs between two nested dicts."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for name in sorted(then.keys() | now.keys()):
+            yield from differences(
+                then.get(name, "(absent)"), now.get(name, "(absent)"), f"{key}.{name}".lstrip(".")
+            )
+    elif then != now:
+        yield f"{key}: {_short(then)} -> {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else text[:12] + "..."

@@ -1,0 +1,1 @@
+"""The commands `data check` and `data make`."""

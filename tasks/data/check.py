@@ -1,0 +1,127 @@
+"""Checks a dataset before a run does: every broken sample in one pass, and what the sound ones are
+like."""
+
+import dataclasses
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from calligrapher.data.canvas import prepare
+from calligrapher.data.dataset import Case, DatasetKind, Sample, survey
+from calligrapher.data.images import load_mask, load_rgb
+from calligrapher.data.tables import SAVED
+from calligrapher.errors import DataError
+from calligrapher.model.conditioning import Canvas
+
+_LONGEST_COUNT = 40  # kinds of characters or sizes that are counted out
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A dataset's samples, with what is wrong with each on the canvas of the model."""
+
+    path: Path
+    kind: DatasetKind
+    canvas: Canvas
+    samples: list[Sample]
+
+    @property
+    def sound(self) -> list[Case]:
+        return [sample.case for sample in self.samples if sample.case and not sample.problems]
+
+    @property
+    def problems(self) -> list[str]:
+        return [problem for sample in self.samples for problem in sample.told()]
+
+    @property
+    def title(self) -> str:
+        broken = sum(bool(sample.problems) for sample in self.samples)
+        return f"{self.path} (kind {self.kind}): {len(self.samples)} samples, {broken} broken"
+
+    def text(self) -> str:
+        """The title, the problems, and the statistics of the sound cases."""
+        rows = [f"{name:<12} {value}" for name, value in _statistics(self.sound)]
+        return "\n".join([self.title, *(f"broken: {problem}" for problem in self.problems), *rows])
+
+
+def check(path: Path, kind: DatasetKind | None, canvas: Canvas, cache_dir: Path) -> Checked:
+    """Check every sample of `path`; without a `kind` it is told by what lies there."""
+    if kind is None:
+        path, kind = detect(path)
+    samples = [_on_canvas(sample, canvas) for sample in survey(path, kind, cache_dir)]
+    return Checked(path, kind, canvas, samples)
+
+
+def detect(path: Path) -> tuple[Path, DatasetKind]:
+    """(what to read, its kind). Raises DataError when nothing, or more than one list, is found."""
+    if path.is_file():
+        kinds: dict[str, DatasetKind] = {".jsonl": "jsonl", ".parquet": "parquet"}
+        if path.suffix in kinds:
+            return path, kinds[path.suffix]
+    elif any((path / name).is_file() for name in SAVED):
+        return path, "huggingface"
+    else:
+        found: list[tuple[Path, DatasetKind]] = [
+            (path, kind) for kind in ("self", "cross") if (path / f"{kind}_bench.txt").is_file()
+        ]
+        found += [(file, "jsonl") for file in sorted(path.glob("*.jsonl"))]
+        found += [(path, "parquet")] if any(path.glob("*.parquet")) else []
+        if len(found) == 1:
+            return found[0]
+        if found:
+            said = ", ".join(f"{kind} ({where.name})" for where, kind in found)
+            raise DataError(
+                f"{path} must hold one kind of list. Found {said}. Name one with --kind."
+            )
+    raise DataError(
+        f"{path} must hold self_bench.txt, cross_bench.txt, a JSONL or Parquet file, or a saved"
+        " dataset. Found none of them. Name the kind with --kind."
+    )
+
+
+def mask_share(mask: Image.Image) -> float:
+    """The share of the picture that is painted."""
+    return mask.histogram()[255] / (mask.width * mask.height)
+
+
+def _on_canvas(sample: Sample, canvas: Canvas) -> Sample:
+    """The sample, with the error of laying it out if that is all that is wrong with it."""
+    if sample.case is None or sample.problems:
+        return sample
+    try:
+        prepare(sample.case, canvas.width, canvas.height, canvas.reference_context)
+    except DataError as error:
+        return dataclasses.replace(sample, problems=(str(error),))
+    return sample
+
+
+def _statistics(cases: Sequence[Case]) -> Iterator[tuple[str, str]]:
+    if not cases:
+        return
+    texts = [case.text for case in cases]
+    shares = [mask_share(load_mask(case.mask)) for case in cases]
+    lengths = _range([len(text) for text in texts], "{:.0f}")
+    yield "texts", f"{len(set(texts))} different, characters per text: {lengths}"
+    yield "characters", _counted(Counter("".join(texts).replace(" ", "")))
+    yield "sources", _counted(Counter(_size(case.source) for case in cases))
+    yield "references", _counted(Counter(_size(case.reference) for case in cases))
+    yield "masks", f"share of the source painted: {_range(shares, '{:.1%}')}"
+    yield "targets", f"{sum(case.target is not None for case in cases)} of {len(cases)}"
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    low, middle, high = (form.format(f(values)) for f in (min, statistics.median, max))
+    return low if low == high else f"{low} to {high} (median {middle})"
+
+
+def _counted(counts: Counter[str]) -> str:
+    most = "  ".join(f"{name} {count}" for name, count in counts.most_common(_LONGEST_COUNT))
+    return f"{len(counts)} different: {most}{' ...' if len(counts) > _LONGEST_COUNT else ''}"
+
+
+def _size(path: Path) -> str:
+    return "x".join(map(str, load_rgb(path).size))

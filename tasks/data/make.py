@@ -1,0 +1,184 @@
+"""Makes cases from a folder of pictures that show text: resumable, picture by picture.
+
+`OUT/NAME/` holds what came of one picture: `source.png`, `1-mask.png`, `1-reference.png`, ... and
+`record.json`. It appears whole, by renaming, or not at all; the same command again skips what is
+there. `OUT/cases.jsonl` lists the cases of all pictures, written last.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calligrapher.data.cutting import Place, Rules, cut_cases
+from calligrapher.data.images import load_rgb
+from calligrapher.durable import atomic_write, fsync_path, is_temporary
+from calligrapher.errors import DataError, ParamsError
+from tasks.artifacts.lock import run_lock
+from tasks.progress import Progress
+
+Reader = Callable[
+    [np.ndarray], Sequence[Place]
+]  # [H, W, 3] uint8 RGB -> its texts, in reading order
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+LIST, RECORD, SETTINGS = "cases.jsonl", "record.json", "settings.json"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of the pictures."""
+
+    path: Path
+    pictures: int
+    cases: int
+    skipped: Counter[str]  # reason -> pictures that gave no case
+    left_out: Counter[str]  # reason -> texts that gave no case
+
+    def text(self) -> str:
+        lines = [f"{self.cases} cases of {self.pictures} pictures are in {self.path}."]
+        for what, counts in (("pictures", self.skipped), ("texts", self.left_out)):
+            lines.append(f"{what} that gave no case: {counts.total()}")
+            lines += [f"{count:>8}  {reason}" for reason, count in sorted(counts.items())]
+        return "\n".join(lines)
+
+
+def make_cases(
+    pictures: Path,
+    out: Path,
+    read: Reader,
+    reads_with: Mapping[str, str],
+    rules: Rules,
+    max_cases: int | None = None,
+) -> Made:
+    """Make the cases of all pictures below `pictures`, in the order of their names, at most
+    `max_cases`.
+
+    `reads_with` says what `read` is. Raises ParamsError when `out` was made with other settings or
+    lies in `pictures`, DataError when there is no picture, RunLockedError when another process
+    works on `out`.
+    """
+    found = _pictures(pictures, out)
+    with run_lock(out), Progress("data make", len(found), "picture") as progress:
+        _same_settings(
+            out / SETTINGS, {"rules": rules.model_dump(), "reads_with": dict(reads_with)}
+        )
+        for leftover in filter(is_temporary, out.iterdir()):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        records: list[dict[str, Any]] = []
+        count = 0
+        for path in found:
+            if max_cases is not None and count >= max_cases:
+                break
+            records.append(_record(path, path.relative_to(pictures).as_posix(), out, read, rules))
+            count += len(records[-1]["cases"])
+            progress.advance(cases=count)
+        cases = [case for record in records for case in record["cases"]][:max_cases]
+        atomic_write(out / LIST, "".join(map(_line, cases)).encode())
+    return Made(
+        path=out / LIST,
+        pictures=len(records),
+        cases=len(cases),
+        skipped=Counter(record["skipped"] for record in records if record["skipped"]),
+        left_out=sum((Counter(record["left_out"]) for record in records), Counter()),
+    )
+
+
+def _pictures(folder: Path, out: Path) -> list[Path]:
+    if out.absolute().is_relative_to(folder.absolute()):
+        raise ParamsError(f"OUT must not lie in the folder of pictures. Got {out} in {folder}.")
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise DataError(
+            f"{folder} must be a folder that holds pictures ({', '.join(SUFFIXES)}). Found none."
+        )
+    return found
+
+
+def _same_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Note the settings, or compare them with those that are noted."""
+    wanted = json.dumps(settings, indent=1, sort_keys=True) + "\n"
+    if not path.exists():
+        atomic_write(path, wanted.encode())
+    elif path.read_text() != wanted:
+        raise ParamsError(
+            f"{path.parent} must be made with the settings that it was begun with ({path}). Got"
+            f" others: {json.dumps(settings)}. Use the same, or another folder."
+        )
+
+
+def _record(path: Path, name: str, out: Path, read: Reader, rules: Rules) -> dict[str, Any]:
+    """The record of one picture: the one that is there, or a new one."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    plain = re.sub(r"[^A-Za-z0-9]+", "_", path.stem).strip("_")[:40] or "picture"
+    place = f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    final = out / place
+    if (final / RECORD).is_file():
+        record = json.loads((final / RECORD).read_bytes())
+        if record["sha256"] == digest:
+            return record
+        shutil.rmtree(final)  # The picture has changed since.
+    building = out / f".writing-{place}"
+    building.mkdir()
+    record = {"picture": name, "sha256": digest} | _built(path, building, place, read, rules)
+    (building / RECORD).write_text(
+        json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    for file in building.iterdir():
+        fsync_path(file)
+    fsync_path(building)
+    os.rename(building, final)
+    fsync_path(out)
+    return record
+
+
+def _built(path: Path, folder: Path, place: str, read: Reader, rules: Rules) -> dict[str, Any]:
+    """Write the pictures of the cases into `folder`; what the record says of them."""
+    try:
+        picture = load_rgb(path)
+    except DataError:
+        return {"cases": [], "skipped": "not a readable picture", "left_out": {}}
+    places = read(np.asarray(picture))
+    cuts, left_out = cut_cases(picture.size, places, rules)
+    cases = []
+    for number, cut in enumerate(cuts, start=1):
+        files = {
+            "source": "source.png",
+            "mask": f"{number}-mask.png",
+            "reference": f"{number}-reference.png",
+        }
+        cut.mask.save(folder / files["mask"])
+        picture.crop(cut.reference).save(folder / files["reference"])
+        paths = {role: f"{place}/{file}" for role, file in files.items()}
+        # The picture shows its text: what supervised learning should paint is the source itself.
+        cases.append(
+            {"case_id": f"{place}-{number}", "text": cut.text, **paths, "target": paths["source"]}
+        )
+    if cases:
+        picture.save(folder / "source.png")
+    return {
+        "cases": cases,
+        "skipped": _why_none(len(places), bool(cases)),
+        "left_out": dict(left_out),
+    }
+
+
+def _why_none(texts: int, cases: bool) -> str | None:
+    """Why a picture gave no case; None when it gave one."""
+    if cases:
+        return None
+    return {0: "no text", 1: "one text only, and that made no case"}.get(
+        texts, "no text that makes a case"
+    )
+
+
+def _line(case: dict[str, Any]) -> str:
+    return json.dumps(case, ensure_ascii=False) + "\n"

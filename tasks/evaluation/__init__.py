@@ -1,0 +1,1 @@
+"""A checkpoint looked at more closely, and compared with earlier ones."""

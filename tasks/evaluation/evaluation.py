@@ -1,0 +1,199 @@
+"""The evaluation of one run's checkpoints, apart from its training: more is measured, and compared.
+
+```
+runs/evaluations/NAME/KEY/base/          the model that the run started from: artifacts as in a run
+runs/evaluations/NAME/KEY/warmup/        after the warm-up, where there was one
+runs/evaluations/NAME/KEY/round-0003/    images, measures, cases (Parquet), metrics.json
+runs/evaluations/NAME/KEY/verdicts/round-0003.json      comparisons, champion, alarm
+```
+
+KEY stands for everything that must be equal for results to compare: settings, cases, engines.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from calligrapher.durable import atomic_write
+from calligrapher.errors import ArtifactError, DataError, ParamsError
+from calligrapher.model.policy import Weights
+from calligrapher.rl.train_loop import EMA, TRAINED
+from tasks.artifacts.digests import fingerprint
+from tasks.artifacts.layout import round_number
+from tasks.artifacts.run_dir import Artifact, RunDir
+from tasks.evaluation import measures, second_ocr, verdict
+from tasks.params.errors import describe
+from tasks.params.files import read_yaml
+from tasks.params.run_params import RunParams
+from tasks.params.sections import EvaluateParams, Positive, Section
+from tasks.resources.resources import Bench
+from tasks.stages import evaluate as evaluate_stage
+from tasks.tracking.tracker import METRICS
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+EVALUATIONS = "evaluations"
+BASE, WARMUP = "base", "warmup"
+
+
+class EvaluationParams(Section):
+    """How a checkpoint is looked at; `params/evaluate.yaml`."""
+
+    num_cases: Positive = Field(64, description="Held-out cases, the first ones of the run's.")
+    num_images_per_case: Positive = Field(
+        4, description="Images per case; 1 leaves the spread unmeasured."
+    )
+    seed: int = Field(1000, ge=0, description="Seed of the noise.")
+    second_ocr: Literal["auto", "tesseract", "none"] = Field(
+        "auto",
+        description="A recogniser that no reward uses; auto takes Tesseract where it is installed.",
+    )
+
+
+def load_evaluation_params(path: Path) -> EvaluationParams:
+    """Read the YAML file. Raises ParamsError that names every problem."""
+    try:
+        return EvaluationParams.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise ParamsError(f"{path}: " + "; ".join(describe(error, EvaluationParams))) from None
+
+
+def params_of(run: Path, settings: EvaluationParams) -> RunParams:
+    """The run's own params with this evaluation's cases and noise. Raises DataError when it is no
+    run."""
+    path = run / "params.json"
+    if not path.is_file():
+        raise DataError(f"{run} must be the folder of a run. It holds no params.json.")
+    params = RunParams.model_validate_json(path.read_bytes())
+    chosen = settings.model_dump(exclude={"second_ocr"})
+    evaluate = EvaluateParams(every=1, grid_cases=min(8, settings.num_cases), **chosen)
+    return params.model_copy(update={"evaluate": evaluate})
+
+
+def newest_checkpoint(run: Path) -> str | None:
+    """The last finished round of the run, as `round-0003`; None before the first."""
+    rounds = [path.parent.parent.name for path in run.glob("round-*/update/artifact.json")]
+    return max(rounds, default=None)
+
+
+class Evaluation:
+    """The evaluations of one run, with this process as the only one at work on them."""
+
+    def __init__(self, run: Path, bench: Bench, folder: RunDir, *, second: bool):
+        self.run, self.bench, self.folder, self.second = run, bench, folder, second
+
+    def earlier(self, checkpoint: str) -> list[str]:
+        """What `checkpoint` is compared with: the base, the warm-up, the best so far."""
+        names = [BASE] + [WARMUP] * (self.bench.params.warmup.steps > 0)
+        best = verdict.champion(self.folder.path)
+        return names + [best] * (best not in (None, checkpoint))
+
+    def measure(self, name: str) -> Artifact:
+        """Sample, score and measure under the weights `name`; found again when it was done
+        before."""
+        path, sha256 = self._weights(name)
+
+        def build(out: Path) -> dict[str, Any]:
+            bench = self.bench
+            weights: Weights = (
+                bench.weights(path) if path else bench.fresh_model().policy.snapshot()
+            )
+            cases = bench.params.evaluate.num_cases
+            counts = evaluate_stage.evaluate(bench, 0, weights, sha256, cases, out)
+            found = measures.measure(bench, out, second=self.second)
+            found |= {"images": counts["images"], "unscored": counts["unscored"]}
+            (out / evaluate_stage.METRICS).write_text(json.dumps(found, indent=1) + "\n")
+            return found
+
+        return self.folder.ensure(
+            name,
+            build,
+            stage="evaluation",
+            params={},  # they are in the folder's name
+            inputs={"model": self.bench.model_digest, "weights": sha256},
+            stage_version=VERSION,
+        )
+
+    def judge(self, checkpoint: str, made: Artifact, others: dict[str, Artifact]) -> dict[str, Any]:
+        """Compare, crown, warn; the verdict is also written to `verdicts/CHECKPOINT.json`."""
+        compared = {
+            name: measures.differences(made.path, other.path) for name, other in others.items()
+        }
+        alarm = verdict.reward_hacking(compared, self._training_rewards(checkpoint))
+        found = {
+            "run": self.run.name,
+            "checkpoint": checkpoint,
+            "digest": self.checkpoint(checkpoint).digest,
+            "champion": verdict.crown(self.folder.path, checkpoint, made.meta, alarm),
+            "reward_hacking": alarm,
+            "metrics": made.meta,
+            "minus": compared,
+        }
+        path = self.folder.path / "verdicts" / f"{checkpoint}.json"
+        path.parent.mkdir(exist_ok=True)
+        atomic_write(path, (json.dumps(found, indent=1) + "\n").encode())
+        return found
+
+    def checkpoint(self, name: str) -> Artifact:
+        """The training's artifact of `warmup` or `round-0003`. Raises ArtifactError when there is
+        none."""
+        path = self.run / name / ("" if name == WARMUP else "update")
+        if not path.is_dir():
+            raise ArtifactError(f"{self.run} must hold the checkpoint {name!r}. It has no {path}.")
+        return Artifact.load(path)
+
+    def _weights(self, name: str) -> tuple[Path | None, str]:
+        if name == BASE:
+            return None, BASE
+        made = self.checkpoint(name)
+        file = EMA if name != WARMUP and self.bench.params.ema.use_ema else TRAINED
+        done = self.folder.stage_path(name)
+        path = (
+            made.path / file if done.exists() else made.file(file)
+        )  # retention may have deleted it since
+        return path, made.files[file].sha256
+
+    def _training_rewards(self, checkpoint: str) -> list[float]:
+        """Mean reward of each round up to the checkpoint's, from `metrics.jsonl`."""
+        lines = (self.run / METRICS).read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        rewards = {
+            r["step"]: r["metrics"].get("score/reward_mean")
+            for r in records
+            if r["stage"].endswith("/score")
+        }
+        last = round_number(checkpoint)
+        return [
+            reward
+            for step, reward in sorted(rewards.items())
+            if step <= last and reward is not None
+        ]
+
+
+@contextmanager
+def open_evaluation(run: Path, settings: EvaluationParams, bench: Bench) -> Iterator[Evaluation]:
+    """Take the lock of this run's evaluations of this kind. Raises ParamsError, RunLockedError."""
+    version = second_ocr.version() if settings.second_ocr != "none" else None
+    if version is None and settings.second_ocr == "tesseract":
+        raise ParamsError(
+            "second_ocr must be auto or none where Tesseract is not installed. Got 'tesseract'."
+            " Install it (`apt-get install tesseract-ocr`)."
+        )
+    key = fingerprint(
+        "evaluation",
+        VERSION,
+        bench.params.reads("evaluate"),
+        {"evaluation_data": bench.evaluation_digest},
+        scored_by=bench.scorer.identity(),
+        second_ocr=version,
+    )
+    folder = RunDir(run.parent / EVALUATIONS / run.name / key[:8])
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.lock():
+        yield Evaluation(run, bench, folder, second=version is not None)

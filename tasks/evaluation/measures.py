@@ -1,0 +1,161 @@
+"""What an evaluation measures in its pictures beyond the reward: second reading, style, background,
+spread.
+
+Everything is measured per image and averaged per case: cases are what intervals and comparisons
+resample.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from calligrapher.data.canvas import prepare
+from calligrapher.data.dataset import Case
+from calligrapher.data.images import letterbox, load_rgb, to_image
+from calligrapher.tables.parquet import decode_png, read_shard, read_table
+from tasks.evaluation import second_ocr
+from tasks.resources.resources import Bench
+from tasks.stages.evaluate import IMAGES, SCORES, bootstrap_interval
+
+MEASURES, CASES = "measures.parquet", "cases.parquet"
+PER_IMAGE = (
+    "ocr_accuracy",
+    "exact_match",
+    "second_ocr_accuracy",
+    "style",
+    "background_error",
+    "background_psnr",
+    "reward",
+)
+METRICS = (*PER_IMAGE, "spread")
+_BATCH = 16
+
+Values = list[float | None]
+
+
+def measure(bench: Bench, out: Path, *, second: bool) -> dict[str, Any]:
+    """Measure the pictures of `out/images.parquet`, scored in `out/scores.parquet`.
+
+    Files: `measures.parquet` (an image a row), `cases.parquet` (a case a row, means over its
+    images). Returns each metric's mean with a bootstrap 95 % interval over cases; what was not
+    measured is absent.
+    """
+    rows = read_shard(out / IMAGES, ["sample_id", "case_id", "text", "mask_box", "image"])
+    rows |= read_table(out / SCORES, ["ocr_text", "ocr_accuracy", "reward"])
+    by_id = {case.case_id: case for case in bench.evaluation_cases}
+    cases = [by_id[i] for i in rows["case_id"]]
+    pictures = [decode_png(png).convert("RGB") for png in rows["image"]]
+    crops = [p.crop(tuple(box)) for p, box in zip(pictures, rows["mask_box"], strict=True)]
+    embedded = embed(bench, crops)
+    found: dict[str, list[Any]] = {
+        name: rows[name] for name in ("sample_id", "case_id", "text", "ocr_text")
+    }
+    found["ocr_accuracy"], found["reward"] = rows["ocr_accuracy"], rows["reward"]
+    found["exact_match"] = [None if a is None else float(a == 1) for a in rows["ocr_accuracy"]]
+    read = second_ocr.read_lines(crops) if second else [None] * len(crops)
+    found["second_ocr_text"] = read
+    found["second_ocr_accuracy"] = [
+        None if r is None else second_ocr.accuracy(t, r)
+        for t, r in zip(rows["text"], read, strict=True)
+    ]
+    found["style"] = _style(bench, embedded, cases)
+    outside = [background(bench, p, c) for p, c in zip(pictures, cases, strict=True)]
+    found["background_error"], found["background_psnr"] = map(list, zip(*outside, strict=True))
+    pq.write_table(
+        _table(found, ("sample_id", "case_id", "text", "ocr_text", "second_ocr_text")),
+        out / MEASURES,
+    )
+    per_case = _per_case(found, embedded)
+    pq.write_table(_table(per_case, ("case_id",)), out / CASES)
+    return summarise({name: per_case[name] for name in METRICS})
+
+
+def summarise(columns: dict[str, Values]) -> dict[str, float]:
+    """Name -> mean, `name_low`, `name_high`: bootstrap 95 % over the values that are there."""
+    found: dict[str, float] = {}
+    for name, values in columns.items():
+        there = np.array([v for v in values if v is not None])
+        if len(there):
+            low, high = bootstrap_interval(there)
+            found |= {name: float(there.mean()), f"{name}_low": low, f"{name}_high": high}
+    return found
+
+
+def differences(this: Path, other: Path) -> dict[str, float]:
+    """This minus other, case by case, as in `summarise`; both are folders with a
+    `cases.parquet`."""
+    mine, theirs = (pq.read_table(folder / CASES).to_pydict() for folder in (this, other))
+    assert mine["case_id"] == theirs["case_id"], "only evaluations of the same cases compare"
+    pairs = {name: zip(mine[name], theirs[name], strict=True) for name in METRICS}
+    return summarise(
+        {
+            name: [None if a is None or b is None else a - b for a, b in both]
+            for name, both in pairs.items()
+        }
+    )
+
+
+def embed(bench: Bench, pictures: Sequence[Image.Image]) -> np.ndarray:
+    """Unit SigLIP embeddings [B, E]: the model's own style encoder."""
+    encoders, found = bench.model.encoders, []
+    with torch.no_grad():
+        for at in range(0, len(pictures), _BATCH):
+            boxes = [letterbox(picture) for picture in pictures[at : at + _BATCH]]
+            pixels = encoders.image_processor(boxes, return_tensors="pt").pixel_values
+            pixels = pixels.to(bench.model.device, encoders.siglip.dtype)
+            found.append(encoders.siglip(pixel_values=pixels).pooler_output.float().cpu().numpy())
+    embedded = np.concatenate(found)
+    return embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
+
+
+def background(bench: Bench, picture: Image.Image, case: Case) -> tuple[float, float | None]:
+    """How far the picture is from the source outside the mask.
+
+    Mean absolute difference in grey levels of 255 (0 = untouched), and PSNR in dB (None =
+    untouched).
+    """
+    canvas = bench.conditioning.canvas
+    prepared = prepare(case, canvas.width, canvas.height, False)
+    source = np.asarray(to_image(prepared.image), dtype=np.float64)
+    outside = prepared.mask[0].numpy() == 0  # [H, W]
+    difference = (np.asarray(picture, dtype=np.float64) - source)[outside]
+    if not difference.any():
+        return 0.0, None
+    return float(np.abs(difference).mean()), float(
+        10 * np.log10(255**2 / np.square(difference).mean())
+    )
+
+
+def _style(bench: Bench, embedded: np.ndarray, cases: Sequence[Case]) -> list[float]:
+    """Cosine of each crop's embedding [B, E] with its reference's."""
+    distinct = {case.case_id: case for case in cases}
+    references = embed(bench, [load_rgb(case.reference) for case in distinct.values()])
+    by_id = dict(zip(distinct, references, strict=True))
+    return [float(e @ by_id[case.case_id]) for e, case in zip(embedded, cases, strict=True)]
+
+
+def _per_case(found: dict[str, list[Any]], embedded: np.ndarray) -> dict[str, list[Any]]:
+    """Means over a case's images; spread = 1 - mean cosine of its pairs, None for a single
+    image."""
+    ids = list(dict.fromkeys(found["case_id"]))
+    columns: dict[str, list[Any]] = {"case_id": ids, **{name: [] for name in METRICS}}
+    for case_id in ids:
+        rows = [i for i, other in enumerate(found["case_id"]) if other == case_id]
+        for name in PER_IMAGE:
+            there = [found[name][i] for i in rows if found[name][i] is not None]
+            columns[name].append(float(np.mean(there)) if there else None)
+        cosines = embedded[rows] @ embedded[rows].T
+        pairs = cosines[np.triu_indices(len(rows), 1)]
+        columns["spread"].append(float(1 - pairs.mean()) if len(pairs) else None)
+    return columns
+
+
+def _table(columns: dict[str, list[Any]], text: tuple[str, ...]) -> pa.Table:
+    kinds = {name: pa.string() if name in text else pa.float64() for name in columns}
+    return pa.table({name: pa.array(values, kinds[name]) for name, values in columns.items()})

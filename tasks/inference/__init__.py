@@ -1,0 +1,1 @@
+"""A model opened to paint with."""

@@ -1,0 +1,123 @@
+"""Which values of a params file do not go together, and what to do about it.
+
+Each check takes the loaded params and raises a ValueError in words; `check_all` runs them in turn.
+"""
+
+from typing import TYPE_CHECKING
+
+from calligrapher.errors import InputError
+from calligrapher.rl.grpo import window_length
+from calligrapher.sampling.schedule import trained_steps
+
+if TYPE_CHECKING:
+    from tasks.params.run_params import RunParams
+
+
+def check_all(params: "RunParams") -> None:
+    """Raise the ValueError of the first check that fails."""
+    one_algorithm(params)
+    trains_something(params)
+    has_a_signal(params)
+    steps_suffice(params)
+    reward_answers(params)
+    evaluates(params)
+    learning_rate_rises(params)
+
+
+def one_algorithm(params: "RunParams") -> None:
+    given = [name for name in ("nft", "grpo") if getattr(params, name) is not None]
+    if len(given) != 1:
+        raise ValueError(
+            "exactly one of the sections nft and grpo must be given. Got"
+            f" {' and '.join(given) or 'none'}. To switch off the one of a file, override it with"
+            " null: `grpo=null nft={}`."
+        )
+
+
+def trains_something(params: "RunParams") -> None:
+    if not params.model.train_adapter and params.model.lora is None:
+        raise ValueError(
+            "model.train_adapter must be true when model.lora is null: nothing would train. Got"
+            " false."
+        )
+    lora = params.model.lora
+    if lora is not None and not (lora.targets or lora.adapter_targets):
+        raise ValueError(
+            "model.lora must name layers in targets or adapter_targets, or be null. Both are empty."
+        )
+    if params.model.base != "tiny" and params.model.siglip is None:
+        raise ValueError(
+            f"model.siglip must name the SigLIP folder of model.base {params.model.base!r}. Got"
+            " None: only the embedded model 'tiny' has one of its own."
+        )
+
+
+def has_a_signal(params: "RunParams") -> None:
+    if params.rollout.num_images_per_prompt == 1 and params.advantage.baseline == "group":
+        raise ValueError(
+            "rollout.num_images_per_prompt must be at least 2 with advantage.baseline 'group'. Got"
+            " 1: an image is its group's mean, so every advantage would be 0. Use 4 to 8, or set"
+            " advantage.baseline to 'round'."
+        )
+    if params.images_per_round == 1:
+        raise ValueError(
+            "rollout.num_cases must be at least 2 with one image per case and one batch per round."
+            " Got 1: an image is its round's mean, so every advantage would be 0."
+        )
+
+
+def steps_suffice(params: "RunParams") -> None:
+    steps = params.rollout.num_inference_steps
+    if params.grpo is not None:
+        try:
+            window_length(steps, params.grpo.window_size, params.grpo.timestep_fraction)
+        except InputError as error:
+            raise ValueError(
+                f"grpo.window_size does not fit rollout.num_inference_steps: {error}"
+            ) from None
+    if params.nft is not None and params.nft.num_train_sigmas is not None:
+        available = trained_steps(steps, params.nft.timestep_fraction)
+        if params.nft.num_train_sigmas > available:
+            raise ValueError(
+                f"nft.num_train_sigmas must be at most {available} (nft.timestep_fraction of"
+                f" {steps} rollout.num_inference_steps). Got {params.nft.num_train_sigmas}."
+            )
+
+
+def reward_answers(params: "RunParams") -> None:
+    reward = params.reward
+    if reward.disable_reward_model:
+        return
+    if reward.vlm_weight > 0 and reward.vlm is None and not reward.server_urls:
+        raise ValueError(
+            "reward.vlm_weight must be 0 when no VLM answers (reward.vlm is null and"
+            f" reward.server_urls is empty). Got {reward.vlm_weight}. Set it to 0, or name a VLM."
+        )
+    if reward.ocr_weight + reward.likelihood_weight + reward.vlm_weight + reward.style_weight == 0:
+        raise ValueError(
+            "reward.ocr_weight, or another weight of the reward, must be greater than 0. All are 0."
+        )
+
+
+def evaluates(params: "RunParams") -> None:
+    evaluate = params.evaluate
+    if evaluate.every > 0 and params.data.evaluation is None:
+        raise ValueError(
+            f"data.evaluation must name held-out cases when evaluate.every is {evaluate.every}. Got"
+            " None. Name them, or set evaluate.every to 0."
+        )
+    if evaluate.grid_cases > evaluate.num_cases:
+        raise ValueError(
+            f"evaluate.grid_cases must be at most evaluate.num_cases, {evaluate.num_cases}. Got "
+            f"{evaluate.grid_cases}."
+        )
+
+
+def learning_rate_rises(params: "RunParams") -> None:
+    for name, section in (("warmup", params.warmup), ("update", params.update)):
+        if section.lr_scheduler == "constant" and section.lr_warmup_steps:
+            raise ValueError(
+                f"{name}.lr_warmup_steps must be 0 with {name}.lr_scheduler 'constant', which has"
+                f" no rise. Got {section.lr_warmup_steps}. Set {name}.lr_scheduler to"
+                " 'constant_with_warmup'."
+            )

@@ -1,0 +1,217 @@
+"""A run's params: one YAML file is one complete experiment, checked as a whole before anything
+starts.
+
+```
+params = load_params("params/tiny-nft.yaml", ["rounds=5", "nft.nft_beta=0.1"])
+params.reads("update")    # exactly what the stage `update` depends on, for its fingerprint
+```
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from calligrapher.errors import ParamsError
+from calligrapher.rl.advantage import AdvantageParams
+from calligrapher.rl.grpo import GRPOParams
+from calligrapher.rl.nft import NFTParams
+from tasks.params.checks import check_all
+from tasks.params.errors import describe
+from tasks.params.files import apply_override, read_yaml
+from tasks.params.sections import (
+    DataParams,
+    EmaParams,
+    EvaluateParams,
+    LoraParams,
+    ModelParams,
+    OptimizerParams,
+    RetentionParams,
+    RewardParams,
+    RolloutParams,
+    Section,
+    TrackingParams,
+    UpdateParams,
+    WarmupParams,
+)
+
+__all__ = [
+    "DataParams",
+    "EmaParams",
+    "EvaluateParams",
+    "LoraParams",
+    "ModelParams",
+    "OptimizerParams",
+    "RetentionParams",
+    "RewardParams",
+    "RolloutParams",
+    "RunParams",
+    "TrackingParams",
+    "UpdateParams",
+    "WarmupParams",
+    "check_multiple",
+    "load_params",
+]
+
+Stage = Literal["warmup", "rollout", "score", "advantage", "update", "refresh", "evaluate"]
+
+# They say where and how fast, or name what an input digest stands for; no result depends on them.
+_OUTSIDE: dict[str, set[str]] = {
+    "model": {
+        "base",
+        "siglip",
+        "initial_adapter",
+        "device",
+        "gradient_checkpointing",
+        "offload_text_encoder_two",
+    },
+    "warmup": {"checkpointing_steps"},
+    "reward": {"server_urls", "vlm", "timeout_s", "max_unscored_share"},
+    "update": {"checkpointing_steps"},
+    "evaluate": {"every"},
+}
+_ROLLOUT_GRPO = {"noise_level", "noise", "sampler", "window_size", "timestep_fraction", "guard"}
+
+
+class RunParams(Section):
+    """Everything that a run is told. `seed` and `rounds` stand at the top, the rest in sections."""
+
+    seed: int = Field(0, ge=0, description="Every random number of the run derives from it.")
+    rounds: int = Field(ge=1, description="Rounds of rollout, score, advantage, update, refresh.")
+    model: ModelParams
+    data: DataParams
+    warmup: WarmupParams = WarmupParams()
+    rollout: RolloutParams
+    reward: RewardParams = Field(default_factory=RewardParams)
+    advantage: AdvantageParams = AdvantageParams()
+    nft: NFTParams | None = Field(
+        None, description="Train with DiffusionNFT; exactly one of nft and grpo."
+    )
+    grpo: GRPOParams | None = Field(
+        None, description="Train with Flow-GRPO; exactly one of nft and grpo."
+    )
+    update: UpdateParams = UpdateParams()
+    ema: EmaParams = EmaParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    tracking: TrackingParams = TrackingParams()
+    retention: RetentionParams = RetentionParams()
+
+    @property
+    def algorithm(self) -> Literal["nft", "grpo"]:
+        """Which algorithm trains: the one whose section is there."""
+        return "nft" if self.nft is not None else "grpo"
+
+    @property
+    def cases_per_round(self) -> int:
+        return self.rollout.num_cases * self.rollout.num_batches_per_epoch
+
+    @property
+    def images_per_round(self) -> int:
+        return self.cases_per_round * self.rollout.num_images_per_prompt
+
+    @property
+    def updates_per_round(self) -> int:
+        """Optimizer steps of a round in which every image counts; a last, smaller batch is a step
+        as well."""
+        rows = self.update.batch_size * self.update.gradient_accumulation_steps
+        return self.update.num_inner_epochs * math.ceil(self.images_per_round / rows)
+
+    @property
+    def total_updates(self) -> int:
+        """Optimizer steps of the run: where a falling learning rate reaches 0."""
+        planned = self.rounds * self.updates_per_round
+        return min(planned, self.update.max_train_steps or planned)
+
+    @property
+    def ema_decay(self) -> float:
+        """The decay given, or the documented default of the algorithm."""
+        if self.ema.decay is not None:
+            return self.ema.decay
+        return {"grpo": 0.9999, "nft": 0.999}[self.algorithm]
+
+    def resolved(self) -> dict[str, Any]:
+        """All values, defaults included, as plain JSON: stored with the run."""
+        return self.model_dump(mode="json")
+
+    def reads(self, stage: Stage) -> dict[str, Any]:
+        """What `stage` depends on besides its inputs, as plain JSON.
+
+        Left out: devices, addresses, time-outs, memory savers, and the paths of data and weights,
+        for which the inputs carry digests. `rounds` is left out too, so that a run can be
+        prolonged, unless the learning rate falls towards the last step.
+        """
+        everything = self.resolved()
+        for section, keys in _OUTSIDE.items():
+            everything[section] = {k: v for k, v in everything[section].items() if k not in keys}
+        everything["ema"]["decay"] = self.ema_decay
+        sampling = {
+            key: everything["rollout"][key] for key in ("num_inference_steps", "batch_size")
+        }
+        schedule = {"num_inference_steps": self.rollout.num_inference_steps}
+        grpo = everything["grpo"] or {}
+        algorithm = {"algorithm": self.algorithm}
+        match stage:
+            case "warmup":
+                return _pick(everything, "seed", "model", "warmup")
+            case "rollout":
+                explores = {"grpo": {k: v for k, v in grpo.items() if k in _ROLLOUT_GRPO}}
+                return _pick(everything, "seed", "model", "rollout") | algorithm | explores
+            case "score":
+                return _pick(everything, "reward")
+            case "advantage":
+                return _pick(everything, "advantage")
+            case "update":
+                horizon = (
+                    {}
+                    if self.update.lr_scheduler.startswith("constant")
+                    else {"steps": self.total_updates}
+                )
+                sections = _pick(everything, "seed", "model", "update", "ema", self.algorithm)
+                return sections | algorithm | schedule | horizon
+            case "refresh":
+                old = {"old_policy": self.nft.old_policy} if self.nft is not None else {}
+                return algorithm | old
+            case "evaluate":
+                return _pick(everything, "model", "evaluate", "reward") | sampling
+        raise AssertionError(f"no stage is called {stage!r}")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        check_all(self)
+        return self
+
+
+def _pick(everything: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: everything[name] for name in names}
+
+
+def check_multiple(name: str, value: int, multiple: int) -> None:
+    """Raise a ParamsError with the nearest valid values unless `value` is a multiple of
+    `multiple`."""
+    if value % multiple:
+        below = value // multiple * multiple
+        near = ", ".join(str(n) for n in (below, below + multiple) if n > 0)
+        raise ParamsError(f"{name} must be a multiple of {multiple}. Got {value}. Nearest: {near}.")
+
+
+def load_params(path: str | Path, overrides: Sequence[str] = ()) -> RunParams:
+    """Read the YAML file `path`, apply `overrides` (`a.b=value`, value in YAML) and check all of
+    it.
+
+    Raises one ParamsError that names every problem: unknown keys with the nearest valid one, values
+    out of bounds, combinations that cannot work.
+    """
+    path = Path(path)
+    source = str(path) + (f" with {' '.join(overrides)}" if overrides else "")
+    values = read_yaml(path)
+    for override in overrides:
+        apply_override(values, override, RunParams)
+    try:
+        return RunParams.model_validate(values)
+    except ValidationError as error:
+        problems = describe(error, RunParams)
+    if len(problems) == 1:
+        raise ParamsError(f"{problems[0]} ({source})")
+    raise ParamsError(f"{source}:" + "".join(f"\n  {problem}" for problem in problems))

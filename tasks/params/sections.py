@@ -1,0 +1,286 @@
+"""The sections of a params file: every parameter, its default, its bounds and what it does.
+
+The algorithms' own sections (`nft`, `grpo`, `advantage`) are declared beside their formulas in
+`calligrapher`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from calligrapher.data.dataset import DatasetKind
+
+Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen; unknown keys, NaN and infinities are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LoraParams(Section):
+    """Low-rank weights beside linear layers of the transformer and of the adapter (peft)."""
+
+    rank: Positive = Field(16, description="Rank of each pair of matrices.")
+    alpha: Annotated[float, Field(gt=0)] = Field(
+        16.0, description="The pair's product is scaled by alpha / rank."
+    )
+    targets: list[str] = Field(
+        ["to_q", "to_k", "to_v", "to_out.0"],
+        description=(
+            "Names of the linear layers of the transformer that get a pair, as peft matches them."
+        ),
+    )
+    adapter_targets: list[str] = Field(
+        [],
+        description=(
+            "The same of the adapter: to_k_ip, to_v_ip, proj.0, proj.2, id_proj.0, id_proj.2. A "
+            "layer with a pair is itself left as it is, also where train_adapter trains the rest."
+        ),
+    )
+
+
+class ModelParams(Section):
+    """Which model, on what canvas, and how it is held in memory. One guidance value serves every
+    stage."""
+
+    base: str = Field(
+        description="'tiny' (the embedded model) or the folder of a diffusers FLUX.1-Fill."
+    )
+    siglip: str | None = Field(
+        None,
+        description=(
+            "Folder of the SigLIP that reads the style; null with base 'tiny', which has its own."
+        ),
+    )
+    initial_adapter: str | None = Field(
+        None,
+        description=(
+            "Adapter weights to start from (initial_ip_adapter_path): a file, or an artifact or run"
+            " by folder, name or MLflow URI; null = new weights."
+        ),
+    )
+    width: Positive = Field(
+        512, description="Canvas width in pixels: a multiple of twice the VAE's factor."
+    )
+    height: Positive = Field(
+        512, description="Canvas height in pixels, without the reference's strip on top."
+    )
+    guidance_scale: Weight = Field(
+        3.5,
+        description=(
+            "Embedded guidance of warm-up, rollout, update and evaluation (Fill's own default is "
+            "30)."
+        ),
+    )
+    max_sequence_length: Annotated[int, Field(ge=1, le=512)] = Field(
+        512, description="Longest prompt in T5 tokens; a longer one is an error, it is never cut."
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+        "no", description="Number type of the model's forwards."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations: less memory, ~30 % more time."
+    )
+    offload_text_encoder_two: bool = Field(
+        False, description="T5 leaves the accelerator after encoding."
+    )
+    reference_context: bool = Field(
+        False,
+        description="Also show the reference to the transformer, stacked on top of the canvas.",
+    )
+    device: str = Field(
+        "auto",
+        description="'auto', 'cpu', 'cuda', 'cuda:1', ...; auto takes CUDA when there is one.",
+    )
+    train_adapter: bool = Field(
+        True, description="Train the adapter; false = only the LoRA weights."
+    )
+    lora: LoraParams | None = Field(
+        None, description="LoRA on transformer and adapter; null = none."
+    )
+
+
+class DataParams(Section):
+    """Where the cases are."""
+
+    train: str = Field(
+        description=(
+            "Cases to train on: a bench folder (self, cross), a file (jsonl), a Parquet file or a "
+            "folder of them (parquet), or a dataset of the `datasets` library (huggingface)."
+        )
+    )
+    evaluation: str | None = Field(
+        None, description="Held-out cases for `evaluate`, of the same kind."
+    )
+    kind: DatasetKind = Field("self", description="How the cases are listed (docs/data.md).")
+
+
+class OptimizerParams(Section):
+    """What warm-up and update have in common."""
+
+    batch_size: Positive = Field(
+        1, description="Images per forward and backward (train_batch_size)."
+    )
+    gradient_accumulation_steps: Positive = Field(4, description="Batches per optimizer step.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        1e-4, description="Peak learning rate of AdamW."
+    )
+    lr_scheduler: Scheduler = Field(
+        "constant", description="linear and cosine fall to 0 at the last step."
+    )
+    lr_warmup_steps: Count = Field(
+        0, description="Steps of linear rise; needs a scheduler other than constant."
+    )
+    weight_decay: Weight = Field(0.01, description="AdamW's decoupled weight decay.")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="Gradients are scaled down to this norm."
+    )
+    use_8bit_adam: bool = Field(
+        False, description="bitsandbytes' 8-bit AdamW: a quarter of the optimizer's memory."
+    )
+    checkpointing_steps: Positive = Field(
+        500, description="Steps between checkpoints inside the stage."
+    )
+
+
+class WarmupParams(OptimizerParams):
+    """Supervised flow matching on reference-styled targets before RL."""
+
+    steps: Count = Field(
+        1000, description="Optimizer steps (rl_warmup_steps); 0 = start RL from the weights given."
+    )
+    style_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of rows trained without style tokens."
+    )
+
+
+class RolloutParams(Section):
+    """How many images a round samples, and how."""
+
+    num_cases: Positive = Field(description="Cases (groups) per batch of a round.")
+    num_batches_per_epoch: Positive = Field(1, description="Batches per round.")
+    num_images_per_prompt: Positive = Field(
+        1, description="Images per case: the group size; 4-8 is advised."
+    )
+    num_inference_steps: Annotated[int, Field(ge=2)] = Field(
+        50, description="Sampling steps; evaluation's as well."
+    )
+    batch_size: Positive = Field(1, description="Images sampled at once.")
+    shard_size: Positive = Field(
+        16,
+        description=(
+            "Images per Parquet shard: what a crash can cost, and what scoring can start with."
+        ),
+    )
+
+
+class RewardParams(Section):
+    """The reward: a weighted sum of what the reward servers measure."""
+
+    server_urls: list[str] = Field(
+        [], description="Reward servers; empty = the run starts and stops its own."
+    )
+    ocr_weight: Weight = Field(
+        0.7, description="Weight of ocr_accuracy: closeness of the text read to the target."
+    )
+    likelihood_weight: Weight = Field(
+        0.0,
+        description=(
+            "Weight of ocr_likelihood, the target's CTC likelihood: dense where accuracy is a "
+            "staircase."
+        ),
+    )
+    vlm_weight: Weight = Field(
+        0.3, description="Weight of vlm_score; must be 0 where no VLM answers."
+    )
+    style_weight: Weight = Field(
+        0.0, description="Weight of style_score: closeness to the reference's style."
+    )
+    disable_reward_model: bool = Field(
+        False,
+        description="Debug: no servers, constant rewards. Marked in every artifact made from it.",
+    )
+    vlm: str | None = Field(
+        None, description="VLM for the run's own server (a model folder); null = none."
+    )
+    timeout_s: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="Seconds to wait for one answer."
+    )
+    max_unscored_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1,
+        description="The round stops when more than this share of its images could not be scored.",
+    )
+
+
+class UpdateParams(OptimizerParams):
+    """The RL optimisation of a round. Of max_train_steps and rounds, whichever ends first
+    counts."""
+
+    max_train_steps: Positive | None = Field(
+        None, description="Optimizer steps of the whole run; null = no limit."
+    )
+    num_inner_epochs: Positive = Field(1, description="Passes over a round's images.")
+    adam_epsilon: Annotated[float, Field(gt=0)] = Field(
+        1e-8,
+        description=(
+            "Added to the root of AdamW's second moment. Near the size of the gradients it keeps "
+            "weights with small, noisy gradients from moving as much as the others."
+        ),
+    )
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="AdamW's decay rates of the first and second moment."
+    )
+
+
+class EmaParams(Section):
+    """The moving average of the trained weights: evaluated and exported in their place."""
+
+    use_ema: bool = Field(
+        False, description="Keep a moving average; false = evaluate the trained weights."
+    )
+    decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="Its decay; null = 0.9999 for grpo, 0.999 for nft."
+    )
+    update_interval: Positive = Field(
+        1, description="Optimizer steps between updates of the average."
+    )
+
+
+class EvaluateParams(Section):
+    """The evaluation: fixed cases, fixed noise, EMA weights."""
+
+    every: Count = Field(
+        1,
+        description=(
+            "Rounds between evaluations; also before the first and after the last. 0 = none."
+        ),
+    )
+    num_cases: Positive = Field(
+        64, description="Held-out cases, the first ones of data.evaluation."
+    )
+    grid_cases: Positive = Field(8, description="Of these, how many are shown in the image grid.")
+    seed: Count = Field(0, description="Seed of the evaluation's noise, apart from the run's.")
+    num_images_per_case: Positive = Field(
+        1, description="Images per case; their mean counts as the case's."
+    )
+
+
+class TrackingParams(Section):
+    """The MLflow mirror of `metrics.jsonl`."""
+
+    uri: str | None = Field(None, description="MLflow store; null = sqlite:///RUNS_DIR/mlflow.db.")
+    experiment: str = Field("calligrapher-rl", min_length=1, description="MLflow experiment.")
+    enabled: bool = Field(True, description="false = `metrics.jsonl` alone.")
+
+
+class RetentionParams(Section):
+    """Which rounds keep their checkpoints."""
+
+    keep_last: Positive = Field(2, description="The newest rounds that keep their files.")
+    keep_every: Count = Field(0, description="Also every n-th round; 0 = none.")
+    keep_best: bool = Field(True, description="Also the round with the best held-out OCR accuracy.")

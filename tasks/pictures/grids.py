@@ -1,0 +1,236 @@
+"""The pictures of a run: grids of captioned samples, the histogram of rewards, the learning
+curve."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw
+
+from tasks.pictures.sheets import (
+    ACCENT,
+    BAD,
+    GOOD,
+    INK,
+    LINE,
+    MARGIN,
+    MUTED,
+    PAPER,
+    SMALL,
+    TEXT,
+    TITLE,
+    Line,
+    Span,
+    cell,
+    font,
+    shown,
+    stacked,
+    width_of,
+    write,
+)
+
+_COLOURS = (ACCENT, "#d97706", "#7c3aed", "#0f766e", "#be123c")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, the text it should show, the text read (None = unread), its reward (None =
+    unscored)."""
+
+    image: Image.Image
+    text: str
+    read: str | None
+    reward: float | None
+
+    def lines(self) -> list[Line]:
+        """Two lines: the target, and below it what was read, with the reward at the right."""
+        reward = "unscored" if self.reward is None else f"{self.reward:.2f}"
+        return [
+            ([Span(self.text, bold=True)], []),
+            ([Span("read  ", MUTED, size=SMALL), *self.reading()], [Span(reward, MUTED)]),
+        ]
+
+    def reading(self) -> list[Span]:
+        """What was read: green where it is the target, else red."""
+        if self.read is None:
+            return [Span("not read", MUTED)]
+        return [Span(self.read or "(nothing)", GOOD if _same(self.read, self.text) else BAD)]
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Read a picture of a report."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def image_grid(
+    images: Sequence[Image.Image], captions: Sequence[str], columns: int = 4
+) -> Image.Image:
+    """Captioned pictures, row by row, `columns` in each. Too long captions are shortened."""
+    pictures = [shown(image) for image in images]
+    width = max((picture.width + 2 for picture in pictures), default=0)
+    cells = [
+        cell(picture, [([Span(caption)], [])], width)
+        for picture, caption in zip(pictures, captions, strict=True)
+    ]
+    return stacked([cells[i : i + columns] for i in range(0, len(cells), columns)])
+
+
+def best_and_worst(best: Sequence[Sample], worst: Sequence[Sample]) -> Image.Image:
+    """A row of the samples with the highest rewards over one of those with the lowest, each best
+    first."""
+    width = max((shown(s.image).width + 2 for s in (*best, *worst)), default=240)
+    rows: list[list[Image.Image]] = []
+    for title, samples in (("Highest rewards", best), ("Lowest rewards", worst)):
+        rows.append([_heading(title, width)])
+        rows.append([cell(shown(s.image), s.lines(), width) for s in samples])
+    return stacked(rows)
+
+
+def before_after(
+    sources: Sequence[Image.Image],
+    references: Sequence[Image.Image],
+    before: Sequence[Sample],
+    after: Sequence[Sample],
+) -> Image.Image:
+    """One row per case: reference, source, output before and after training, each with what was
+    read."""
+    pictures = [shown(s.image, 288) for s in before]
+    width = max(picture.width + 2 for picture in pictures)
+    titles = ("Style reference", "Source", "Before training", "After training")
+    rows = [[_heading(title, width) for title in titles]]
+    for source, reference, one, two in zip(sources, references, before, after, strict=True):
+        target: list[Line] = [([Span("write  ", MUTED, size=SMALL), Span(one.text, bold=True)], [])]
+        row = [
+            cell(shown(reference, width - 2), [], width),
+            cell(shown(source, width - 2), target, width),
+        ]
+        row += [cell(shown(s.image, width - 2), s.lines()[1:], width) for s in (one, two)]
+        rows.append(row)
+    return stacked(rows)
+
+
+def score_histogram(
+    rewards: Sequence[float], *, bins: int = 20, title: str = "Rewards"
+) -> Image.Image:
+    """How many images got which reward. The axis is 0 to 1 while all rewards are, so that rounds
+    compare."""
+    sheet = Image.new("RGB", (720, 400), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    write(draw, (MARGIN, 36), [Span(title, bold=True, size=TITLE)])
+    left, top, right, bottom = 60, 64, 696, 350
+    if not rewards:
+        write(draw, (left, (top + bottom) // 2), [Span("No image was scored.", MUTED)])
+        return sheet
+    values = np.asarray(rewards, dtype=np.float64)
+    low, high = min(0.0, float(values.min())), max(1.0, float(values.max()))
+    counts, edges = np.histogram(values, bins, (low, high))
+    step = _nice_step(int(counts.max()) / 4, whole=True)
+    ceiling = max(step * math.ceil(int(counts.max()) / step), 1)
+
+    def place(value: float, count: float) -> tuple[float, float]:
+        x = left + (value - low) / (high - low) * (right - left)
+        return x, bottom - count / ceiling * (bottom - top)
+
+    for count in range(0, int(ceiling) + 1, int(step)):
+        y = place(low, count)[1]
+        draw.line((left, y, right, y), fill=LINE if count else MUTED)
+        draw.text((left - 8, y), str(count), fill=MUTED, font=font(SMALL), anchor="rm")
+    for count, start, end in zip(counts, edges[:-1], edges[1:], strict=True):
+        if count:
+            x, y = place(start, count)
+            draw.rectangle((x + 1, min(y, bottom - 1), place(end, 0)[0] - 2, bottom - 1), ACCENT)
+    tick = _nice_step((high - low) / 6)
+    for i in range(math.ceil(low / tick), math.floor(high / tick) + 1):
+        x = place(i * tick, 0)[0]
+        draw.text((x, bottom + 8), f"{i * tick:g}", fill=MUTED, font=font(SMALL), anchor="mt")
+    mean = float(values.mean())
+    x = place(mean, 0)[0]
+    draw.line((x, top - 6, x, bottom), fill=INK, width=2)
+    summary = [Span(f"{len(values)} images   mean ", MUTED), Span(f"{mean:.3f}", bold=True)]
+    write(draw, (right - width_of(summary), 36), summary)
+    return sheet
+
+
+def learning_curve(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    bands: Mapping[str, Sequence[tuple[float, float, float]]] | None = None,
+    title: str | None = None,
+    xlabel: str = "round",
+) -> Image.Image:
+    """Lines of (step, value) with their first and last values, and their names where there are
+    several.
+
+    bands: per line (step, low, high), drawn as a pale area: intervals. The y axis is 0 to 1 where
+    all values are.
+    """
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    values = [value for points in series.values() for _, value in points]
+    for (name, points), colour in zip(series.items(), _cycle(len(series)), strict=True):
+        if bands and name in bands:
+            steps, low, high = zip(*bands[name], strict=True)
+            axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        if not points:
+            continue
+        axes.plot(*zip(*points, strict=True), color=colour, linewidth=2.2, marker="o", markersize=4)
+        end = f"{points[-1][1]:.2f}" + (f"  {name}" if len(series) > 1 else "")
+        label: dict[str, Any] = {
+            "textcoords": "offset points",
+            "color": colour,
+            "fontweight": "bold",
+        }
+        axes.annotate(
+            end, points[-1], (9, 0), ha="left", va="center", annotation_clip=False, **label
+        )
+        if len(points) > 1:
+            axes.annotate(f"{points[0][1]:.2f}", points[0], (2, -16), ha="left", **label)
+    if values and min(values) >= 0 and max(values) <= 1:
+        axes.set_ylim(0, 1.03)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    measured = [step for points in series.values() for step, _ in points]
+    axes.set_xticks(
+        [t for t in axes.get_xticks() if measured and min(measured) <= t <= max(measured)]
+    )
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.tick_params(colors=MUTED, length=0)
+    axes.set_xlabel(xlabel, color=MUTED)
+    heading = title or (next(iter(series)) if len(series) == 1 else "Learning curve")
+    axes.set_title(heading, loc="left", color=INK, fontweight="bold", fontsize=13, pad=14)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
+
+
+def _heading(text: str, width: int) -> Image.Image:
+    return cell(None, [([Span(text, bold=True, size=TEXT)], [])], width)
+
+
+def _same(read: str, target: str) -> bool:
+    """Whether the reading is the target, as the reward sees it: without spaces and letter case."""
+    return "".join(read.split()).casefold() == "".join(target.split()).casefold()
+
+
+def _nice_step(rough: float, *, whole: bool = False) -> float:
+    """The smallest of 1, 2, 5 times a power of ten that is not below `rough`."""
+    if whole and rough <= 1:
+        return 1
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough - 1e-12)
+    return round(step) if whole else step
+
+
+def _cycle(count: int) -> list[str]:
+    return [_COLOURS[i % len(_COLOURS)] for i in range(count)]

@@ -1,0 +1,92 @@
+"""Which GPU a run fits, and the least changes of its params that make it fit."""
+
+from collections.abc import Callable, Sequence
+
+from calligrapher.errors import ParamsError
+from tasks.params.run_params import RunParams
+from tasks.planning.memory import memory
+
+GIB = 2**30
+# GiB, about what PyTorch reports (`total_memory`): boards of one name differ by a few tenths.
+GPUS = {
+    "4090": 23.5,
+    "a100-40": 39.3,
+    "l40s": 44.3,
+    "a100-80": 79.1,
+    "h100": 79.1,
+    "h200": 139.7,
+}
+# GiB for CUDA's context, libraries' workspaces and gaps between blocks: assumed, not measured.
+RESERVE = 2.0
+
+
+def capacity(name: str | None, gib: float | None) -> tuple[str, float]:
+    """(name, GiB) of the GPU asked for; the H100 when none is. Raises ParamsError for an unknown
+    one."""
+    if gib is not None:
+        if not gib > RESERVE:
+            raise ParamsError(
+                f"--gpu-memory must be more than the {RESERVE:g} GiB that are set aside. Got {gib}."
+            )
+        return f"a GPU of {gib:g} GiB", gib
+    name = (name or "h100").lower()
+    if name not in GPUS:
+        raise ParamsError(
+            f"--gpu must be one of {', '.join(GPUS)}. Got {name!r}. Or give --gpu-memory in GiB."
+        )
+    return name, GPUS[name]
+
+
+def ladder(params: RunParams) -> list[list[str]]:
+    """Sets of overrides to try, in order: what changes no result, then rounding, then the
+    method."""
+    algorithm = params.algorithm
+    kl_coef = (params.nft or params.grpo).kl_coef
+    adapter = ["model.train_adapter=false"] + ["model.lora={}"] * (params.model.lora is None)
+    steps = [
+        ["model.offload_text_encoder_two=true"],
+        ["model.gradient_checkpointing=true"],
+        ["rollout.batch_size=1"],
+        ["model.mixed_precision=bf16"] * (params.model.mixed_precision == "no"),
+        ["warmup.use_8bit_adam=true"] * (params.warmup.steps > 0),
+        ["update.use_8bit_adam=true"],
+        ["warmup.batch_size=1", "update.batch_size=1"],
+        [f"{algorithm}.kl_coef=0"] * (kl_coef > 0),
+        ["nft=null", "grpo={}"] * (algorithm == "nft"),
+        adapter * params.model.train_adapter,
+    ]
+    return [step for step in steps if step]
+
+
+def needed(params: RunParams) -> float:
+    """GiB that the most demanding stage needs, with what is set aside."""
+    return max(stage.total for stage in memory(params)) / GIB + RESERVE
+
+
+def changes_to_fit(
+    load: Callable[[Sequence[str]], RunParams], overrides: Sequence[str], gib: float
+) -> tuple[list[str], float]:
+    """The overrides beyond `overrides` that make the run fit `gib`, and the GiB that it then needs.
+
+    Changes that save in any stage are added in the order of `ladder`; once it fits, each that it
+    fits without is taken out again. When nothing suffices, all that saves is returned: the caller
+    compares.
+    """
+
+    def with_changes(chosen: Sequence[Sequence[str]]) -> RunParams:
+        return load([*overrides, *(c for change in chosen for c in change)])
+
+    def everything(chosen: Sequence[Sequence[str]]) -> int:
+        return sum(stage.total for stage in memory(with_changes(chosen)))
+
+    chosen: list[list[str]] = []
+    for change in ladder(with_changes([])):
+        if needed(with_changes(chosen)) <= gib:
+            break
+        if everything([*chosen, change]) < everything(chosen):
+            chosen = [*chosen, change]
+    if needed(with_changes(chosen)) <= gib:
+        for change in list(chosen):
+            without = [c for c in chosen if c is not change]
+            chosen = without if needed(with_changes(without)) <= gib else chosen
+    return [c for change in chosen for c in change], needed(with_changes(chosen))

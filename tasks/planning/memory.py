@@ -1,0 +1,213 @@
+"""What lies on the GPU in each stage, byte by byte, from params and configs alone.
+
+Counted as the stages hold it (`load_model`, `Policy.held`, `Bench.weights`, `TrainState`): trained
+weights and gradients in float32, frozen ones in `mixed_precision`'s type, `old` and `reference` as
+copies of the trained weights and of nothing else. EMA and, when it is offloaded, T5 lie in the
+CPU's memory.
+"""
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from calligrapher.model.loading import DTYPES
+from calligrapher.rl.grpo import GRPOParams, window_length
+from calligrapher.rl.nft import NFTParams
+from calligrapher.sizing.activations import (
+    Batch,
+    decode_peak,
+    forward_peak,
+    number_bytes,
+    training_peak,
+)
+from calligrapher.sizing.meta_model import MetaModel, build, config_folders, count
+from tasks.params.run_params import ModelParams, RunParams, check_multiple
+from tasks.resources.resources import Bench
+
+MIN_8BIT, BLOCK_8BIT = (
+    4096,
+    256,
+)  # bitsandbytes: smaller tensors have float32 moments; a scale per block
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The bytes of one stage's parts on the GPU."""
+
+    stage: str
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+def folders(params: RunParams) -> tuple[Path, Path, Path | None]:
+    """Where the configs are read: base, SigLIP, adapter."""
+    base, siglip, adapter = Bench(params, Path("runs/data"), scorer=None).model_paths  # type: ignore[arg-type]
+    return *config_folders(base, siglip), adapter
+
+
+def meta_model(params: RunParams) -> MetaModel:
+    """The run's model without memory. Raises ParamsError when the canvas does not fit it."""
+    model = _meta_model(params.model.model_dump_json(), *folders(params))
+    for side in ("width", "height"):
+        check_multiple(f"model.{side}", getattr(params.model, side), model.multiple)
+    return model
+
+
+@functools.lru_cache
+def _meta_model(model_json: str, base: Path, siglip: Path, adapter: Path | None) -> MetaModel:
+    m = ModelParams.model_validate_json(model_json)
+    lora = m.lora.model_dump() if m.lora else None
+    autocast = DTYPES[m.mixed_precision]
+    return build(base, siglip, adapter, train_adapter=m.train_adapter, lora=lora, autocast=autocast)
+
+
+def batch_of(params: RunParams, model: MetaModel, rows: int) -> Batch:
+    """Token counts of `rows` images; a reference stacked on top counts as a square one."""
+    m, side = params.model, model.multiple
+    strip = m.width if m.reference_context else 0
+    return Batch(rows, (m.width // side) * ((m.height + strip) // side), m.max_sequence_length)
+
+
+def memory(params: RunParams) -> list[Memory]:
+    """What lies on the GPU in warm-up (where there is one), rollout and update."""
+    model = meta_model(params)
+    settings = params.warmup
+    stages = [_rollout(params, model), _update(params, model)]
+    if settings.steps:
+        training = _training(params, model, settings.batch_size, settings.use_8bit_adam)
+        peak = {"activations": max(training.pop("activations"), t5_moved(params, model))}
+        stages.insert(0, Memory("warm-up", _fixed(params, model) | training | peak))
+    return stages
+
+
+def other_algorithm(params: RunParams) -> RunParams:
+    """The same run with the other algorithm, at the same weight of the KL term."""
+    kl_coef = (params.nft or params.grpo).kl_coef
+    sections = (
+        {"nft": None, "grpo": GRPOParams(kl_coef=kl_coef)}
+        if params.nft
+        else {"nft": NFTParams(kl_coef=kl_coef, old_policy="slow"), "grpo": None}
+    )
+    return params.model_copy(update=sections)
+
+
+def copies(params: RunParams) -> dict[str, bool]:
+    """Which copies of the trained weights an update needs from round 1 on; a fixed `old` is the
+    reference."""
+    reference = (params.nft or params.grpo).kl_coef > 0
+    old = params.nft is not None and not (params.nft.old_policy == "fixed" and reference)
+    return {"old": old, "reference": reference}
+
+
+def held_bytes(model: MetaModel) -> int:
+    """Bytes of one policy beside the trained one."""
+    policy = model.policy
+    return sum(p.numel() * policy.held_dtype(n).itemsize for n, p in policy.parameters.items())
+
+
+def optimizer_bytes(weights: Iterable[Tensor], eight_bit: bool) -> int:
+    """AdamW's two moments and, in torch's, a step count per tensor."""
+    if not eight_bit:
+        return sum(8 * w.numel() + 4 for w in weights)
+    return sum(
+        2 * (w.numel() + 4 * -(-w.numel() // BLOCK_8BIT))
+        if w.numel() >= MIN_8BIT
+        else 8 * w.numel()
+        for w in weights
+    )
+
+
+def row_bytes(params: RunParams, model: MetaModel) -> dict[str, int]:
+    """Bytes of one image's tensors in float32, as rollouts store them, and of one case's
+    conditioning."""
+    batch = batch_of(params, model, 1)
+    latent = 4 * batch.image * model.transformer.out_channels
+    config = model.transformer.config
+    row = (
+        config.in_channels - model.transformer.out_channels + 3
+    )  # masked image, mask and token coordinates
+    conditioning = (
+        batch.text * config.joint_attention_dim
+        + config.pooled_projection_dim
+        + model.siglip.config.hidden_size
+        + batch.image * row
+    )
+    sampled = latent
+    if params.grpo is not None:
+        g = params.grpo
+        steps = window_length(
+            params.rollout.num_inference_steps, g.window_size, g.timestep_fraction
+        )
+        sampled += latent * (steps + 1 + steps * g.guard) + 4 * (2 * steps + 1)
+    return {"sampled": sampled, "conditioning": 4 * conditioning}
+
+
+def t5_moved(params: RunParams, model: MetaModel) -> int:
+    """Bytes of an offloaded T5: on the GPU while a prompt is encoded, else in the CPU's memory."""
+    return number_bytes(model) * count(model.text_encoder_2) * params.model.offload_text_encoder_two
+
+
+def _fixed(params: RunParams, model: MetaModel) -> dict[str, int]:
+    """The weights that lie there in every stage."""
+    size, trained = number_bytes(model), model.policy.parameters
+    base = sum(p.numel() for p in model.transformer.parameters() if not p.requires_grad)
+    frozen = sum(
+        p.numel() * model.policy.held_dtype(f"adapter.{n}").itemsize
+        for n, p in model.adapter.named_parameters()
+        if not p.requires_grad
+    )
+    return {
+        "transformer": base * size,
+        "VAE, CLIP, SigLIP": size * sum(map(count, (model.vae, model.text_encoder, model.siglip))),
+        "T5": 0 if params.model.offload_text_encoder_two else size * count(model.text_encoder_2),
+        "adapter, frozen": frozen,
+        "trained weights": 4 * sum(p.numel() for p in trained.values()),
+    }
+
+
+def _training(params: RunParams, model: MetaModel, rows: int, eight_bit: bool) -> dict[str, int]:
+    """Gradients, optimizer, and the higher of two peaks: forward and backward, or torch's AdamW
+    stepping."""
+    weights = model.policy.parameters.values()
+    gradients = 4 * sum(w.numel() for w in weights)
+    batch = batch_of(params, model, rows)
+    peak = training_peak(model, batch, checkpointing=params.model.gradient_checkpointing)
+    return {
+        "gradients": gradients,
+        "optimizer": optimizer_bytes(weights, eight_bit),
+        "activations": max(peak, 0 if eight_bit else gradients),
+    }
+
+
+def _update(params: RunParams, model: MetaModel) -> Memory:
+    settings, held = params.update, held_bytes(model)
+    rows = params.images_per_round * sum(row_bytes(params, model).values())
+    others = {name: held * needed for name, needed in copies(params).items()}
+    training = _training(params, model, settings.batch_size, settings.use_8bit_adam)
+    return Memory("update", _fixed(params, model) | others | {"rows of the round": rows} | training)
+
+
+def _rollout(params: RunParams, model: MetaModel) -> Memory:
+    """`old`, and the one other set of weights that is kept; the last update's gradients are still
+    there."""
+    rollout, held = params.rollout, held_bytes(model)
+    batch = batch_of(params, model, rollout.batch_size)
+    pixels = batch.image * model.multiple**2
+    sizes = row_bytes(params, model)
+    rows = rollout.shard_size * sizes["sampled"] + rollout.batch_size * sizes["conditioning"]
+    peak = max(
+        forward_peak(model, batch),
+        decode_peak(model, rollout.batch_size, pixels),
+        t5_moved(params, model),
+    )
+    parts = {"old": held, "reference": held, "rows of the round": rows}
+    gradients = 4 * sum(p.numel() for p in model.policy.parameters.values())
+    return Memory(
+        "rollout", _fixed(params, model) | parts | {"gradients": gradients, "activations": peak}
+    )

@@ -1,0 +1,60 @@
+"""How often the transformer runs, and what is written, from params and configs alone."""
+
+from dataclasses import dataclass
+
+from calligrapher.rl.grpo import window_length
+from calligrapher.sampling.schedule import trained_steps
+from tasks.params.run_params import RunParams
+from tasks.planning.memory import copies, meta_model, optimizer_bytes, row_bytes, t5_moved
+
+PNG_BYTES = 3  # of a pixel, at most but for the file's frame: noise does not compress
+
+
+@dataclass(frozen=True)
+class Forwards:
+    """Calls of the transformer for one image: in its rollout, and in one pass of the update over
+    it."""
+
+    rollout: int
+    trained: (
+        int  # each with a backward, which runs the blocks once more under gradient checkpointing
+    )
+    old: int
+    reference: int
+
+
+@dataclass(frozen=True)
+class Files:
+    """Bytes on the disk, and in the CPU's memory."""
+
+    conditioning: int  # of one case, in the cache
+    rollout: int  # Parquet of one round, at most
+    checkpoint: int  # weights and optimizer of a round that keeps them
+    cpu_memory: int  # EMA and its update, or old and trained in the refresh; an offloaded T5
+
+
+def forwards(params: RunParams) -> Forwards:
+    """From round 1 on: in the first round of NFT `old` is the reference and needs no forward of its
+    own."""
+    steps = params.rollout.num_inference_steps
+    if params.nft is not None:
+        levels = params.nft.num_train_sigmas or trained_steps(steps, params.nft.timestep_fraction)
+    else:
+        levels = window_length(steps, params.grpo.window_size, params.grpo.timestep_fraction)
+    needed = copies(params)
+    return Forwards(steps, levels, levels * needed["old"], levels * needed["reference"])
+
+
+def files(params: RunParams) -> Files:
+    """What a round leaves on the disk; compression and tables are not counted, they are small."""
+    model = meta_model(params)
+    m, sizes = params.model, row_bytes(params, model)
+    weights = list(model.policy.parameters.values())
+    trained = 4 * sum(w.numel() for w in weights)
+    ema = trained * params.ema.use_ema
+    return Files(
+        conditioning=sizes["conditioning"],
+        rollout=params.images_per_round * (sizes["sampled"] + PNG_BYTES * m.width * m.height),
+        checkpoint=2 * trained + ema + optimizer_bytes(weights, params.update.use_8bit_adam),
+        cpu_memory=2 * trained + t5_moved(params, model),
+    )

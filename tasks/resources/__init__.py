@@ -1,0 +1,1 @@
+"""What stages work with, loaded once per process."""

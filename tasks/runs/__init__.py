@@ -1,0 +1,1 @@
+"""A run at work: makes artifacts in order, goes on, forks, prunes."""

@@ -1,0 +1,1 @@
+"""The stages, one plain function each: artifacts in, an artifact out."""

@@ -1,0 +1,69 @@
+"""Stage `advantage`: compare each image with its group."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calligrapher.errors import RewardError
+from calligrapher.rl.advantage import group_advantages, kept, zero_spread
+from calligrapher.tables.parquet import read_table, write_advantages
+from tasks.artifacts.run_dir import Artifact
+from tasks.params.run_params import RunParams
+
+VERSION = 1
+FILE = "advantages.parquet"
+
+
+def advantage(params: RunParams, scores: Artifact, out: Path) -> dict[str, Any]:
+    """Write one advantage per scored image; unscored ones, and groups they leave too small, are not
+    kept.
+
+    Files: `advantages.parquet`. Meta: zero_spread_share, kept_share, dropped_groups. Raises
+    RewardError when nothing is kept.
+    """
+    tables = [
+        read_table(scores.file(name), ["sample_id", "reward"]) for name in sorted(scores.files)
+    ]
+    ids = [i for t in tables for i in t["sample_id"]]
+    given = [r for t in tables for r in t["reward"]]
+    shape = (-1, params.rollout.num_images_per_prompt)
+    rewards = torch.tensor([0.0 if r is None else r for r in given], dtype=torch.float64).reshape(
+        shape
+    )
+    valid = torch.tensor([r is not None for r in given]).reshape(shape)
+    settings = params.advantage
+    advantages = group_advantages(rewards, valid=valid, **settings.model_dump())
+    keep = kept(rewards, valid, baseline=settings.baseline)
+    if not keep.any():
+        raise RewardError(
+            f"A round must have a group with two scored images. It has none: {int((~valid).sum())}"
+            f" of {valid.numel()} images are unscored (reward.max_unscored_share)."
+        )
+    counts = valid.sum(1, keepdim=True).clamp(min=1)
+    mean = (rewards * valid).sum(1, keepdim=True) / counts
+    std = (((rewards - mean) * valid) ** 2).sum(1, keepdim=True).div(counts).sqrt()
+    scored_group = valid.any(1, keepdim=True).expand_as(valid)
+
+    def column(values: torch.Tensor, where: torch.Tensor) -> list[float | None]:
+        pairs = zip(
+            values.expand_as(rewards).flatten().tolist(), where.flatten().tolist(), strict=True
+        )
+        return [v if w else None for v, w in pairs]
+
+    write_advantages(
+        out / FILE,
+        {
+            "sample_id": ids,
+            "reward": given,
+            "group_mean": column(mean, scored_group),
+            "group_std": column(std, scored_group),
+            "advantage": column(advantages, keep),
+            "kept": keep.flatten().tolist(),
+        },
+    )
+    return {
+        "zero_spread_share": zero_spread(rewards, valid).double().mean().item(),
+        "kept_share": keep.double().mean().item(),
+        "dropped_groups": int((~keep.any(1)).sum()),
+    }

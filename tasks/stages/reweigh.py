@@ -1,0 +1,71 @@
+"""Scoring a round again with other reward weights: from the components that its score table has
+already."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from calligrapher.errors import RewardError
+from calligrapher.tables.parquet import read_table, write_scores
+from tasks.artifacts.run_dir import Artifact
+from tasks.params.run_params import RewardParams
+from tasks.resources.rewards import COMPONENTS, reward_of
+
+_REASON = re.compile(
+    rf"(?:^|; )({'|'.join(COMPONENTS.values())}): (.*?)(?=;"
+    rf" (?:{'|'.join(COMPONENTS.values())}): |$)"
+)
+
+
+class RecordedScorer:
+    """Stands for the scorer of earlier scores: says who it was, and asks nobody."""
+
+    def __init__(self, scored_by: dict[str, Any]) -> None:
+        self._scored_by = scored_by
+
+    def identity(self) -> dict[str, Any]:
+        return self._scored_by
+
+    def score(self, images: Sequence[bytes], cases: Sequence[Any]) -> list[dict[str, Any]]:
+        raise RewardError("The recorded scores must suffice here. No reward server was started.")
+
+
+def can_reweigh(scores: Artifact, params: RewardParams) -> bool:
+    """Whether `scores` has all components that `params` weighs, or the reason why one is
+    missing."""
+    if params.disable_reward_model or scores.params["reward"]["disable_reward_model"]:
+        return False
+    return all(
+        _row_suffices(row, params) for table in _tables(scores).values() for row in _rows(table)
+    )
+
+
+def reweigh(scores: Artifact, params: RewardParams, out: Path) -> list[dict[str, list[Any]]]:
+    """Write the score tables of `scores` with the rewards that the weights of `params` give;
+    returns them."""
+    tables = []
+    for name, table in _tables(scores).items():
+        rewards = [reward_of(params, row, _errors(row)) for row in _rows(table)]
+        table |= {key: [reward[key] for reward in rewards] for key in ("reward", "reason")}
+        write_scores(out / name, table)
+        tables.append(table)
+    return tables
+
+
+def _tables(scores: Artifact) -> dict[str, dict[str, list[Any]]]:
+    return {name: read_table(scores.file(name)) for name in sorted(scores.files)}
+
+
+def _rows(table: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+
+
+def _row_suffices(row: dict[str, Any], params: RewardParams) -> bool:
+    needed = [c for weight, c in COMPONENTS.items() if getattr(params, weight) > 0]
+    return all(row[c] is not None or c in _errors(row) for c in needed)
+
+
+def _errors(row: dict[str, Any]) -> dict[str, str]:
+    """Component -> why it is missing, from the row's `reason`."""
+    return dict(_REASON.findall(row["reason"] or ""))

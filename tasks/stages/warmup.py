@@ -1,0 +1,56 @@
+"""Stage `warmup`: supervised flow matching on reference-styled targets, before RL."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calligrapher.rl.rows import Rows, supervised
+from calligrapher.rl.train_loop import Loop, Plan, new_state, seeded
+from tasks.resources.resources import Bench
+from tasks.stages.checkpointed_loop import run_saved
+
+VERSION = 1
+
+
+def warmup(bench: Bench, out: Path) -> dict[str, Any]:
+    """Train `warmup.steps` steps on the cases' targets; 0 steps leave the weights as they are
+    given.
+
+    Files: `trained.safetensors`, `ema.safetensors`, `optimizer.safetensors`, `state.json`,
+    `metrics.jsonl`.
+    """
+    params = bench.params
+    settings = params.warmup
+    policy = bench.fresh_model().policy
+    state = new_state(
+        policy, weight_decay=settings.weight_decay, use_8bit=settings.use_8bit_adam, ema=False
+    )
+    cases = bench.train_cases
+    per_step = settings.batch_size * settings.gradient_accumulation_steps
+    steps_per_pass = math.ceil(len(cases) / per_step)
+    passes = math.ceil(settings.steps / steps_per_pass)
+    order = torch.randperm(len(cases), generator=seeded(params.seed, "warmup-cases")).tolist()
+    plan = Plan(
+        len(cases),
+        settings.batch_size,
+        settings.gradient_accumulation_steps,
+        passes,
+        f"{params.seed}/warmup",
+        shuffle_rows=True,
+    )
+
+    def rows(index: list[int]) -> Rows:
+        picked = [cases[order[i]] for i in index]
+        x0 = bench.conditioning.targets(picked)
+        return Rows(x0, bench.conditioning.batch(picked), torch.zeros(len(picked)))
+
+    def objective(batch: Rows, generator: torch.Generator):
+        return supervised(policy, batch, generator, settings.style_dropout)
+
+    loop = Loop(policy, state, settings, objective, total_steps=settings.steps)
+    with bench.progress("warmup", total=settings.steps, unit="step") as bar:
+        return run_saved(
+            loop, rows, plan, out, every=settings.checkpointing_steps, bar=bar, limit=settings.steps
+        )

@@ -1,0 +1,362 @@
+"""The MLflow mirror of a run's files, and `sync`, which completes it. The only file that knows
+MLflow."""
+
+import contextlib
+import getpass
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from calligrapher.durable import atomic_write
+from calligrapher.errors import CalligrapherError
+from tasks.artifacts.digests import code_version
+from tasks.tracking.journal import Journal, Record
+from tasks.tracking.mlflow_setup import one_at_a_time, prepare_mlflow
+from tasks.tracking.tracker import (
+    METRICS,
+    POINTER,
+    REPORT,
+    Tracker,
+    read_pointer,
+    run_journals,
+    write_pointer,
+)
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+__all__ = ["CHAMPION_TAG", "Mirror", "TrackedRun", "Tracker", "sync"]
+
+_BATCH = 900  # MLflow takes at most 1000 metrics at once
+_PARAMS_BATCH = 100
+CHAMPION_TAG = "champion"
+
+
+def sync(run_dir: str | Path, uri: str | None = None) -> str:
+    """Mirror a run's files to MLflow, to `uri` if given, else to where it was tracked. Adds nothing
+    twice.
+
+    Returns the MLflow run id. Raises CalligrapherError when there is nothing to mirror or MLflow
+    cannot be reached.
+    """
+    run_dir = Path(run_dir).absolute()
+    if not (run_dir / METRICS).is_file():
+        raise CalligrapherError(f"{run_dir} must be the folder of a run. It holds no {METRICS}.")
+    pointer = read_pointer(run_dir)
+    target = uri or pointer.get("uri") or f"sqlite:///{run_dir.parent / 'mlflow.db'}"
+    write_pointer(run_dir, target, pointer.get("experiment") or "calligrapher-rl")
+    problems: list[str] = []
+    try:
+        mirror = Mirror(
+            run_dir, run_journals(run_dir), lambda what, e: problems.append(f"{what}: {e}")
+        )
+        mirror.catch_up()
+        mirror.end("FINISHED")
+    except Exception as error:
+        raise CalligrapherError(
+            f"MLflow at {target} must take the run. It did not: {error}"
+        ) from error
+    if problems:
+        raise CalligrapherError(
+            f"MLflow at {target} did not take everything: " + "; ".join(problems)
+        )
+    return mirror.run_id
+
+
+class Mirror:
+    """One MLflow run that shows one run folder. Its methods raise what MLflow raises."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        journals: tuple[Journal, Journal],
+        failed: Callable[[str, Exception], None],
+    ) -> None:
+        self._run_dir, self._journals, self._failed = run_dir, journals, failed
+        self._metrics_offset = self._events_offset = 0
+        pointer = read_pointer(run_dir)
+        prepare_mlflow()
+        import mlflow
+
+        with one_at_a_time(pointer["uri"]):
+            self._client = mlflow.MlflowClient(tracking_uri=pointer["uri"])
+            self._experiment_id = self._experiment(pointer["experiment"], pointer["uri"])
+        self.run_id, is_new = self._run(pointer)
+        run = self._client.get_run(self.run_id)
+        self._params = dict(run.data.params)
+        # What MLflow has already, fetched when first needed; in a new run: nothing.
+        self._steps: dict[str, set[int]] | None = {} if is_new else None
+        self._known_keys = set() if is_new else set(run.data.metrics)
+        self._datasets = {(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs}
+        self._images = set() if is_new else self._listed_images()
+        self._system = self._watch_system(pointer["uri"])
+
+    def catch_up(self) -> None:
+        """Mirror all lines that were written since the last call."""
+        metrics, events = self._journals
+        end = metrics.end
+        self._mirror_metrics(metrics.read(self._metrics_offset, end))
+        self._metrics_offset = end
+        end = events.end
+        records = events.read(self._events_offset, end)
+        replaced = {r["path"]: i for i, r in enumerate(records) if r["kind"] == "image"}
+        for i, record in enumerate(records):
+            if record["kind"] == "image" and replaced[record["path"]] != i:
+                continue
+            try:
+                getattr(self, f"_mirror_{record['kind']}")(record)
+            except Exception as error:
+                self._failed(f"mirroring {record['kind']}", error)
+        self._events_offset = end
+
+    def end(self, status: str) -> None:
+        """Mark the MLflow run as ended."""
+        if self._system is not None:
+            self._system.finish()
+        self._client.set_terminated(self.run_id, status)
+
+    def _experiment(self, name: str, uri: str) -> str:
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is not None:
+            return experiment.experiment_id
+        place = None
+        if uri.startswith("sqlite:///"):
+            # MLflow's own default is a folder of whatever directory the process was started in.
+            place = (
+                Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts"
+            ).as_uri()
+        return self._client.create_experiment(name, artifact_location=place)
+
+    def _run(self, pointer: Record) -> tuple[str, bool]:
+        """The MLflow run of this run folder: the one noted there if MLflow still has it, else a new
+        one."""
+        import mlflow
+
+        if pointer.get("run_id"):
+            with contextlib.suppress(mlflow.exceptions.MlflowException):
+                run = self._client.get_run(pointer["run_id"])
+                if run.info.lifecycle_stage == "active":
+                    self._client.update_run(run.info.run_id, status="RUNNING")
+                    return run.info.run_id, False
+        tags = {
+            "run_dir": str(self._run_dir),
+            "mlflow.source.name": "calligrapher train",
+            "mlflow.source.type": "LOCAL",
+        }
+        with contextlib.suppress(OSError, KeyError):  # no such user in this container
+            tags["mlflow.user"] = getpass.getuser()
+        if "commit" in code_version():
+            tags["mlflow.source.git.commit"] = code_version()["commit"]
+        run = self._client.create_run(self._experiment_id, tags=tags, run_name=self._run_dir.name)
+        pointer = pointer | {"run_id": run.info.run_id, "experiment_id": self._experiment_id}
+        atomic_write(self._run_dir / POINTER, json.dumps(pointer, indent=1).encode())
+        return run.info.run_id, True
+
+    def _watch_system(self, uri: str) -> Any:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        try:
+            monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=uri)
+            monitor.start()
+        except Exception as error:
+            self._failed("the system monitor", error)
+            return None
+        return monitor
+
+    def _mirror_metrics(self, records: list[Record]) -> None:
+        from mlflow.entities import Metric
+
+        fresh: dict[tuple[str, int], Metric] = {}
+        for record in records:
+            for key, value in record["metrics"].items():
+                name, step = _metric_name(key), record["step"]
+                if value is not None and step not in self._logged_steps(name):
+                    fresh[name, step] = Metric(name, value, round(record["time"] * 1000), step)
+        metrics = list(fresh.values())
+        for start in range(0, len(metrics), _BATCH):
+            batch = metrics[start : start + _BATCH]
+            self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
+            for metric in batch:
+                self._logged_steps(metric.key).add(metric.step)
+
+    def _logged_steps(self, name: str) -> set[int]:
+        if self._steps is None:
+            self._steps = {}
+        if name not in self._steps:
+            known = (
+                self._client.get_metric_history(self.run_id, name)
+                if name in self._known_keys
+                else []
+            )
+            self._steps[name] = {metric.step for metric in known}
+        return self._steps[name]
+
+    def _mirror_params(self, record: Record) -> None:
+        """Params cannot change in MLflow: those of a resumed run that did become tags."""
+        from mlflow.entities import Param, RunTag
+
+        changed = {k: v for k, v in record["params"].items() if self._params.get(k, v) != v}
+        fresh = [Param(k, v) for k, v in record["params"].items() if k not in self._params]
+        for start in range(0, len(fresh), _PARAMS_BATCH):
+            self._client.log_batch(
+                self.run_id, params=fresh[start : start + _PARAMS_BATCH], synchronous=True
+            )
+        tags = [
+            RunTag(f"changed.{key}", f"{self._params[key]} -> {value}")
+            for key, value in changed.items()
+        ]
+        if tags:
+            self._client.log_batch(self.run_id, tags=tags, synchronous=True)
+        self._params |= {param.key: param.value for param in fresh}
+
+    def _mirror_tags(self, record: Record) -> None:
+        for key, value in record["tags"].items():
+            self._client.set_tag(self.run_id, key, value)
+
+    def _mirror_image(self, record: Record) -> None:
+        path = self._run_dir / record["path"]
+        if not record["slider"]:
+            self._client.log_artifact(self.run_id, str(path), REPORT)
+        elif (record["key"], record["step"]) not in self._images:
+            with Image.open(path) as image:
+                # The very file: MLflow would compress the picture anew, which costs more than all
+                # the rest.
+                image.save = lambda target: shutil.copyfile(path, target)  # type: ignore[method-assign]
+                self._client.log_image(
+                    self.run_id, image, key=record["key"], step=record["step"], synchronous=True
+                )
+            self._images.add((record["key"], record["step"]))
+
+    def _listed_images(self) -> set[tuple[str, int]]:
+        """(key, step) of the images that MLflow has; its file names are
+        `images/KEY+step+STEP+...`."""
+        names = (
+            Path(info.path).name for info in self._client.list_artifacts(self.run_id, "images")
+        )
+        matches = (re.match(r"(.+?)[+%]step[+%](\d+)[+%]", name) for name in names)
+        return {(m[1].replace("~", "/"), int(m[2])) for m in matches if m}
+
+    def _mirror_dataset(self, record: Record) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        name, digest = record["name"], record["digest"][:32]
+        if (name, digest) in self._datasets:
+            return
+        place = json.dumps({"uri": (self._run_dir / record["path"]).resolve().as_uri()})
+        dataset = Dataset(name, digest, "local", place)
+        context = [InputTag("mlflow.data.context", record["context"])]
+        self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, context)])
+        self._datasets.add((name, digest))
+
+    def _mirror_checkpoint(self, record: Record) -> None:
+        place = self._run_dir / record["path"]
+        model = ensure_model(
+            self._client, self._experiment_id, self.run_id, record["name"], record["digest"], place
+        )
+        known = {metric.key for metric in model.metrics or ()}
+        scores = [
+            self._score_of(model.model_id, _metric_name(key), value, record["step"], record["time"])
+            for key, value in record["metrics"].items()
+            if _metric_name(key) not in known
+        ]
+        if scores:
+            self._client.log_batch(self.run_id, metrics=scores, synchronous=True)
+
+    def _score_of(self, model_id: str, name: str, value: float, step: int, when: float) -> "Metric":
+        """A model's metric lands among the run's too: it must be the very one that is there
+        already."""
+        from mlflow.entities import Metric
+
+        if step in self._logged_steps(name):
+            history = self._client.get_metric_history(self.run_id, name)
+            logged = next(metric for metric in history if metric.step == step)
+            value, when = logged.value, logged.timestamp / 1000
+        self._logged_steps(name).add(step)
+        return Metric(name, value, round(when * 1000), step, model_id=model_id, run_id=self.run_id)
+
+
+class TrackedRun:
+    """The MLflow run of a run folder, for those who add to it after the training.
+
+    Raises CalligrapherError when the folder was never mirrored to MLflow.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        pointer = read_pointer(run_dir)
+        if not pointer.get("run_id"):
+            raise CalligrapherError(
+                f"{run_dir} must be in MLflow. It is not: `calligrapher sync {run_dir}`."
+            )
+        prepare_mlflow()
+        import mlflow
+
+        self.client: Any = mlflow.MlflowClient(tracking_uri=pointer["uri"])
+        self.run_id: str = pointer["run_id"]
+        self.experiment_id: str = self.client.get_run(self.run_id).info.experiment_id
+
+    def logged_model(self, name: str, digest: str, place: Path) -> str:
+        """The id of the checkpoint's LoggedModel, made now if the training has not."""
+        model = ensure_model(self.client, self.experiment_id, self.run_id, name, digest, place)
+        return model.model_id
+
+    def attach(self, run_id: str, model_id: str) -> None:
+        """Make the model an input of another run: its page then lists that run."""
+        from mlflow.entities import LoggedModelInput
+
+        self.client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+
+    def crown(self, model_id: str) -> None:
+        """Tag the model `champion`, and no other one of this run."""
+        for model in self._champions():
+            if model.model_id != model_id:
+                self.client.delete_logged_model_tag(model.model_id, CHAMPION_TAG)
+        self.client.set_logged_model_tags(model_id, {CHAMPION_TAG: "true"})
+
+    def champion_path(self) -> str | None:
+        """Folder of the checkpoint that carries the tag `champion`; None before the first
+        evaluation."""
+        return next((model.tags["path"] for model in self._champions()), None)
+
+    def _champions(self) -> list[Any]:
+        wanted = f"source_run_id = '{self.run_id}'"
+        models = self.client.search_logged_models([self.experiment_id], filter_string=wanted)
+        return [model for model in models if CHAMPION_TAG in model.tags]
+
+
+def model_path(uri: str, model_id: str) -> str | None:
+    """Folder of the checkpoint that MLflow at `uri` has as the LoggedModel `model_id`, or None."""
+    prepare_mlflow()
+    import mlflow
+
+    try:
+        return mlflow.MlflowClient(tracking_uri=uri).get_logged_model(model_id).tags.get("path")
+    except mlflow.exceptions.MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise CalligrapherError(
+            f"MLflow at {uri} must know its models. It said: {error}"
+        ) from error
+
+
+def ensure_model(
+    client: Any, experiment_id: str, run_id: str, name: str, digest: str, place: Path
+) -> Any:
+    """The LoggedModel of a checkpoint, found by its digest or made; its files stay in `place`."""
+    wanted = f"source_run_id = '{run_id}' AND name = '{name}'"
+    for model in client.search_logged_models([experiment_id], filter_string=wanted):
+        if model.tags.get("digest") == digest:
+            return model
+    tags = {"digest": digest, "path": str(place.resolve()), "mlflow.model.isExternal": "true"}
+    model = client.create_logged_model(
+        experiment_id, name=name, source_run_id=run_id, tags=tags, model_type="adapter"
+    )
+    return client.finalize_logged_model(model.model_id, "READY")
+
+
+def _metric_name(key: str) -> str:
+    return re.sub(r"[^\w./ :-]", "_", key)

@@ -1,0 +1,1 @@
+"""Which weights a name means, and in which format they are written."""

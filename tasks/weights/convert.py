@@ -1,0 +1,177 @@
+"""Writes any readable weights as one of the formats that other programs know."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from calligrapher.errors import CheckpointError, ParamsError
+from calligrapher.model.adapter_files import (
+    ADAPTER,
+    TRANSFORMER,
+    adapter_state,
+    blocks_and_width,
+    fitting_adapter,
+    write_calligrapher_bin,
+    write_ip_adapter_bin,
+)
+from calligrapher.model.export import (
+    LORA_FILE,
+    Empty,
+    Pairs,
+    cast,
+    check_layers,
+    lora_pairs,
+    own_adapter,
+    scratch,
+    with_lora,
+    write_lora,
+    write_merged_transformer,
+)
+from calligrapher.tiny.pack import DATA
+from tasks.artifacts.disk import room_for
+from tasks.artifacts.run_dir import RunDir, fingerprint, path_digest
+from tasks.weights.checkpoints import SUFFIXES, TINY, Checkpoint, base_folder, find_checkpoint
+
+WRITERS = {"ip-adapter": write_ip_adapter_bin, "calligrapher": write_calligrapher_bin}
+NAMES = [f"{stem}{suffix}" for stem in WRITERS for suffix in (".bin", ".safetensors")]
+
+
+def convert(
+    source: str,
+    target: str,
+    *,
+    weights: Literal["ema", "trained"] | None = None,
+    lora: Literal["merged", "separate"] | None = None,
+    dtype: torch.dtype | None = None,
+    base: Path | None = None,
+    force: bool = False,
+    runs_dir: Path = Path("runs"),
+) -> list[Path]:
+    """Write the weights `source` as `target`, whose name is the format; returns all that was
+    written.
+
+    `lora` says what becomes of the transformer's LoRA (None: separate, where there is one), `base`
+    whose transformer it is merged into. Nothing is written, and nothing replaced, unless everything
+    fits.
+    """
+    if weights and Path(source).suffix in SUFFIXES:
+        raise ParamsError(f"--weights chooses between an artifact's files. {source} is one file.")
+    found = find_checkpoint(source, runs_dir, weights)
+    trained = {} if isinstance(found, Path) else load_file(found.path)
+    pairs = lora_pairs(trained, TRANSFORMER)
+    if lora and not pairs:
+        raise ParamsError(f"--lora needs LoRA of the transformer. {source} has none.")
+    if base and lora != "merged":
+        raise ParamsError(
+            f"--base is the transformer that --lora merged adds to. Got {base} without it."
+        )
+    out = _target(target, found)
+    beside = {"merged": "transformer", "separate": LORA_FILE}[lora or "separate"]
+    written = [out, out.with_name(beside)] if pairs else [out]
+    _refuse_existing(written, force)
+    transformer = _transformer(found, base, pairs, written[-1]) if lora == "merged" else None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with room_for(" and ".join(map(str, written)), out.parent):
+        with scratch(out.parent) as empty:
+            state = (
+                adapter_state(found) if isinstance(found, Path) else _adapter(found, trained, empty)
+            )
+            fitting_adapter(state, *blocks_and_width(state), Path(source))
+            WRITERS[out.stem](cast(state, dtype, empty) if dtype else state, out)
+        if transformer:
+            write_merged_transformer(transformer, pairs, found.lora_scale, written[1])
+        elif pairs:
+            write_lora(pairs, found.lora_scale, dtype, written[1])
+    return written
+
+
+def _target(target: str, found: Checkpoint | Path) -> Path:
+    """The file to write: `target`, or one below it when it is a folder."""
+    out = Path(target)
+    if out.name in NAMES and not out.is_dir():
+        return out
+    if out.suffix and not out.is_dir():
+        raise ParamsError(
+            f"The target must be a folder or be called {', '.join(NAMES)}. Got {target}."
+        )
+    if isinstance(found, Path):
+        raise ParamsError(
+            f"The target must be called {', '.join(NAMES)}. Got {target}: a folder gets a"
+            f" checkpoint-STEP, and {found} knows no step."
+        )
+    return out / f"checkpoint-{found.step}" / NAMES[0]
+
+
+def _refuse_existing(paths: list[Path], force: bool) -> None:
+    there = [str(path) for path in paths if path.exists()]
+    if there and not force:
+        raise ParamsError(f"{', '.join(there)} must not be there yet. Use --force to replace it.")
+
+
+def _transformer(found: Checkpoint, base: Path | None, pairs: Pairs, out: Path) -> Path:
+    """The folder of the transformer that the LoRA is merged into; its layers fit, and it is not
+    `out`."""
+    folder = (base or base_folder(found.model["base"])) / "transformer"
+    check_layers(folder, pairs)
+    if folder.resolve() == out.resolve():
+        raise ParamsError(
+            f"{folder} must stay as it is: it is the base. Name a target in another folder."
+        )
+    return folder
+
+
+def adapter_file(text: str, runs_dir: Path) -> Path:
+    """The file that `model.initial_adapter` names; whether it is there and fits shows when it is
+    read.
+
+    LoRA that a run trained on its adapter is added first: the sum is kept in
+    `runs_dir/data/adapters`.
+    """
+    if text == TINY:
+        return DATA / "calligrapher.bin"
+    found = find_checkpoint(text, runs_dir)
+    if isinstance(found, Path):
+        return found
+    trained = load_file(found.path)
+    if own_adapter(trained) and not lora_pairs(trained, ADAPTER):
+        return found.path
+    made_from = {"weights": found.artifact.digest, "model": _began(found)}
+    key = fingerprint("adapter", 1, found.artifact.params["model"], made_from, file=found.path.name)
+    out = runs_dir / "data" / "adapters" / f"{key}.safetensors"
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with scratch(out.parent) as empty:
+            write_calligrapher_bin(_adapter(found, trained, empty), out)
+    return out
+
+
+def _began(found: Checkpoint) -> str:
+    """Digest of the model that the run began with."""
+    return RunDir(found.run).load("warmup").inputs["model"]
+
+
+def _adapter(found: Checkpoint, trained: dict[str, Tensor], empty: Empty) -> dict[str, Tensor]:
+    """The whole adapter of a checkpoint: what was trained, over what the run began with."""
+    own, pairs = own_adapter(trained), lora_pairs(trained, ADAPTER)
+    if own and not pairs:
+        return own
+    initial = found.model["initial_adapter"]
+    if initial is None:
+        raise CheckpointError(
+            f"{found.path} must hold a whole adapter, or its run must name model.initial_adapter."
+            " It is null."
+        )
+    file = adapter_file(initial, found.run.parent)
+    if not _began(found).endswith(f"+{path_digest(file)}"):
+        raise CheckpointError(
+            f"{file} must be the adapter that the run {found.run} began with. It has changed."
+        )
+    whole = adapter_state(file) | own
+    return (
+        with_lora(cast(whole, torch.float32, empty), pairs, found.lora_scale, empty)
+        if pairs
+        else whole
+    )

@@ -1,0 +1,144 @@
+"""Advantages: against Flow-GRPO, against cases worked by hand, and with images that have no
+score."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from calligrapher.errors import InputError
+from calligrapher.rl.advantage import AdvantageParams, group_advantages, kept, zero_spread
+
+CASES = json.loads((Path(__file__).parents[2] / "golden" / "advantage.json").read_text())
+NAN = float("nan")
+
+
+def f64(rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("case", CASES, ids=["global_std", "group_std"])
+def test_advantages_equal_flow_grpo(case):
+    found = group_advantages(f64(case["rewards"]), global_std=case["global_std"])
+    torch.testing.assert_close(found, f64(case["advantages"]), rtol=1e-9, atol=1e-9)
+
+
+def test_a_group_worked_by_hand():
+    # Group 0: mean 0.5, population std sqrt(0.5 / 3) = 0.408248; group 1: mean 0.2, std 0.081650.
+    found = group_advantages(f64([[0.0, 0.5, 1.0], [0.1, 0.2, 0.3]]), global_std=False)
+    a, b = 0.5 / (0.408248290 + 1e-4), 0.1 / (0.081649658 + 1e-4)
+    torch.testing.assert_close(found, f64([[-a, 0.0, a], [-b, 0.0, b]]), rtol=1e-6, atol=1e-12)
+
+
+def test_the_global_std_worked_by_hand():
+    # All: mean 0.35, squared deviations .1225 .0225 .4225 .0625 .0225 .0025, std sqrt(0.655 / 6) =
+    # 0.330404.
+    found = group_advantages(f64([[0.0, 0.5, 1.0], [0.1, 0.2, 0.3]]), global_std=True)
+    s = 0.330403793 + 1e-4
+    torch.testing.assert_close(
+        found, f64([[-0.5 / s, 0.0, 0.5 / s], [-0.1 / s, 0.0, 0.1 / s]]), rtol=1e-6, atol=1e-12
+    )
+
+
+def test_the_round_as_baseline_worked_by_hand():
+    found = group_advantages(f64([[0.0], [0.5], [1.0]]), global_std=True, baseline="round")
+    a = 0.5 / (0.408248290 + 1e-4)
+    torch.testing.assert_close(found, f64([[-a], [0.0], [a]]), rtol=1e-6, atol=1e-12)
+    assert (
+        group_advantages(f64([[0.7, 0.7], [0.7, 0.7]]), global_std=True, baseline="round")
+        .eq(0)
+        .all()
+    )
+
+
+@pytest.mark.parametrize("global_std", [True, False])
+def test_a_group_without_spread_gets_exactly_zero(global_std):
+    # 0.1 + 0.2 != 0.3 in floating point: the mean of such a group differs from its members by
+    # rounding.
+    rewards = f64([[0.1 + 0.2, 0.3, 0.3], [0.2, 0.4, 0.9]])
+    found = group_advantages(rewards, global_std=global_std)
+    assert found[0].tolist() == [0.0, 0.0, 0.0]
+    assert found[1].abs().min() > 0
+    assert zero_spread(rewards).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("global_std", [True, False])
+def test_an_image_without_a_score_leaves_the_others_as_if_it_were_not_there(global_std):
+    rewards = f64([[0.2, NAN, 0.6, 0.7], [0.1, 0.3, NAN, 0.9]])
+    found = group_advantages(rewards, global_std=global_std, valid=rewards.isfinite())
+    without = group_advantages(f64([[0.2, 0.6, 0.7], [0.1, 0.3, 0.9]]), global_std=global_std)
+    assert found[0, 1] == 0
+    assert found[1, 2] == 0
+    torch.testing.assert_close(found[rewards.isfinite()], without.flatten())
+    assert kept(rewards, rewards.isfinite()).equal(rewards.isfinite())
+
+
+def test_a_group_with_fewer_than_two_scores_is_not_kept():
+    rewards = f64([[NAN, 0.9, NAN], [NAN, NAN, NAN], [0.1, 0.2, 0.3]])
+    valid = rewards.isfinite()
+    found = group_advantages(rewards, global_std=True, valid=valid)
+    assert found[:2].eq(0).all()
+    assert found[2].tolist()[0] < 0
+    assert kept(rewards, valid).tolist() == [[False] * 3, [False] * 3, [True] * 3]
+
+
+@pytest.mark.parametrize("valid", [[[False, False]], [[True, False]]])
+@pytest.mark.parametrize("baseline", ["group", "round"])
+def test_a_round_without_comparisons_is_all_zero(valid, baseline):
+    valid = torch.tensor(valid)
+    found = group_advantages(f64([[0.3, NAN]]), global_std=True, valid=valid, baseline=baseline)
+    assert found.tolist() == [[0.0, 0.0]]
+    assert not kept(f64([[0.3, NAN]]), valid, baseline=baseline).any()
+
+
+def test_a_valid_reward_that_is_no_number_is_refused():
+    with pytest.raises(InputError, match=r"Got nan at \[group, member\] \[1, 0\]"):
+        group_advantages(f64([[0.1, 0.2], [NAN, 0.3]]), global_std=True)
+    with pytest.raises(InputError, match="must be finite"):
+        group_advantages(f64([[0.1, float("inf")]]), global_std=False)
+
+
+def test_groups_and_members_keep_their_places():
+    rewards = torch.rand(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = group_advantages(rewards, global_std=False)
+    assert torch.equal(group_advantages(rewards[[2, 0, 1]], global_std=False), found[[2, 0, 1]])
+    torch.testing.assert_close(found.sum(1), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-9)
+    assert found.argmax(1).equal(rewards.argmax(1))
+
+
+def test_float32_rewards_are_computed_in_float64():
+    rewards = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+    found = group_advantages(rewards, global_std=True)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, group_advantages(rewards.double(), global_std=True))
+
+
+def test_every_parameter_changes_the_advantages():
+    rewards = f64([[0.0, 0.5, 1.0], [0.1, 0.2, 0.3]])
+    settings = [
+        AdvantageParams(),
+        AdvantageParams(global_std=False),
+        AdvantageParams(baseline="round"),
+    ]
+    found = [group_advantages(rewards, **p.model_dump()) for p in settings]
+    assert not found[0].equal(found[1])
+    assert not found[0].equal(found[2])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"baseline": "round", "global_std": False}, {"baseline": "epoch"}, {"clip": 5}]
+)
+def test_settings_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        AdvantageParams(**wrong)
+
+
+def test_rewards_of_another_shape_are_refused():
+    with pytest.raises(InputError, match=r"\[groups, members\]"):
+        group_advantages(f64([0.1, 0.2]), global_std=True)
+    with pytest.raises(InputError, match="shaped like rewards"):
+        group_advantages(
+            f64([[0.1, 0.2]]), global_std=True, valid=torch.ones(1, 3, dtype=torch.bool)
+        )

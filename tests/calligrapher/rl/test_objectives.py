@@ -1,0 +1,240 @@
+"""The three objectives on a policy small enough to work out: velocity = W x, dropped with the
+style."""
+
+import pytest
+import torch
+from torch import nn
+
+from calligrapher.model.policy import Conditioning, Policy
+from calligrapher.rl.grpo import GRPOParams
+from calligrapher.rl.nft import NFTParams, nft_loss
+from calligrapher.rl.rows import Rows, grpo, nft, noised, supervised
+from calligrapher.sampling.sampler import Window, sample
+from calligrapher.sampling.schedule import sigma_schedule
+
+ROWS, LENGTH, CHANNELS, STEPS = 3, 4, 5, 6
+
+
+class HandMade(nn.Module):
+    """Counts its calls and remembers the last `styled`."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.adapter = nn.Linear(CHANNELS, CHANNELS, bias=False)
+        self.adapter.weight.data = scale * torch.eye(CHANNELS)
+        self.transformer = nn.Module()
+        self.transformer.out_channels = CHANNELS
+        self.calls, self.styled, self.seen = 0, None, []
+
+    def forward(self, x, sigma, conditioning, styled=None):
+        self.calls += 1
+        self.styled = styled
+        self.seen.append((x, sigma))
+        velocity = self.adapter(x)
+        return velocity if styled is None else velocity * styled[:, None, None]
+
+
+def policy(scale=0.5):
+    return Policy(HandMade(scale))
+
+
+def conditioning(rows=ROWS):
+    return Conditioning(
+        torch.zeros(rows, 1, 1),
+        torch.zeros(rows, 1),
+        torch.zeros(rows, 1),
+        torch.zeros(rows, LENGTH, 1),
+        torch.zeros(LENGTH, 3),
+    )
+
+
+def rows(advantages=(1.0, 0.0, -2.0), window=None):
+    x0 = torch.randn(ROWS, LENGTH, CHANNELS, generator=torch.Generator().manual_seed(1))
+    return Rows(x0, conditioning(), torch.tensor(advantages), window)
+
+
+def seeded(seed=7):
+    return torch.Generator().manual_seed(seed)
+
+
+def run(losses):
+    """Back-propagate every loss; the sum of the losses and the metrics of each."""
+    total, metrics = 0.0, []
+    for loss, found in losses:
+        loss.backward()
+        total += loss.item()
+        metrics.append(found)
+    return total, metrics
+
+
+def gradient(p):
+    return p.parameters["adapter.weight"].grad
+
+
+def test_supervised_is_the_squared_distance_to_noise_minus_x0():
+    p, batch = policy(0.5), rows()
+    total, metrics = run(supervised(p, batch, seeded(), style_dropout=0.0))
+    generator = seeded()
+    sigma = torch.sigmoid(torch.randn(ROWS, generator=generator))[:, None, None]
+    torch.rand(ROWS, generator=generator)
+    noise = torch.randn(batch.x0.shape, generator=generator)
+    x = (1 - sigma) * batch.x0 + sigma * noise
+    expected = ((0.5 * x - (noise - batch.x0)) ** 2).mean().item()
+    assert total == pytest.approx(expected, rel=1e-5)
+    assert metrics[0]["loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert p.model.styled.tolist() == [1, 1, 1]
+    assert gradient(p).abs().max() > 0
+
+
+def test_style_dropout_takes_the_style_from_that_share_of_the_rows():
+    p, taken = policy(), []
+    for seed in range(60):
+        run(supervised(p, rows(), seeded(seed), style_dropout=0.25))
+        taken += p.model.styled.tolist()
+    assert set(taken) == {0.0, 1.0}
+    assert taken.count(0.0) / len(taken) == pytest.approx(0.25, abs=0.08)
+
+
+def test_noised_lies_between_x0_and_the_noise():
+    x0 = torch.ones(2, LENGTH, CHANNELS)
+    x, noise = noised(x0, torch.tensor([0.0, 1.0]), seeded())
+    assert torch.equal(x[0], x0[0])
+    torch.testing.assert_close(x[1], noise[1])
+
+
+@pytest.mark.parametrize(
+    ("kl_coef", "own_reference", "calls"),
+    [(0.0, False, 2), (0.0, True, 2), (0.1, False, 2), (0.1, True, 3)],
+)
+def test_nft_runs_no_forward_that_it_does_not_need(kl_coef, own_reference, calls):
+    p = policy()
+    old = p.snapshot()
+    reference = {n: w + 0.1 for n, w in old.items()} if own_reference else old
+    params = NFTParams(kl_coef=kl_coef, num_train_sigmas=2)
+    _, metrics = run(nft(p, rows(), seeded(), params, STEPS, old, reference))
+    assert p.model.calls == 2 * calls
+    for found in metrics:
+        assert ("kl" in found) == (kl_coef > 0)
+        if kl_coef > 0:
+            assert (found["kl"] > 0) == own_reference
+
+
+def test_nft_averages_nft_loss_over_the_noise_levels():
+    p, batch, params = policy(0.5), rows(), NFTParams(kl_coef=0.2, num_train_sigmas=3)
+    old = {"adapter.weight": 0.3 * torch.eye(CHANNELS)}
+    reference = {"adapter.weight": 0.4 * torch.eye(CHANNELS)}
+    total, metrics = run(nft(p, batch, seeded(), params, STEPS, old, reference))
+    generator = seeded()
+    from calligrapher.rl.nft import train_sigmas
+
+    expected = []
+    for sigma in train_sigmas(sigma_schedule(STEPS, LENGTH), ROWS, params, generator):
+        x, _ = noised(batch.x0, sigma, generator)
+        loss, _ = nft_loss(0.5 * x, 0.3 * x, 0.4 * x, batch.x0, x, sigma, batch.advantages, params)
+        expected.append(loss.item())
+    assert len(expected) == len(metrics) == 3
+    assert total == pytest.approx(sum(expected) / 3, rel=1e-5)
+
+
+def test_nft_without_advantages_has_no_gradient_at_the_old_policy():
+    p = policy()
+    run(
+        nft(
+            p,
+            rows((0.0, 0.0, 0.0)),
+            seeded(),
+            NFTParams(kl_coef=0.0),
+            STEPS,
+            p.snapshot(),
+            p.snapshot(),
+        )
+    )
+    assert torch.equal(gradient(p), torch.zeros(CHANNELS, CHANNELS))
+
+
+@pytest.mark.parametrize(("noise", "shared"), [("row", False), ("group", True)])
+def test_nft_draws_noise_and_levels_for_each_row_or_once_for_each_group(noise, shared):
+    p, params = policy(), NFTParams(kl_coef=0.0, num_train_sigmas=2, noise=noise)
+    same = Rows(
+        torch.zeros(3, LENGTH, CHANNELS),
+        conditioning(),
+        torch.zeros(3),
+        groups=torch.tensor([4, 4, 7]),
+    )
+    run(nft(p, same, seeded(), params, 50, p.snapshot(), p.snapshot()))
+    for x, sigma in p.model.seen:
+        assert torch.equal(x[0], x[1]) == shared
+        assert not torch.equal(x[1], x[2])
+        if shared:
+            assert sigma[0] == sigma[1]
+    assert not torch.equal(p.model.seen[0][0], p.model.seen[2][0])
+
+
+def rollout(p, params, starts=(0, 2, 1)):
+    """Rows that `p` has sampled with a window of its own for each."""
+    found = sample(p, conditioning(), [1, 2, 3], STEPS, window_starts=list(starts), grpo=params)
+    p.model.calls = 0
+    return Rows(found.x0, conditioning(), torch.tensor([1.0, -0.5, 2.0]), found.window)
+
+
+@pytest.mark.parametrize("sampler", ["sde", "cps"])
+@pytest.mark.parametrize("guard", [False, True])
+def test_grpo_of_the_policy_that_sampled_has_ratio_one(sampler, guard):
+    if guard and sampler == "cps":
+        pytest.skip("guard is for the sde sampler")
+    p, params = policy(), GRPOParams(window_size=2, kl_coef=0.1, sampler=sampler, guard=guard)
+    _, metrics = run(grpo(p, rollout(p, params), seeded(), params, STEPS, p.snapshot()))
+    assert len(metrics) == 2
+    for found in metrics:
+        assert found["ratio_mean"].item() == 1.0
+        assert found["approx_kl"].item() == 0.0
+        assert found["kl"].item() == 0.0
+    assert gradient(p).abs().max() > 0
+
+
+@pytest.mark.parametrize(("kl_coef", "calls"), [(0.0, 1), (0.1, 2)])
+def test_grpo_runs_the_reference_only_for_a_kl(kl_coef, calls):
+    p, params = policy(), GRPOParams(window_size=2, kl_coef=kl_coef)
+    run(grpo(p, rollout(p, params), seeded(), params, STEPS, p.snapshot()))
+    assert p.model.calls == 2 * calls
+
+
+def test_the_kl_of_grpo_pulls_towards_the_reference():
+    p, params = policy(0.5), GRPOParams(window_size=2, kl_coef=1.0)
+    batch = rollout(p, params)
+    batch = Rows(batch.x0, batch.conditioning, torch.zeros(ROWS), batch.window)
+    reference = {"adapter.weight": 0.4 * torch.eye(CHANNELS)}
+    before, _ = run(grpo(p, batch, seeded(), params, STEPS, reference))
+    assert before > 0
+    p.parameters["adapter.weight"].data -= 1e-3 * gradient(p) / gradient(p).norm()
+    after, _ = run(grpo(p, batch, seeded(), params, STEPS, reference))
+    assert after < before
+
+
+def test_grpo_raises_the_probability_of_what_was_good():
+    p, params = policy(), GRPOParams(window_size=2, kl_coef=0.0)
+    batch = rollout(p, params)
+    batch = Rows(batch.x0, batch.conditioning, torch.tensor([1.0, 0.0, 0.0]), batch.window)
+    before, _ = run(grpo(p, batch, seeded(), params, STEPS, p.snapshot()))
+    p.parameters["adapter.weight"].data -= 1e-3 * gradient(p) / gradient(p).norm()
+    after, metrics = run(grpo(p, batch, seeded(), params, STEPS, p.snapshot()))
+    assert after < before
+    assert sum(found["ratio_mean"].item() for found in metrics) / 2 > 1
+
+
+def test_picked_rows_keep_what_belongs_to_them():
+    window = Window(
+        torch.arange(ROWS * 2.0).reshape(ROWS, 2, 1, 1),
+        torch.arange(3.0)[:, None],
+        torch.arange(3.0).reshape(3, 1, 1, 1),
+        torch.arange(6.0).reshape(3, 2),
+    )
+    picked = rows(window=window).pick([2, 0])
+    assert len(picked) == 2
+    assert picked.advantages.tolist() == [-2.0, 1.0]
+    assert picked.window.trajectory.flatten().tolist() == [4, 5, 0, 1]
+    assert picked.window.log_prob.flatten().tolist() == [2, 0]
+    assert picked.window.mean.flatten().tolist() == [2, 0]
+    assert picked.window.sigmas.tolist() == [[4, 5], [0, 1]]
+    assert torch.equal(picked.x0, rows().x0[[2, 0]])
+    assert picked.conditioning.prompt.shape[0] == 2

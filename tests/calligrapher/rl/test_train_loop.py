@@ -1,0 +1,286 @@
+"""The optimisation loop: which rows make a step, at which rate, and that a saved state goes on as
+it was."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from calligrapher.errors import CalligrapherError
+from calligrapher.model.policy import Policy
+from calligrapher.rl.train_loop import STATE_FILES, Loop, Plan, learning_rate_at, new_state
+from tasks.params.run_params import UpdateParams
+
+SIZE = 4
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.adapter = nn.Linear(SIZE, SIZE)
+        torch.manual_seed(0)
+        nn.init.normal_(self.adapter.weight)
+        nn.init.normal_(self.adapter.bias)
+
+
+def settings(**changes):
+    return UpdateParams(**{"learning_rate": 0.1, "weight_decay": 0.0} | changes)
+
+
+def make(objective=None, *, ema=False, interval=1, autocast=None, **changes):
+    """A loop that fits `adapter(x)` to `-x` on rows of x."""
+    policy = Policy(Linear(), autocast=autocast)
+    state = new_state(policy, weight_decay=0.0, ema=ema)
+
+    def fit(x, generator):
+        loss = ((policy.model.adapter(x) + x) ** 2).mean()
+        yield loss, {"loss": loss.detach()}
+
+    return Loop(
+        policy,
+        state,
+        settings(**changes),
+        objective(policy) if objective else fit,
+        ema_max_decay=0.9,
+        ema_interval=interval,
+    )
+
+
+def rows(count, seed=0):
+    return torch.randn(count, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def run(loop, plan, data=None, **how):
+    data = rows(plan.num_rows) if data is None else data
+    history = []
+    loop.on_step = history.append
+    loop.run(lambda index: data[index], plan, **how)
+    return history
+
+
+def weights(loop):
+    return torch.cat([w.flatten() for w in loop.policy.snapshot().values()])
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 5])  # 3 + 3, 4 + 2, 5 + 1
+def test_accumulated_batches_are_one_large_batch(batch_size):
+    large, small = make(), make()
+    assert len(run(large, Plan(6, 6, 1, 2, "k"))) == 2
+    history = run(small, Plan(6, batch_size, 2, 2, "k"))
+    assert len(history) == 2
+    assert (weights(large) - weights(small)).abs().max() <= 1e-6
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_rows():
+    data = rows(7)
+    loop = make()
+    expected = ((loop.policy.model.adapter(data) + data) ** 2).mean().item()
+    (metrics,) = run(loop, Plan(7, 3, 3, 1, "k"), data)
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["learning_rate"] == 0.1
+    assert metrics["grad_norm"] > 0
+
+
+def test_the_last_partial_accumulation_is_a_step_of_its_own():
+    steps = Plan(7, 2, 3, 1, "k").steps()
+    assert [[len(index) for _, index in step] for step in steps] in (
+        [[2, 2, 2], [1]],
+        [[2, 2, 1], [2]],
+        [[2, 1, 2], [2]],
+        [[1, 2, 2], [2]],
+    )
+    assert len(run(make(), Plan(7, 2, 3, 1, "k"))) == 2
+
+
+def test_a_plan_keeps_neighbours_together_and_orders_the_batches_anew_in_each_pass():
+    plan = Plan(8, 2, 1, 20, "k")
+    passes = [[step[0][1] for step in plan.steps()[4 * p : 4 * p + 4]] for p in range(20)]
+    assert all(sorted(batches) == [[0, 1], [2, 3], [4, 5], [6, 7]] for batches in passes)
+    assert len({str(batches) for batches in passes}) > 5
+    keys = [key for step in plan.steps() for key, _ in step]
+    assert len(set(keys)) == 80
+    assert plan.steps() == Plan(8, 2, 1, 20, "k").steps() != Plan(8, 2, 1, 20, "other").steps()
+
+
+def test_a_plan_that_shuffles_rows_uses_each_once_a_pass():
+    passes = Plan(5, 2, 3, 2, "k", shuffle_rows=True).steps()
+    assert [sorted(i for _, index in step for i in index) for step in passes] == [
+        [0, 1, 2, 3, 4]
+    ] * 2
+    assert passes[0][0][1] not in ([0, 1], [2, 3], [4])
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "step", "rate"),
+    [
+        ("constant", 0, 2.0),
+        ("constant", 11, 2.0),
+        ("constant_with_warmup", 0, 0.5),
+        ("constant_with_warmup", 3, 2.0),
+        ("constant_with_warmup", 11, 2.0),
+        ("linear", 1, 1.0),
+        ("linear", 4, 2.0),
+        ("linear", 8, 1.0),
+        ("linear", 11, 0.25),
+        ("linear", 12, 0.0),
+        ("linear", 30, 0.0),
+        ("cosine", 4, 2.0),
+        ("cosine", 6, 1.0 + math.sqrt(0.5)),
+        ("cosine", 8, 1.0),
+        ("cosine", 12, 0.0),
+    ],
+)
+def test_learning_rates_at_hand_worked_steps(scheduler, step, rate):
+    rise = 0 if scheduler == "constant" else 4
+    given = settings(learning_rate=2.0, lr_scheduler=scheduler, lr_warmup_steps=rise)
+    assert learning_rate_at(step, given, total_steps=12) == pytest.approx(rate, abs=1e-12)
+
+
+def test_a_loop_stops_at_its_limit_of_steps():
+    loop = make()
+    assert len(run(loop, Plan(6, 2, 1, 5, "k"), limit=4)) == 4
+    assert loop.state.step == 4
+    before = weights(loop)
+    assert run(loop, Plan(6, 2, 1, 5, "k"), limit=4) == []
+    assert torch.equal(weights(loop), before)
+
+
+def test_gradients_are_scaled_down_to_the_maximal_norm():
+    moved = {}
+    for limit in (1e-6, 1e9):
+        # Plain descent shows the scale; Adam's step does not depend on it.
+        loop = make(max_grad_norm=limit)
+        loop.state.optimizer = torch.optim.SGD(loop.policy.parameters.values(), lr=0.0)
+        before = weights(loop)
+        (metrics,) = run(loop, Plan(3, 3, 1, 1, "k"))
+        moved[limit] = (weights(loop) - before).norm().item()
+    assert moved[1e-6] == pytest.approx(0.1 * 1e-6, rel=0.2)
+    assert moved[1e9] == pytest.approx(0.1 * metrics["grad_norm"], rel=1e-4)
+
+
+def test_ema_follows_the_formula():
+    loop = make(ema=True)
+    start = weights(loop)
+    run(loop, Plan(3, 3, 1, 1, "k"))
+    first = weights(loop)
+    ema = torch.cat([w.flatten() for w in loop.state.ema.values()])
+    torch.testing.assert_close(ema, 2 / 11 * start + 9 / 11 * first)
+    run(loop, Plan(3, 3, 1, 2, "k"), done=1)
+    expected = 3 / 12 * ema + 9 / 12 * weights(loop)
+    torch.testing.assert_close(torch.cat([w.flatten() for w in loop.state.ema.values()]), expected)
+
+
+def test_ema_moves_every_few_steps_when_asked_to():
+    loop = make(ema=True, interval=2)
+    start = weights(loop)
+    run(loop, Plan(3, 3, 1, 1, "k"))
+    assert torch.equal(torch.cat([w.flatten() for w in loop.state.ema.values()]), start)
+    run(loop, Plan(3, 3, 1, 2, "k"), done=1)
+    expected = 3 / 12 * start + 9 / 12 * weights(loop)
+    torch.testing.assert_close(torch.cat([w.flatten() for w in loop.state.ema.values()]), expected)
+
+
+def endless(policy):
+    def objective(x, generator):
+        loss = policy.model.adapter(x).sum() * float("inf")
+        yield loss, {"loss": loss.detach()}
+
+    return objective
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_and_changes_nothing():
+    loop = make(endless, ema=True)
+    before = weights(loop)
+    with pytest.raises(
+        CalligrapherError, match=r"gradient must be finite.*step 0.*were not changed"
+    ):
+        run(loop, Plan(3, 3, 1, 1, "k"))
+    assert torch.equal(weights(loop), before)
+    assert loop.state.step == 0
+    assert loop.state.optimizer.state_dict()["state"] == {}
+
+
+def test_in_fp16_a_gradient_that_is_not_finite_lowers_the_scale_and_changes_no_weight():
+    loop = make(endless, autocast=torch.float16)
+    before, scale = weights(loop), loop.state.scaler.get_scale()
+    run(loop, Plan(3, 3, 1, 1, "k"))
+    assert torch.equal(weights(loop), before)
+    assert loop.state.scaler.get_scale() == scale / 2
+
+
+def test_in_fp16_the_scale_does_not_change_the_step():
+    plain, scaled = make(), make(autocast=torch.float16)
+    for loop in (plain, scaled):
+        run(loop, Plan(6, 3, 1, 1, "k"))
+    torch.testing.assert_close(weights(plain), weights(scaled), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("autocast", [None, torch.float16])
+def test_a_saved_state_is_read_back_to_the_last_bit_and_goes_on_as_it_was(tmp_path, ema, autocast):
+    plan = Plan(6, 2, 1, 2, "k")
+    whole = make(ema=ema, autocast=autocast)
+    run(whole, plan)
+    first = make(ema=ema, autocast=autocast)
+    run(first, plan, limit=4)
+    first.state.save(first.policy, tmp_path / "a")
+    second = make(ema=ema, autocast=autocast)
+    second.state.load(second.policy, tmp_path / "a")
+    second.state.save(second.policy, tmp_path / "b")
+    for name in STATE_FILES:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    run(second, plan, done=4)
+    assert torch.equal(weights(second), weights(whole))
+    assert second.state.step == 6
+    if ema:
+        assert all(torch.equal(second.state.ema[n], whole.state.ema[n]) for n in whole.state.ema)
+
+
+def test_8_bit_adam_without_its_package_is_a_clear_error(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(
+        CalligrapherError, match=r"use_8bit_adam needs the package bitsandbytes.*set .* false"
+    ):
+        new_state(Policy(Linear()), weight_decay=0.0, use_8bit=True, ema=False)
+
+
+class NestedAdam(torch.optim.AdamW):
+    """Tells its state as bitsandbytes does: nested, steps as an int, a table that is shared."""
+
+    def state_dict(self):
+        told = super().state_dict()
+        table = torch.arange(3.0)
+        told["state"] = {
+            i: {
+                "step": int(entry["step"]),
+                "quantised": {k: v for k, v in entry.items() if k != "step"},
+                "t": table,
+            }
+            for i, entry in told["state"].items()
+        }
+        return told
+
+    def load_state_dict(self, told):
+        state = {
+            i: {"step": torch.tensor(float(entry["step"])), **entry["quantised"]}
+            for i, entry in told["state"].items()
+            if type(entry["step"]) is int
+        }
+        super().load_state_dict(told | {"state": state})
+
+
+def test_an_optimizer_with_a_nested_state_goes_on_as_if_it_had_not_stopped(tmp_path):
+    plan = Plan(8, 2, 1, 1, "0/update/0")
+    whole, first, second = make(), make(), make()
+    for loop in (whole, first, second):
+        loop.state.optimizer = NestedAdam(loop.policy.parameters.values(), lr=0.0)
+    run(whole, plan)
+    run(first, plan, limit=2)
+    first.state.save(first.policy, tmp_path)
+    second.state.load(second.policy, tmp_path)
+    run(second, plan, done=2)
+    assert torch.equal(weights(second), weights(whole))

@@ -1,0 +1,31 @@
+"""`calligrapher plan`, as a person calls it."""
+
+import json
+from pathlib import Path
+
+from flows.cli.main import main
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_plan_tells_people_a_table_and_programs_json(capsys):
+    nft = str(ROOT / "params/nft.yaml")
+    assert main(["plan", nft]) == 0
+    told = capsys.readouterr().out
+    assert "11,902,391,360" in told
+    assert "GPU memory, GiB" in told
+    assert max(map(len, told.splitlines()[4:])) <= 90
+    assert "fits: h100" in told
+    assert main(["plan", nft, "model.mixed_precision='no'", "--gpu", "a100-80", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["fits"]
+    assert "model.mixed_precision=bf16" in found["changes"]
+    assert found["needed_after_gib"] <= found["gpu_gib"]
+    assert [stage["stage"] for stage in found["stages"]] == ["warm-up", "rollout", "update"]
+
+
+def test_a_mistake_is_one_line(capsys):
+    assert main(["plan", str(ROOT / "params/nft.yaml"), "--gpu", "abacus"]) == 2
+    assert capsys.readouterr().err.startswith("ParamsError: --gpu must be one of")
+    assert main(["plan", "nowhere.yaml"]) == 2
+    assert "nowhere.yaml must be a readable params file" in capsys.readouterr().err

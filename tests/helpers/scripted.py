@@ -1,0 +1,66 @@
+"""An HTTP server on loopback that answers as a test tells it to."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from reward_server.client import FIELDS
+
+
+def scored(body: dict) -> dict:
+    """What a good server answers: the text back, one number."""
+    results = []
+    for item in body["items"]:
+        score = dict.fromkeys(FIELDS) | {"ocr_text": item["text"], "ocr_accuracy": 0.5}
+        errors = {field: "not here" for field in FIELDS if score[field] is None}
+        results.append(
+            {"score": {**score, "errors": errors, "reward_model_disabled": False}, "error": None}
+        )
+    return {"results": results}
+
+
+class Script:
+    """Replies what `answer(number, body)` gives: (status, headers, content), or None to hang up."""
+
+    def __init__(self, answer=lambda number, body: (200, {}, scored(body))):
+        self.answer, self.bodies, self.connections, self.headers = answer, [], 0, []
+        script, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self):
+                with lock:
+                    script.connections += 1
+                super().setup()
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                with lock:
+                    script.bodies.append(body)
+                    script.headers.append(dict(self.headers))
+                    number = len(script.bodies)
+                reply = script.answer(number, body)
+                if reply is None:  # hang up
+                    self.close_connection = True
+                    return
+                status, headers, content = reply
+                raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                for name, value in {"content-length": str(len(raw)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(raw)
+                if "content-length" in headers:
+                    self.close_connection = True
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()

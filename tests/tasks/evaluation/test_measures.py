@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from calligrapher.data.images import load_rgb
+from tasks.evaluation import second_ocr
+from tasks.evaluation.measures import background, embed, summarise
+
+
+def test_a_mean_has_an_interval_around_it_and_what_was_not_measured_is_absent():
+    found = summarise({"style": [0.2, None, 0.4], "second_ocr_accuracy": [None, None, None]})
+    assert found["style"] == pytest.approx(0.3)
+    assert found["style_low"] == pytest.approx(0.2)
+    assert found["style_high"] == pytest.approx(0.4)
+    assert "second_ocr_accuracy" not in found
+
+
+def test_the_background_is_compared_outside_the_mask_only(make_bench):
+    bench = make_bench()
+    case = bench.evaluation_cases[0]
+    canvas = bench.conditioning.canvas
+    source = load_rgb(case.source).resize((canvas.width, canvas.height), Image.Resampling.LANCZOS)
+    mask = Image.open(case.mask).convert("L").resize(source.size, Image.Resampling.NEAREST)
+    painted = source.copy()
+    painted.paste((255, 0, 0), mask=mask.point(lambda value: 255 * (value > 127)))
+    assert background(bench, painted, case) == (0.0, None)
+    shifted = Image.fromarray(
+        np.where(np.asarray(source) > 127, np.asarray(source) - 2, np.asarray(source) + 2)
+    )
+    error, psnr = background(bench, shifted, case)
+    assert error == pytest.approx(2.0)
+    assert psnr == pytest.approx(20 * np.log10(255 / 2))
+
+
+def test_a_picture_is_closest_to_itself(make_bench):
+    bench = make_bench()
+    pictures = [load_rgb(case.reference) for case in bench.evaluation_cases]
+    embedded = embed(bench, [*pictures, pictures[0]])
+    assert embedded.shape[0] == 3
+    assert embedded[0] @ embedded[2] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_accuracy_is_one_minus_the_share_of_wrong_letters():
+    assert second_ocr.accuracy("Cafe", "CAFB") == 0.75
+    assert second_ocr.accuracy("ab", "something else") == 0.0
+    assert second_ocr.accuracy("A b", "a B") == 1.0
+
+
+@pytest.mark.skipif(second_ocr.version() is None, reason="Tesseract is not installed")
+def test_tesseract_reads_a_line_of_text():
+    line = Image.new("RGB", (220, 48), "white")
+    ImageDraw.Draw(line).text((10, 6), "HELLO", fill="black", font=ImageFont.load_default(32))
+    assert second_ocr.read_lines([line, line]) == ["HELLO", "HELLO"]

@@ -1,0 +1,311 @@
+import pytest
+import yaml
+
+from calligrapher.errors import ParamsError
+from tasks.params.errors import valid_keys
+from tasks.params.run_params import RunParams, check_multiple, load_params
+
+MINIMAL = {
+    "rounds": 3,
+    "model": {"base": "tiny", "width": 96, "height": 32},
+    "data": {"train": "cases", "evaluation": "held-out"},
+    "rollout": {"num_cases": 3, "num_images_per_prompt": 5},
+    "reward": {"vlm_weight": 0},
+}
+STAGES = ("warmup", "rollout", "score", "advantage", "update", "refresh", "evaluate")
+# What decides no result: where things are, how fast they are, what is kept.
+UNREAD = {
+    "rounds",
+    "model.base",
+    "model.siglip",
+    "model.initial_adapter",
+    "model.device",
+    "model.gradient_checkpointing",
+    "model.offload_text_encoder_two",
+    "data.train",
+    "data.evaluation",
+    "data.kind",
+    "warmup.checkpointing_steps",
+    "update.checkpointing_steps",
+    "reward.server_urls",
+    "reward.vlm",
+    "reward.timeout_s",
+    "reward.max_unscored_share",
+    "evaluate.every",
+    "tracking.uri",
+    "tracking.experiment",
+    "tracking.enabled",
+    "retention.keep_last",
+    "retention.keep_every",
+    "retention.keep_best",
+}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(*overrides, algorithm="nft", **sections):
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(MINIMAL | {algorithm: {}} | sections))
+        return load_params(path, overrides)
+
+    return load
+
+
+def test_the_documented_defaults_hold(load):
+    params = load()
+    assert params.model.guidance_scale == 3.5
+    assert params.warmup.steps == 1000
+    assert params.rollout.num_inference_steps == 50
+    assert params.update.learning_rate == 1e-4
+    assert (params.reward.ocr_weight, RunParams.model_fields["reward"].annotation().vlm_weight) == (
+        0.7,
+        0.3,
+    )
+    assert params.ema_decay == 0.999
+    assert load(algorithm="grpo").ema_decay == 0.9999
+    assert load(ema={"decay": 0.5}).ema_decay == 0.5
+
+
+def test_a_number_in_scientific_notation_without_a_point_is_read_as_a_number(load):
+    assert load("update.learning_rate=1e-5").update.learning_rate == 1e-5
+
+
+def test_derived_numbers_count_a_round_that_does_not_divide(load):
+    params = load(
+        "rollout.num_batches_per_epoch=2", "update.batch_size=4", "update.num_inner_epochs=3"
+    )
+    assert params.cases_per_round == 6
+    assert params.images_per_round == 30
+    assert params.updates_per_round == 3 * 2  # 30 images, 16 a step
+    assert params.total_updates == 18
+    assert load("update.max_train_steps=5").total_updates == 5
+
+
+def test_overrides_reach_into_sections_that_the_file_leaves_out(load):
+    params = load(
+        "rounds=7",
+        "model.lora.rank=3",
+        "update.betas=[0.8, 0.9]",
+        "reward.server_urls=[http://a:1]",
+    )
+    assert params.rounds == 7
+    assert params.model.lora.rank == 3
+    assert params.update.betas == (0.8, 0.9)
+    assert params.reward.server_urls == ["http://a:1"]
+
+
+def test_an_override_switches_the_algorithm(load):
+    assert load("nft=null", "grpo={clip_range: 1e-4}").grpo.clip_range == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["update.learning_rat=1"],
+            "unknown key 'update.learning_rat'.* Nearest: update.learning_rate",
+        ),
+        (["ema_decay=0.9"], r"Nearest: ema\.decay"),
+        (["nft_decay_type=1"], r"Nearest: nft\.old_policy"),
+        (["rl_num_images_per_prompt=4"], r"Nearest: rollout\.num_images_per_prompt"),
+        (["rounds"], "must look like section.key=value. Got 'rounds'"),
+        (["rounds=[1"], "must be YAML"),
+        (["rounds=0"], "rounds must be at least 1. Got 0."),
+        (["seed=1.5"], "seed must be a whole number. Got 1.5."),
+        (["update.learning_rate=fast"], "update.learning_rate must be a number. Got 'fast'."),
+        (
+            ["update.learning_rate=.nan"],
+            "update.learning_rate must be .*a finite number.* Got nan.",
+        ),
+        (["update.betas=[1, 0.9]"], "update.betas.0 must be less than 1.0. Got 1."),
+        (
+            ["model.mixed_precision=fp8"],
+            "model.mixed_precision must be 'no', 'fp16' or 'bf16'. Got 'fp8'.",
+        ),
+        (["evaluate=3"], "evaluate must be a section with keys of its own. Got 3."),
+        (["grpo={}"], "exactly one of the sections nft and grpo must be given. Got nft and grpo"),
+        (["nft=null"], "exactly one of the sections nft and grpo must be given. Got none"),
+        (["reward.vlm_weight=0.3"], "reward.vlm_weight must be 0 when no VLM answers .* Got 0.3"),
+        (["reward.ocr_weight=0"], "reward.ocr_weight, or another weight .* must be greater than 0"),
+        (
+            ["rollout.num_images_per_prompt=1"],
+            "rollout.num_images_per_prompt must be at least 2 .* every advantage would be 0",
+        ),
+        (["model.train_adapter=false"], "nothing would train"),
+        (
+            ["model.lora.targets=[]"],
+            "model.lora must name layers in targets or adapter_targets, or be null",
+        ),
+        (["model.base=/weights/flux"], "model.siglip must name the SigLIP folder"),
+        (["data.evaluation=null"], "data.evaluation must name held-out cases"),
+        (
+            ["evaluate.grid_cases=65"],
+            "evaluate.grid_cases must be at most evaluate.num_cases, 64. Got 65",
+        ),
+        (
+            ["update.lr_warmup_steps=9"],
+            "update.lr_warmup_steps must be 0 with .* 'constant_with_warmup'",
+        ),
+        (["nft.num_train_sigmas=51"], "nft.num_train_sigmas must be at most 50 .* Got 51"),
+        (
+            ["nft=null", "grpo.window_size=50"],
+            "grpo.window_size does not fit rollout.num_inference_steps",
+        ),
+        (["nft=null", "grpo={sampler: cps, noise_level: 2}"], "grpo.noise_level must be at most 1"),
+    ],
+)
+def test_what_cannot_work_is_an_error_that_names_the_key(load, overrides, message):
+    with pytest.raises(ParamsError, match=message):
+        load(*overrides)
+
+
+def test_a_group_of_one_is_welcome_where_the_round_is_the_baseline(load):
+    params = load("rollout.num_images_per_prompt=1", "advantage.baseline=round")
+    assert params.images_per_round == 3
+
+
+def test_a_vlm_weight_is_welcome_where_a_vlm_may_answer(load):
+    for reason in (
+        "reward.vlm=qwen",
+        "reward.server_urls=[http://a:1]",
+        "reward.disable_reward_model=true",
+    ):
+        assert load("reward.vlm_weight=0.3", reason).reward.vlm_weight == 0.3
+
+
+def test_all_problems_of_a_file_are_named_at_once(load):
+    with pytest.raises(ParamsError) as caught:
+        load(seed=-1, ema_decay=0.9, data={"evaluation": "b"})
+    text = str(caught.value)
+    assert "params.yaml" in text
+    assert "seed must be at least 0. Got -1." in text
+    assert "unknown key 'ema_decay'. Nearest: ema.decay." in text
+    assert "data.train must be given. It is missing." in text
+
+
+def test_a_key_given_twice_is_an_error(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("rounds: 1\nmodel: {}\nrounds: 2\n")
+    with pytest.raises(ParamsError, match="rounds must be given once"):
+        load_params(path)
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "a: [", "\x00"])
+def test_a_file_that_is_no_mapping_is_an_error_that_names_it(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsError, match=r"bad\.yaml must"):
+        load_params(path)
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(ParamsError, match=r"none\.yaml must be a readable params file"):
+        load_params(tmp_path / "none.yaml")
+
+
+def test_params_cannot_be_changed_after_loading(load):
+    with pytest.raises(ValueError, match="frozen"):
+        load().rounds = 5
+
+
+def test_a_size_is_refused_with_its_nearest_multiples():
+    message = "model.height must be a multiple of 16. Got 520. Nearest: 512, 528."
+    with pytest.raises(ParamsError, match=message):
+        check_multiple("model.height", 520, 16)
+    with pytest.raises(ParamsError, match=r"Nearest: 8\.$"):
+        check_multiple("model.height", 3, 8)
+    check_multiple("model.height", 512, 16)
+
+
+def _changed(key, value):
+    """Another valid value for each kind of parameter."""
+    other = {
+        "model.mixed_precision": "bf16",
+        "model.train_adapter": False,
+        "model.lora": {"rank": 3},
+        "model.lora.targets": ["proj"],
+        "model.lora.adapter_targets": ["proj.0"],
+        "warmup.lr_scheduler": "cosine",
+        "update.lr_scheduler": "cosine",
+        "update.betas": [0.5, 0.6],
+        "update.adam_epsilon": 1e-3,
+        "update.max_train_steps": 4,
+        "data.kind": "jsonl",
+        "nft.adv_mode": "binary",
+        "nft.noise": "group",
+        "nft.num_train_sigmas": 2,
+        "nft.old_policy": "copy",
+        "grpo.sampler": "cps",
+        "grpo.noise": "group",
+        "advantage.baseline": "round",
+        "ema.decay": 0.5,
+        "reward.server_urls": ["http://a:1"],
+    }
+    if key in other:
+        return other[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1 if key != "model.max_sequence_length" else 300
+    if isinstance(value, float):
+        return value / 2 if value else 0.5
+    return "other"
+
+
+def _replaced(values, key, value):
+    name, _, rest = key.partition(".")
+    return values | {name: _replaced(values[name], rest, value) if rest else value}
+
+
+def _get(values, key):
+    name, _, rest = key.partition(".")
+    return _get(values[name], rest) if rest else values[name]
+
+
+@pytest.mark.parametrize(("algorithm", "other"), [("nft", "grpo"), ("grpo", "nft")])
+def test_every_parameter_that_decides_a_result_is_read_by_a_stage(load, algorithm, other):
+    rising = [f"{section}.lr_scheduler=constant_with_warmup" for section in ("warmup", "update")]
+    before = load(
+        *rising, "model.lora.rank=7", "model.siglip=s", "reward.vlm=v", algorithm=algorithm
+    )
+    leaves = [key for key, section in valid_keys(RunParams).items() if section is None]
+    leaves = [key for key in leaves if not key.startswith(f"{other}.")]
+    assert len(leaves) > 70
+    for key in leaves:
+        values = before.resolved()
+        after = RunParams.model_validate(_replaced(values, key, _changed(key, _get(values, key))))
+        readers = [stage for stage in STAGES if before.reads(stage) != after.reads(stage)]
+        assert (not readers) == (key in UNREAD), f"{key} is read by {readers}"
+
+
+def test_a_run_can_be_prolonged_unless_its_learning_rate_falls(load):
+    assert load("rounds=3").reads("update") == load("rounds=6").reads("update")
+    cosine = "update.lr_scheduler=cosine"
+    assert load("rounds=3", cosine).reads("update") != load("rounds=6", cosine).reads("update")
+
+
+def test_the_clip_range_does_not_make_rollouts_stale_but_the_noise_level_does(load):
+    base = load(algorithm="grpo")
+    clip = load("grpo.clip_range=1e-4", algorithm="grpo")
+    noise = load("grpo.noise_level=0.5", algorithm="grpo")
+    assert clip.reads("rollout") == base.reads("rollout")
+    assert clip.reads("update") != base.reads("update")
+    assert noise.reads("rollout") != base.reads("rollout")
+
+
+def test_rescoring_needs_no_new_rollout(load):
+    base, other = load(), load("reward.ocr_weight=0.5")
+    assert other.reads("score") != base.reads("score")
+    assert other.reads("rollout") == base.reads("rollout")
+
+
+def test_every_parameter_is_described_where_it_is_declared():
+    def walk(model, prefix=""):
+        for name, field in model.model_fields.items():
+            section = valid_keys(RunParams).get(prefix + name)
+            assert field.description or section is not None, f"{prefix}{name} has no description"
+            if section is not None:
+                assert section.__doc__, section
+                walk(section, f"{prefix}{name}.")
+
+    walk(RunParams)

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.pictures.grids import (
+    Sample,
+    before_after,
+    best_and_worst,
+    image_grid,
+    learning_curve,
+    open_picture,
+    score_histogram,
+)
+from tasks.pictures.sheets import ACCENT, BAD, GOOD, Span, fitted, shown, width_of
+
+
+def picture(colour=(200, 30, 40), size=(30, 10)):
+    return Image.new("RGB", size, colour)
+
+
+def pixels(image, colour):
+    """How many pixels of the sheet have exactly this colour ('#rrggbb' or a triple)."""
+    wanted = (
+        tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) if isinstance(colour, str) else colour
+    )
+    return int((np.asarray(image) == np.array(wanted)).all(-1).sum())
+
+
+def test_tiny_pictures_are_enlarged_by_a_whole_factor_and_large_ones_reduced():
+    assert shown(picture(size=(96, 32))).size == (288, 96)
+    assert shown(picture(size=(1024, 768))).size == (320, 240)
+    assert shown(picture(size=(4000, 3))).size == (320, 1)
+
+
+def test_a_grid_shows_every_picture_once_also_when_the_last_row_is_short():
+    colours = [(10 * i, 100, 7) for i in range(5)]
+    grid = image_grid([picture(c) for c in colours], [f"text {i}" for i in range(5)], columns=2)
+    for colour in colours:
+        assert pixels(grid, colour) == 300 * 100
+    assert grid.width < 2 * 320 + 100
+
+
+def test_a_grid_without_a_caption_for_every_picture_is_a_mistake():
+    with pytest.raises(ValueError, match="shorter"):
+        image_grid([picture(), picture()], ["one"])
+
+
+def test_a_caption_is_shortened_to_the_width_of_its_picture():
+    spans = fitted([Span("short "), Span("a text that does not fit at all")], 150)
+    assert width_of(spans) <= 150
+    assert spans[-1].text.endswith("…")
+    assert fitted([Span("fits")], 150) == [Span("fits")]
+    assert fitted([Span("wide")], 3) == []
+
+
+def test_a_reading_is_green_where_it_is_the_target_and_red_where_it_is_not():
+    right = best_and_worst([Sample(picture(), "CAFE 9", "cafe9", 1.0)], [])
+    wrong = best_and_worst([], [Sample(picture(), "CAFE", "CAFF", 0.75)])
+    unread = best_and_worst([], [Sample(picture(), "CAFE", None, None)])
+    assert pixels(right, GOOD) > 0 == pixels(right, BAD)
+    assert pixels(wrong, BAD) > 0 == pixels(wrong, GOOD)
+    assert pixels(unread, BAD) == pixels(unread, GOOD) == 0
+
+
+def test_before_and_after_stand_beside_their_source_and_reference():
+    source, reference, one, two = (1, 90, 90), (2, 90, 90), (3, 90, 90), (4, 90, 90)
+    sheet = before_after(
+        [picture(source)] * 3,
+        [picture(reference, (12, 12))] * 3,
+        [Sample(picture(one), "A", "B", 0.0)] * 3,
+        [Sample(picture(two), "A", "A", 1.0)] * 3,
+    )
+    assert pixels(sheet, source) == pixels(sheet, one) == pixels(sheet, two) == 3 * 270 * 90
+    columns = [
+        np.argwhere((np.asarray(sheet) == c).all(-1))[:, 1].mean()
+        for c in (reference, source, one, two)
+    ]
+    assert columns == sorted(columns)
+
+
+def test_a_histogram_draws_bars_where_the_rewards_are():
+    image = np.asarray(score_histogram([0.05] * 3 + [0.95]))
+    bars = np.argwhere((image == [int(ACCENT[i : i + 2], 16) for i in (1, 3, 5)]).all(-1))
+    left, right = bars[bars[:, 1] < 360], bars[bars[:, 1] >= 360]
+    assert len(left) == pytest.approx(3 * len(right), rel=0.1)
+    assert left[:, 1].max() < 130
+    assert right[:, 1].min() > 620
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        [],
+        [0.5],
+        [1.0] * 7,
+        [-3.5, 0.2, 12.0],
+        np.linspace(0, 1, 1000).tolist(),
+        [0.0] * 900 + [0.9],
+    ],
+)
+def test_a_histogram_can_be_drawn_of_any_rewards(rewards):
+    assert score_histogram(rewards, title="Rewards of round 3").size == (720, 400)
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        {"accuracy": [(0, 0.4), (1, 0.5), (2, 0.9)]},
+        {"nft": [(0, 0.4), (3, 0.9)], "grpo": []},
+        {"loss": [(10, -3.0)]},
+        {},
+    ],
+)
+def test_a_learning_curve_can_be_drawn_of_any_points(series):
+    curve = learning_curve(series, bands={"accuracy": [(0, 0.3, 0.5), (2, 0.8, 1.0)]})
+    assert curve.size == (960, 540)
+    assert (pixels(curve, ACCENT) > 0) == bool(series)
+
+
+def test_pictures_can_be_read_again(tmp_path):
+    picture().save(tmp_path / "a.png")
+    assert open_picture(tmp_path / "a.png").getpixel((0, 0)) == (200, 30, 40)

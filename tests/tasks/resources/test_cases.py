@@ -1,0 +1,67 @@
+"""The data of a run: whatever lists the cases, a changed picture changes the hash of the data."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from calligrapher.tiny.world import write_bench
+from tasks.params.run_params import RunParams
+from tasks.resources.resources import Bench
+
+ROLES = ("source", "mask", "reference")
+
+
+def bench_of(train, kind, data_dir):
+    params = RunParams.model_validate(
+        {
+            "rounds": 1,
+            "model": {"base": "tiny"},
+            "data": {"train": str(train), "evaluation": str(train), "kind": kind},
+            "rollout": {"num_cases": 2, "num_images_per_prompt": 2},
+            "reward": {"vlm_weight": 0},
+            "evaluate": {"num_cases": 1, "grid_cases": 1},
+            "nft": {},
+        }
+    )
+    return Bench(params, data_dir, scorer=None)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two cases as a bench folder, a JSONL file and a Parquet file that holds the pictures."""
+    write_bench(tmp_path / "cases", num_cases=2, split="train", seed=0)
+    rows = []
+    for line in (tmp_path / "cases" / "self_bench.txt").read_text().split():
+        number, text = line.split("-")
+        files = {"source": f"test{number}_source.png", "mask": f"test{number}_mask.png"}
+        rows.append(
+            files | {"reference": f"test{number}_ref.png", "text": text, "case_id": f"case{number}"}
+        )
+    (tmp_path / "cases" / "cases.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    held = [
+        row
+        | {r: {"bytes": (tmp_path / "cases" / row[r]).read_bytes(), "path": row[r]} for r in ROLES}
+        for row in rows
+    ]
+    pq.write_table(pa.Table.from_pylist(held), tmp_path / "cases.parquet")
+    return tmp_path
+
+
+def test_a_table_keeps_its_pictures_in_the_data_folder_and_has_the_hash_of_a_list(folder):
+    listed = bench_of(folder / "cases" / "cases.jsonl", "jsonl", folder / "data")
+    held = bench_of(folder / "cases.parquet", "parquet", folder / "data")
+    assert held.train_digest == listed.train_digest
+    assert {case.source.parent for case in held.train_cases} == {folder / "data" / "pictures"}
+
+
+@pytest.mark.parametrize(("kind", "name"), [("self", ""), ("jsonl", "cases.jsonl")])
+def test_a_changed_picture_changes_the_hash_though_the_list_is_the_same(folder, kind, name):
+    before = bench_of(folder / "cases" / name, kind, folder / "data")
+    digests = before.train_digest, before.evaluation_digest
+    picture = folder / "cases" / "test1_ref.png"
+    picture.write_bytes((folder / "cases" / "test2_ref.png").read_bytes())
+    after = bench_of(folder / "cases" / name, kind, folder / "data")
+    assert after.train_digest != digests[0]
+    assert after.evaluation_digest != digests[1]

@@ -1,0 +1,471 @@
+"""Every parameter does something: each is turned, and what it must change is looked for."""
+
+import socket
+
+import pytest
+
+from calligrapher.errors import DataError, ParamsError, RewardError
+from reward_server.client import RewardResult
+from tasks.params.errors import valid_keys
+from tasks.params.run_params import RunParams
+from tasks.resources.rewards import Scorer
+from tasks.runs.run import open_run
+from tasks.tracking.tracker import Tracker
+
+SMALL = {
+    "rounds": 1,
+    "rollout": {"num_cases": 2, "num_images_per_prompt": 2, "shard_size": 3},
+    "update": {"batch_size": 1, "gradient_accumulation_steps": 2},
+    "warmup": {"steps": 2},
+}
+LORA = {"model": {"lora": {"rank": 2, "alpha": 2.0, "targets": ["to_q"]}}}
+RISING = {"lr_scheduler": "constant_with_warmup"}
+VLM = {"reward": {"server_urls": ["http://127.0.0.1:9"], "vlm_weight": 0.5}}
+SIX_STEPS = {"rollout": {"num_inference_steps": 6}}
+
+# Key -> (value, the stage whose files must be others, what else is set in both runs).
+CHANGES = {
+    "seed": (4, "rollout", {}),
+    "model.base": ("OTHER/flux-fill", "rollout", {}),
+    "model.siglip": ("OTHER/siglip", "rollout", {}),
+    "model.initial_adapter": ("OTHER/calligrapher.bin", "warmup", {}),
+    "model.width": (32, "rollout", {}),
+    "model.height": (48, "rollout", {}),
+    "model.guidance_scale": (1.5, "rollout", {}),
+    "model.max_sequence_length": (32, "rollout", {}),
+    "model.mixed_precision": ("bf16", "rollout", {}),
+    "model.reference_context": (True, "rollout", {}),
+    "model.train_adapter": (False, "warmup", LORA),
+    "model.lora": (LORA["model"]["lora"], "warmup", {}),
+    "model.lora.rank": (3, "warmup", LORA),
+    "model.lora.alpha": (5.0, "rollout", LORA),
+    "model.lora.targets": (["to_k"], "warmup", LORA),
+    "model.lora.adapter_targets": (["to_k_ip"], "warmup", LORA),
+    "data.train": ("OTHER/cases", "rollout", {}),
+    "data.evaluation": ("OTHER/cases", "evaluate", {}),
+    "warmup.steps": (1, "warmup", {}),
+    "warmup.batch_size": (3, "warmup", {}),
+    "warmup.gradient_accumulation_steps": (2, "warmup", {}),
+    "warmup.learning_rate": (1e-3, "warmup", {}),
+    "warmup.lr_scheduler": ("linear", "warmup", {}),
+    "warmup.lr_warmup_steps": (3, "warmup", {"warmup": RISING}),
+    "warmup.weight_decay": (0.5, "warmup", {}),
+    "warmup.max_grad_norm": (1e-3, "warmup", {}),
+    "warmup.style_dropout": (0.9, "warmup", {}),
+    "rollout.num_cases": (3, "rollout", {}),
+    "rollout.num_batches_per_epoch": (2, "rollout", {}),
+    "rollout.num_images_per_prompt": (3, "rollout", {}),
+    "rollout.num_inference_steps": (4, "rollout", {}),
+    "rollout.shard_size": (2, "rollout", {}),
+    "reward.ocr_weight": (0.4, "score", {}),
+    "reward.likelihood_weight": (0.4, "score", {}),
+    "reward.vlm_weight": (0.4, "score", VLM),
+    "reward.style_weight": (0.4, "score", {}),
+    "reward.disable_reward_model": (True, "score", {}),
+    "advantage.baseline": ("round", "advantage", {}),
+    "advantage.global_std": (False, "advantage", {}),
+    "nft.nft_beta": (0.3, "update", {}),
+    "nft.kl_coef": (0.5, "update", {}),
+    "nft.adv_clip_max": (0.5, "update", {}),
+    "nft.adv_mode": ("positive_only", "update", {}),
+    "nft.num_train_sigmas": (2, "update", {}),
+    "nft.timestep_fraction": (0.4, "update", SIX_STEPS),
+    "nft.noise": (
+        "group",
+        "update",
+        {"update": {"batch_size": 4, "gradient_accumulation_steps": 1}},
+    ),
+    "nft.old_policy": ("copy", "refresh", {}),
+    "grpo.clip_range": (1e-7, "update", {}),
+    "grpo.kl_coef": (0.5, "update", {}),
+    "grpo.adv_clip_max": (0.1, "update", {}),
+    "grpo.noise_level": (0.4, "rollout", {}),
+    "grpo.noise": ("group", "rollout", {}),
+    "grpo.sampler": ("cps", "rollout", {}),
+    "grpo.window_size": (2, "rollout", {}),
+    "grpo.guard": (True, "update", {}),
+    "grpo.timestep_fraction": (0.2, "rollout", SIX_STEPS),
+    "update.batch_size": (2, "update", {}),
+    "update.gradient_accumulation_steps": (1, "update", {}),
+    "update.learning_rate": (3e-3, "update", {}),
+    "update.lr_scheduler": ("linear", "update", {}),
+    "update.lr_warmup_steps": (3, "update", {"update": RISING}),
+    "update.weight_decay": (0.5, "update", {}),
+    "update.max_grad_norm": (1e-4, "update", {}),
+    "update.max_train_steps": (1, "update", {}),
+    "update.num_inner_epochs": (2, "update", {}),
+    "update.betas": ([0.5, 0.9], "update", {}),
+    "update.adam_epsilon": (1e-2, "update", {}),
+    "ema.use_ema": (False, "update", {}),
+    "ema.decay": (
+        0.05,
+        "update",
+        {},
+    ),  # the average begins with (1 + t) / (10 + t), whatever its limit
+    "ema.update_interval": (2, "update", {}),
+    "evaluate.num_cases": (1, "evaluate", {}),
+    "evaluate.grid_cases": (2, "evaluate", {}),
+    "evaluate.seed": (1, "evaluate", {}),
+    "evaluate.num_images_per_case": (2, "evaluate", {}),
+}
+# Key -> (value, the stage up to which the transformer must be run another number of times).
+CALLS = {
+    "rollout.batch_size": (3, "rollout"),
+    "model.gradient_checkpointing": (True, "warmup"),
+}
+# Key -> (value, error, what it says).
+ERRORS = {
+    "data.kind": ("jsonl", DataError, "must be a JSONL file"),
+    "model.device": ("warp", ParamsError, "model.device"),
+    "warmup.use_8bit_adam": (True, ParamsError, "warmup.use_8bit_adam"),
+    "update.use_8bit_adam": (True, ParamsError, "update.use_8bit_adam"),
+}
+# Where, how long and how fast: checked by tests of their own, below.
+PLACES = {
+    "rounds": "test_rounds_and_evaluate_every_say_which_stages_there_are",
+    "evaluate.every": "test_rounds_and_evaluate_every_say_which_stages_there_are",
+    "model.offload_text_encoder_two": "test_t5_moves_for_each_encoding_when_it_is_offloaded",
+    "warmup.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
+    "update.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
+    "reward.server_urls": "test_servers_that_are_named_are_asked_and_no_own_one_is_started",
+    "reward.vlm": "test_the_vlm_is_told_to_the_runs_own_server",
+    "reward.timeout_s": "test_a_server_that_does_not_answer_is_given_up",
+    "reward.max_unscored_share": (
+        "test_the_share_of_unscored_images_decides_whether_a_round_goes_on"
+    ),
+    "tracking.uri": "test_tracking_goes_where_it_is_told",
+    "tracking.experiment": "test_tracking_goes_where_it_is_told",
+    "tracking.enabled": "test_tracking_goes_where_it_is_told",
+    "retention.keep_last": "test_retention_keeps_what_it_is_told",
+    "retention.keep_every": "test_retention_keeps_what_it_is_told",
+    "retention.keep_best": "test_the_best_round_keeps_its_weights_until_a_better_one",
+}
+
+
+def test_every_key_stands_in_exactly_one_table():
+    keys = [key for key, section in valid_keys(RunParams).items() if section is None]
+    keys.append("model.lora")  # null or a section
+    tables = [*CHANGES, *CALLS, *ERRORS, *PLACES]
+    assert sorted(tables) == sorted(keys)
+    assert set(PLACES.values()) <= globals().keys()
+
+
+class HashClient:
+    """A reward client that answers from the picture's bytes; the first `blind` pictures get
+    nothing."""
+
+    def __init__(self, blind=0):
+        self.blind = blind
+
+    def info(self):
+        return {"scorers": {"ocr": "hash"}}
+
+    def score_batch(self, items):
+        results = []
+        for item in items:
+            value = item.image[-20] / 256
+            if self.blind > 0:
+                self.blind -= 1
+                results.append(RewardResult(errors={"ocr_accuracy": "blind"}))
+                continue
+            results.append(
+                RewardResult(
+                    ocr_text="X",
+                    ocr_confidence=1.0,
+                    ocr_accuracy=value,
+                    ocr_likelihood=value**2,
+                    vlm_score=value**3,
+                    style_score=value**0.5,
+                )
+            )
+        return results
+
+
+def merged(*parts):
+    whole = {}
+    for part in parts:
+        for name, value in part.items():
+            both = isinstance(value, dict) and isinstance(whole.get(name), dict)
+            whole[name] = merged(whole[name], value) if both else value
+    return whole
+
+
+def nested(key, value):
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory):
+    """A model and cases that share nothing with the usual ones."""
+    from calligrapher.tiny.build import write_random
+    from calligrapher.tiny.world import write_bench
+
+    folder = write_random(tmp_path_factory.mktemp("other") / "model", seed=9)
+    write_bench(folder / "cases", num_cases=3, split="evaluation", seed=5)
+    return folder
+
+
+@pytest.fixture
+def play(make_bench, values, tmp_path):
+    """Run up to a stage: (its artifact, how often the transformer ran)."""
+
+    def play(until, algorithm, changes, client=None):
+        bench = make_bench(algorithm, **merged(values(algorithm), SMALL, changes))
+        canvas = bench.conditioning.canvas
+        bench.scorer = Scorer(bench.params.reward, ["http://127.0.0.1:9"], canvas)
+        if bench.scorer.client is not None:
+            bench.scorer.client = client or HashClient()
+        calls = []
+        load = type(bench).model.func
+
+        def counted(self):
+            model = load(self)
+            block = model.policy.model.transformer.transformer_blocks[0].norm1
+            block.register_forward_hook(lambda *_: calls.append(1))
+            return model
+
+        bench.__dict__["model"] = counted(bench)
+        name = f"run-{len(list(tmp_path.iterdir()))}"
+        with open_run(bench.params, name, tmp_path, bench) as run:
+            for stage, artifact in stages(run, until):
+                if stage == until:
+                    return artifact, len(calls)
+        raise AssertionError(until)
+
+    return play
+
+
+def stages(run, until):
+    warm = run.warmup()
+    yield "warmup", warm
+    if until == "evaluate":
+        yield "evaluate", run.evaluate(0, warm)
+    images = run.rollout(0, warm)
+    yield "rollout", images
+    scores = run.score(0, images)
+    yield "score", scores
+    advantages = run.advantage(0, scores)
+    yield "advantage", advantages
+    updated = run.update(0, warm, warm, warm, images, advantages)
+    yield "update", updated
+    yield "refresh", run.refresh(0, warm, updated)
+
+
+BEFORE = {}  # what the run without the change gave; shared by the tests
+
+
+@pytest.fixture
+def before(play):
+    def before(until, algorithm, changes):
+        key = (until, algorithm, str(changes))
+        if key not in BEFORE:
+            artifact, calls = play(until, algorithm, changes)
+            BEFORE[key] = (artifact.digest, calls)
+        return BEFORE[key]
+
+    return before
+
+
+def evaluates(until):
+    return {"evaluate": {"every": 1}} if until == "evaluate" else {}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_key_changes_what_its_stage_writes(key, play, before, other):
+    value, until, both = CHANGES[key]
+    if isinstance(value, str):
+        value = value.replace("OTHER", str(other))
+    algorithm = "grpo" if key.startswith("grpo.") else "nft"
+    both = merged(both, evaluates(until))
+    after, _ = play(until, algorithm, merged(both, nested(key, value)))
+    assert after.digest != before(until, algorithm, both)[0]
+
+
+@pytest.mark.parametrize("key", CALLS)
+def test_a_key_changes_how_often_the_transformer_runs(key, play, before):
+    value, until = CALLS[key]
+    _, calls = play(until, "nft", nested(key, value))
+    assert calls != before(until, "nft", {})[1]
+
+
+def test_nothing_else_changes_what_a_stage_writes(play, before):
+    again, calls = play("refresh", "nft", {})
+    assert (again.digest, calls) == before("refresh", "nft", {})
+
+
+@pytest.mark.parametrize("key", ERRORS)
+def test_a_key_is_refused_where_it_cannot_hold(key, values, tmp_path):
+    from tasks.runs.preflight import preflight
+
+    value, error, words = ERRORS[key]
+    params = RunParams.model_validate(merged(values("nft"), SMALL, nested(key, value)))
+    with pytest.raises(error, match=words):
+        preflight(params, tmp_path)
+
+
+def test_rounds_and_evaluate_every_say_which_stages_there_are(train):
+    folder, _ = train("a", **merged(SMALL, {"rounds": 3, "evaluate": {"every": 2}}))
+    found = {str(path.parent.relative_to(folder)) for path in folder.rglob("artifact.json")}
+    evaluations = {name for name in found if "evaluate" in name or "preview" in name}
+    assert evaluations == {
+        "evaluate",
+        "round-0000/preview",
+        "round-0001/evaluate",
+        "round-0002/evaluate",
+    }
+    assert len(found - evaluations) == 1 + 3 * 5
+
+
+def test_t5_moves_for_each_encoding_when_it_is_offloaded(make_bench, tmp_path):
+    moves = {}
+    for offload in (False, True):
+        bench = make_bench(model={"offload_text_encoder_two": offload})
+        bench.data_dir = tmp_path / str(offload)
+        t5, found = bench.model.encoders.pipeline.text_encoder_2, []
+        t5.to = lambda where, found=found, t5=t5: found.append(str(where)) or t5
+        bench.conditioning.batch(bench.train_cases[:2])
+        moves[offload] = found
+    assert moves == {False: [], True: ["cpu", "cpu"] * 2}
+
+
+@pytest.mark.parametrize(("stage", "steps"), [("warmup", 3), ("update", 4)])
+def test_checkpointing_steps_say_how_often_a_stage_saves_itself(train, monkeypatch, stage, steps):
+    from tasks.stages import checkpointed_loop as training
+
+    saved, real = [], training._save
+
+    def save(loop, history, inner):
+        if stage in str(inner):
+            saved.append(len(history))
+        real(loop, history, inner)
+
+    monkeypatch.setattr(training, "_save", save)
+    every = {stage: {"checkpointing_steps": 2, "gradient_accumulation_steps": 1}}
+    train("a", **merged(SMALL, {"warmup": {"steps": 3}}, every))
+    assert saved == list(range(2, steps + 1, 2))
+
+
+def test_servers_that_are_named_are_asked_and_no_own_one_is_started(values, tmp_path, monkeypatch):
+    from flows.contexts import reward_urls
+    from reward_server.processes import launch
+
+    monkeypatch.setattr(launch, "local_server", None)
+    urls = ["http://one:1", "http://two:2"]
+    params = RunParams.model_validate(values("nft", reward={"server_urls": urls}))
+    with reward_urls(params, tmp_path / "a") as found:
+        assert found == urls
+    params = RunParams.model_validate(values("nft", reward={"disable_reward_model": True}))
+    with reward_urls(params, tmp_path / "b") as found:
+        assert found == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_vlm_is_told_to_the_runs_own_server(values, tmp_path, monkeypatch):
+    from contextlib import contextmanager
+
+    from flows.contexts import reward_urls
+    from reward_server.processes import launch
+
+    asked = {}
+
+    @contextmanager
+    def local_server(**how):
+        asked.update(how)
+        yield "http://own:1"
+
+    monkeypatch.setattr(launch, "local_server", local_server)
+    params = RunParams.model_validate(
+        values("nft", reward={"vlm": "/models/vlm", "vlm_weight": 0.3})
+    )
+    with reward_urls(params, tmp_path / "a") as found:
+        assert found == ["http://own:1"]
+    assert asked["flags"] == ["--vlm-model-path", "/models/vlm"]
+    assert asked["log_path"] == tmp_path / "a/reward-server.log"
+
+
+def test_a_server_that_does_not_answer_is_given_up(make_bench):
+    import time
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        bench = make_bench(reward={"timeout_s": 0.05})
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        scorer = Scorer(bench.params.reward, [url], bench.conditioning.canvas)
+        started = time.monotonic()
+        with pytest.raises(RewardError, match="no reward server answered"):
+            scorer.identity()
+        assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(("share", "goes_on"), [(0.24, False), (0.25, True)])
+def test_the_share_of_unscored_images_decides_whether_a_round_goes_on(play, share, goes_on):
+    changes = {"reward": {"max_unscored_share": share}}
+    if goes_on:
+        artifact, _ = play("score", "nft", changes, HashClient(blind=1))
+        assert (artifact.meta["unscored"], artifact.meta["images"]) == (1, 4)
+    else:
+        with pytest.raises(RewardError, match="1 of 4"):
+            play("score", "nft", changes, HashClient(blind=1))
+
+
+def test_tracking_goes_where_it_is_told(values, tmp_path, monkeypatch):
+    import json
+
+    monkeypatch.setattr(Tracker, "_mirror", lambda self: None)
+    for name, given, uri, experiment in (
+        ("a", {"enabled": True}, f"sqlite:///{tmp_path}/mlflow.db", "calligrapher-rl"),
+        (
+            "b",
+            {"enabled": True, "uri": "http://mlflow:5", "experiment": "mine"},
+            "http://mlflow:5",
+            "mine",
+        ),
+    ):
+        with Tracker(tmp_path / name, RunParams.model_validate(values("nft", tracking=given))):
+            pointer = json.loads((tmp_path / name / "mlflow.json").read_text())
+        assert (pointer["uri"], pointer["experiment"]) == (uri, experiment)
+    with Tracker(tmp_path / "c", RunParams.model_validate(values("nft"))):
+        assert not (tmp_path / "c/mlflow.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("retention", "kept"),
+    [
+        ({"keep_last": 3}, [0, 1, 2]),
+        ({"keep_last": 1}, [2]),
+        ({"keep_last": 1, "keep_every": 2}, [0, 2]),
+    ],
+)
+def test_retention_keeps_what_it_is_told(train, retention, kept):
+    folder, _ = train(
+        "a", **merged(SMALL, {"rounds": 3, "retention": retention, "warmup": {"steps": 0}})
+    )
+    assert [
+        i for i in range(3) if (folder / f"round-000{i}/update/trained.safetensors").exists()
+    ] == kept
+    assert [
+        i for i in range(3) if (folder / f"round-000{i}/refresh/old.safetensors").exists()
+    ] == kept
+    assert len(list(folder.glob("round-*/update/artifact.json"))) == 3
+
+
+EVALUATED = {"rounds": 4, "warmup": {"steps": 0}, "evaluate": {"every": 1}}
+
+
+def with_weights(folder):
+    return [i for i in range(4) if (folder / f"round-000{i}/update/trained.safetensors").exists()]
+
+
+def test_the_best_round_keeps_its_weights_until_a_better_one(train, judged):
+    folder, _ = train(
+        "a", "nft", judged(0.2, 0.9, 0.3, 0.4), retention={"keep_last": 1}, **EVALUATED
+    )
+    assert with_weights(folder) == [1, 3]
+    folder, _ = train(
+        "b", "nft", judged(0.5, 0.4, 0.6, 0.1), retention={"keep_last": 1}, **EVALUATED
+    )
+    assert with_weights(folder) == [2, 3]
+    keep = {"keep_last": 1, "keep_best": False}
+    folder, _ = train("c", "nft", judged(0.2, 0.9, 0.3, 0.4), retention=keep, **EVALUATED)
+    assert with_weights(folder) == [3]

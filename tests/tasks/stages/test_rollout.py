@@ -1,0 +1,154 @@
+"""Sampling a round: what an image is depends on seed, round, case and member, not on how the work
+is cut."""
+
+import pytest
+import torch
+
+from calligrapher.tables.parquet import decode_png, read_shard
+from tasks.stages.rollout import rollout
+
+
+@pytest.fixture
+def sample_round(make_bench, tmp_path):
+    """The columns of a round that was sampled with the given settings, and the bench."""
+
+    def sample_round(algorithm="nft", columns=None, **changes):
+        bench = make_bench(algorithm, **changes)
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        out.mkdir()
+        shards = []
+        rollout(bench, 0, bench.model.policy.snapshot(), "digest", out, shards.append)
+        rows = {}
+        for path in shards:
+            for name, values in read_shard(path, columns).items():
+                rows.setdefault(name, []).extend(values)
+        return rows, bench
+
+    return sample_round
+
+
+def cut(batch_size, shard_size):
+    return {"rollout": {"batch_size": batch_size, "shard_size": shard_size}}
+
+
+def test_latents_do_not_depend_on_batches_and_shards(sample_round):
+    whole = torch.stack(sample_round(**cut(9, 9))[0]["x0"])
+    for batch_size, shard_size in ((1, 4), (2, 4), (5, 7)):
+        parts = torch.stack(sample_round(**cut(batch_size, shard_size))[0]["x0"])
+        assert (parts - whole).abs().max() <= 1e-5
+    assert len({row.numpy().tobytes() for row in whole}) == 9
+
+
+def test_equal_batches_in_other_shards_give_equal_bits(sample_round):
+    columns = ["x0", "image", "seed", "sample_id", "member", "group_id"]
+    one, two = (sample_round(columns=columns, **cut(3, shard))[0] for shard in (3, 6))
+    assert torch.equal(torch.stack(one.pop("x0")), torch.stack(two.pop("x0")))
+    assert one == two
+    assert one["member"] == [0, 1, 2] * 3
+    assert one["group_id"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_group_shares_its_window_and_the_tables_hold_what_was_sampled(sample_round):
+    rows, _ = sample_round(
+        "grpo",
+        grpo={"window_size": 1},
+        rollout={"num_inference_steps": 6, "num_images_per_prompt": 2},
+    )
+    sigmas = torch.stack(rows["window_sigmas"])
+    assert sigmas.shape == (6, 2)
+    assert torch.equal(sigmas[0::2], sigmas[1::2])
+    trajectory = torch.stack(rows["trajectory"])
+    assert trajectory.shape[:2] == (6, 2)
+    assert torch.stack(rows["log_prob"]).shape == (6, 1)
+    assert "mean_old" not in rows
+
+
+def test_different_groups_have_different_windows(make_bench):
+    from calligrapher.sampling.sampler import windows_of
+
+    params = make_bench("grpo").params.grpo
+    starts = windows_of([f"case-{i}" for i in range(40)], 3, 0, 6, params)
+    assert set(starts) == {0, 1, 2, 3, 4}
+    again = windows_of([f"case-{i}" for i in range(40)], 3, 1, 6, params)
+    assert starts != again
+
+
+@pytest.mark.parametrize("reference_context", [False, True])
+@pytest.mark.parametrize("algorithm", ["nft", "grpo"])
+def test_each_case_is_encoded_once_in_a_run_and_each_batch_costs_one_call_per_step(
+    make_bench, tmp_path, count_calls, algorithm, reference_context
+):
+    bench = make_bench(algorithm, model={"reference_context": reference_context})
+    bench.data_dir = tmp_path / "fresh"
+    weights = bench.model.policy.snapshot()
+    with count_calls(bench.model) as calls:
+        for round in range(3):  # The third begins the second pass over the seven cases.
+            (out := tmp_path / str(round)).mkdir()
+            rollout(bench, round, weights, "digest", out, lambda shard: None)
+    cases = {case.case_id for round in range(3) for case in bench.cases_of(round)}
+    assert len(cases) < 3 * 3
+    batches = 3 * (2 + 2 + 1)  # rounds * those of shards of 4, 4 and 1
+    encoders = dict.fromkeys(("clip", "t5", "siglip", "vae_encode"), len(cases))
+    assert calls == encoders | {"transformer": 3 * batches, "vae_decode": batches}
+
+
+@pytest.mark.parametrize(("width", "height"), [(96, 32), (48, 64)])
+def test_pictures_have_the_canvas_size(sample_round, width, height):
+    rows, bench = sample_round(
+        model={"width": width, "height": height},
+        rollout={"num_cases": 2, "num_images_per_prompt": 1},
+        advantage={"baseline": "round"},
+    )
+    assert {decode_png(image).size for image in rows["image"]} == {(width, height)}
+    assert rows["x0"][0].shape == (width * height // bench.model.multiple**2, 64)
+
+
+def test_pictures_do_not_show_the_reference_that_is_stacked_on_top(train):
+    folder, summary = train("a", rounds=1, model={"reference_context": True}, evaluate={"every": 1})
+    rows = read_shard(folder / "round-0000/rollout/shard-0000.parquet", ["image", "x0"])
+    assert decode_png(rows["image"][0]).size == (48, 32)
+    assert rows["x0"].shape[1] > 48 * 32 // 64  # the reference's rows are sampled along
+    assert len(summary["adapter_digest"]) == 64
+
+
+def test_no_case_is_drawn_twice_in_a_round_and_every_pass_covers_the_data(make_bench):
+    bench = make_bench(rollout={"num_cases": 1, "num_batches_per_epoch": 2})
+    rounds = [[case.case_id for case in bench.cases_of(round)] for round in range(6)]
+    assert all(len(set(ids)) == 2 for ids in rounds)
+    assert (
+        len({i for ids in rounds[:3] for i in ids}) == 6
+    )  # 7 cases, 2 a round: one waits for the next pass
+    assert rounds[:3] != rounds[3:]
+
+
+def test_a_disk_that_is_full_during_a_shard_is_told_and_the_next_start_goes_on(train, monkeypatch):
+    import errno
+
+    from calligrapher.errors import ArtifactError
+    from tasks.stages import rollout as stage
+
+    real, written = stage.write_shard, []
+
+    def write_shard(path, *args):
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        written.append(path)
+        real(path, *args)
+
+    monkeypatch.setattr(stage, "write_shard", write_shard)
+    with pytest.raises(
+        ArtifactError, match=r"disk must have room for 'round-0000/rollout'.*shard-0001"
+    ):
+        train("a", rounds=1)
+    monkeypatch.setattr(
+        stage, "write_shard", lambda path, *args: written.append(path) or real(path, *args)
+    )
+    folder, resumed = train("a", rounds=1)
+    assert [path.name for path in written] == [
+        "shard-0000.parquet",
+        "shard-0001.parquet",
+        "shard-0002.parquet",
+    ]
+    assert list(folder.rglob("*.partial")) == []
+    _, whole = train("b", rounds=1)
+    assert resumed["adapter_digest"] == whole["adapter_digest"]

@@ -1,0 +1,195 @@
+"""Advantage, update, refresh and evaluation inside real runs: which weights, which rows, when it
+ends."""
+
+import gc
+import json
+import weakref
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from calligrapher.errors import RewardError
+from calligrapher.tables.parquet import read_shard, read_table
+from tasks.stages.evaluate import bootstrap_interval, summarise
+
+
+def test_refresh_moves_old_by_the_formula_and_grpo_copies(train):
+    for algorithm, decay in (("nft", 0.001 * 2), ("grpo", 0.0)):
+        folder, _ = train(algorithm, algorithm, rounds=1)
+        start = load_file(folder / "warmup/trained.safetensors")
+        end = load_file(folder / "round-0000/update/trained.safetensors")
+        old = load_file(folder / "round-0000/refresh/old.safetensors")
+        manifest = json.loads((folder / "round-0000/refresh/artifact.json").read_text())
+        assert manifest["meta"] == {"old_decay": decay}  # two optimizer steps
+        for name, weight in old.items():
+            torch.testing.assert_close(weight, decay * start[name] + (1 - decay) * end[name])
+
+
+def test_an_update_leaves_no_optimizer_and_only_the_policies_it_needs_in_memory(train, monkeypatch):
+    from tasks.stages import update as stage
+
+    states, kept, new_state, update = [], [], stage.new_state, stage.update
+
+    def noted(policy, **settings):
+        state = new_state(policy, **settings)
+        states.append(weakref.ref(state))
+        return state
+
+    def counted(bench, *arguments, **more):
+        meta = update(bench, *arguments, **more)
+        kept.append(len(bench._weights))
+        return meta
+
+    monkeypatch.setattr(stage, "new_state", noted)
+    monkeypatch.setattr(stage, "update", counted)
+    for algorithm, kl_coef, wanted in (
+        ("nft", 0.1, [1, 2]),
+        ("nft", 0.0, [1, 1]),
+        ("grpo", 0.1, [1, 1]),
+    ):
+        kept.clear()
+        gc.disable()
+        try:
+            train(f"{algorithm}-{kl_coef}", algorithm, **{algorithm: {"kl_coef": kl_coef}})
+            assert [state() for state in states] == [None] * len(states)
+        finally:
+            gc.enable()
+        assert kept == wanted  # in round 0 `old` is the reference
+
+
+def test_a_fixed_old_policy_costs_no_forward_of_its_own_in_any_round(train, monkeypatch):
+    from calligrapher.model.policy import Policy
+
+    calls, real = [], Policy.velocity
+
+    def velocity(self, *args):
+        calls.append(torch.is_grad_enabled())
+        return real(self, *args)
+
+    monkeypatch.setattr(Policy, "velocity", velocity)
+    settings = {"kl_coef": 0.1, "num_train_sigmas": 1}
+    for old_policy, frozen in (("fixed", 1 + 1), ("copy", 1 + 2)):
+        calls.clear()
+        train(old_policy, nft={**settings, "old_policy": old_policy}, warmup={"steps": 0})
+        trained = calls.count(True)
+        assert trained == 2 * 3  # rounds * batches of 4, 4 and 1
+        sampled = 2 * 3 * 5  # rounds * steps * batches
+        assert calls.count(False) - sampled == trained // 2 * frozen
+
+
+def test_the_run_ends_with_the_last_optimizer_step_that_it_is_allowed(train):
+    folder, summary = train(
+        "a", rounds=5, update={"max_train_steps": 3}, evaluate={"every": 9}, ema={"use_ema": False}
+    )
+    assert (summary["rounds"], summary["images"]) == (2, 18)  # two steps a round
+    assert sorted(path.name for path in folder.glob("round-*")) == ["round-0000", "round-0001"]
+    assert json.loads((folder / "round-0001/update/state.json").read_text())["step"] == 3
+    assert (folder / "round-0001/evaluate").is_dir()
+    assert summary["ocr_accuracy_after"] is not None
+
+
+def test_evaluation_uses_the_average_of_the_weights_when_there_is_one(train, monkeypatch):
+    from tasks.stages import evaluate
+
+    used, real = [], evaluate.evaluate
+
+    def capture(bench, round, weights, *rest):
+        used.append(weights)
+        return real(bench, round, weights, *rest)
+
+    monkeypatch.setattr(evaluate, "evaluate", capture)
+    folder, _ = train("a", rounds=1, evaluate={"every": 1})
+    expected = [
+        load_file(folder / "warmup/trained.safetensors"),
+        load_file(folder / "round-0000/update/ema.safetensors"),
+    ]
+    assert all(torch.equal(a[n], b[n]) for a, b in zip(used, expected, strict=True) for n in a)
+
+
+def test_evaluations_of_one_run_and_of_two_compare_picture_by_picture(train):
+    seeds = []
+    for name, seed in (("a", 1), ("b", 2)):
+        folder, _ = train(
+            name, seed=seed, rounds=1, evaluate={"every": 1}, update={"learning_rate": 1e-9}
+        )
+        for where in ("evaluate", "round-0000/evaluate"):
+            seeds.append(read_shard(folder / where / "images.parquet", ["seed"]))
+    assert all(found == seeds[0] for found in seeds)
+
+
+def test_a_round_without_two_scores_in_any_group_stops(train, scorer_class):
+    class OneEach(scorer_class):
+        def score(self, images, cases):
+            rows = super().score(images, cases)
+            for row, case in zip(rows, cases, strict=True):
+                if case.case_id in self.seen:
+                    row |= dict.fromkeys(row) | {"reason": "late"}
+                self.seen.add(case.case_id)
+            return rows
+
+    scorer = OneEach()
+    scorer.seen = set()
+    with pytest.raises(RewardError, match=r"group with two scored images\. It has none: 6 of 9"):
+        train("a", scorer=scorer, rounds=1, reward={"max_unscored_share": 0.9})
+
+
+def test_advantages_of_a_real_run_are_zero_in_the_mean_of_each_group(train):
+    folder, _ = train("a", rounds=1)
+    table = read_table(folder / "round-0000/advantage/advantages.parquet")
+    groups = torch.tensor(table["advantage"]).reshape(3, 3)
+    assert groups.sum(1).abs().max() < 1e-6
+    assert groups.abs().max() > 0.1
+
+
+def row(accuracy):
+    scored = {
+        "ocr_accuracy": accuracy,
+        "ocr_likelihood": None,
+        "style_score": None,
+        "reward": accuracy,
+    }
+    return scored | {"ocr_text": None}
+
+
+def test_evaluation_averages_a_cases_images_first_and_leaves_out_what_was_not_scored():
+    found = summarise([row(1.0), row(0.5), row(None), row(0.25)], group=2)
+    assert (found["images"], found["unscored"]) == (4, 1)
+    assert found["ocr_accuracy"] == pytest.approx((0.75 + 0.25) / 2)
+    assert found["exact_match"] == pytest.approx((0.5 + 0.0) / 2)
+    assert "style_score" not in found
+    assert "ocr_accuracy" not in summarise([row(None)], group=1)
+
+
+def test_the_interval_of_a_mean_is_the_bootstraps():
+    import numpy as np
+
+    values = np.repeat([0.0, 1.0], 32)
+    low, high = bootstrap_interval(values)
+    assert (low, high) == bootstrap_interval(values)
+    assert low == pytest.approx(0.5 - 1.96 / 16, abs=0.02)
+    assert high == pytest.approx(0.5 + 1.96 / 16, abs=0.02)
+    assert bootstrap_interval(np.array([0.3])) == (pytest.approx(0.3), pytest.approx(0.3))
+
+
+@pytest.mark.parametrize("mixed_precision", ["bf16", "fp16"])
+def test_half_precision_trains_and_is_still_on_policy(train, mixed_precision):
+    folder, _ = train(
+        "a",
+        "grpo",
+        rounds=1,
+        model={"mixed_precision": mixed_precision},
+        rollout={"batch_size": 3, "shard_size": 9},
+        update={"batch_size": 3, "gradient_accumulation_steps": 1},
+    )
+    rows = list(
+        map(json.loads, (folder / "round-0000/update/metrics.jsonl").read_text().splitlines())
+    )
+    assert len(rows) == 3
+    assert rows[0]["ratio_mean"] == 1.0
+    assert rows[0]["approx_kl"] == 0.0
+    assert all(0 < row["grad_norm"] < float("inf") for row in rows)
+    trained = load_file(folder / "round-0000/update/trained.safetensors")
+    assert all(
+        weight.dtype == torch.float32 and weight.isfinite().all() for weight in trained.values()
+    )

@@ -1,0 +1,331 @@
+"""Weights of runs as files for other programs: what is written computes what was trained."""
+
+import itertools
+import json
+import shutil
+import subprocess
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file
+
+from calligrapher.errors import ArtifactError, CheckpointError, ParamsError
+from calligrapher.model.adapter_files import adapter_state, load_adapter, write_calligrapher_bin
+from calligrapher.model.policy import StyledTransformer
+from tasks.artifacts.run_dir import Artifact
+from tasks.weights.convert import convert
+
+ONE_ROUND = {
+    "rounds": 1,
+    "warmup": {"steps": 0},
+    "rollout": {"num_cases": 2, "num_images_per_prompt": 2},
+}
+TARGETS = {"targets": ["to_q", "proj_out"], "adapter_targets": ["to_k_ip", "proj.2", "id_proj.0"]}
+LORA = {"model": {"train_adapter": False, "lora": {"rank": 3, "alpha": 5.0, **TARGETS}}}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.fixture
+def encodings(tmp_path):
+    """The data folder where `calligrapher train` has it: beside the runs, by which their names are
+    found."""
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def plain(train):
+    """The folder of a run that trained the adapter whole."""
+    return train("plain", **ONE_ROUND)[0]
+
+
+@pytest.fixture
+def tuned(train):
+    """The folder of a run that trained LoRA alone, on transformer and adapter."""
+    return train("tuned", **ONE_ROUND, **LORA)[0]
+
+
+def trained(folder, name="ema"):
+    return load_file(folder / f"round-0000/update/{name}.safetensors")
+
+
+def test_a_run_is_written_bit_by_bit_and_read_again(plain, tmp_path):
+    targets = ["ip-adapter.bin", "ip-adapter.safetensors", "calligrapher.bin"]
+    for name, target in itertools.product(("ema", "trained"), targets):
+        (written,) = convert(str(plain), str(tmp_path / name / target), weights=name)
+        assert written == tmp_path / name / target
+        wanted = {n.removeprefix("adapter."): w for n, w in trained(plain, name).items()}
+        assert equal(adapter_state(written), wanted)
+        (again,) = convert(str(written), str(tmp_path / "calligrapher.safetensors"), force=True)
+        assert equal(adapter_state(again), wanted)
+
+
+def test_every_way_to_name_a_checkpoint_gives_the_same_file(plain, tmp_path):
+    update = plain / "round-0000/update"
+    file = update / "ema.safetensors"
+    names = [
+        plain,
+        "plain",
+        update,
+        "plain/round-0000/update",
+        update.as_uri(),
+        file,
+        file.as_uri(),
+    ]
+    files = []
+    for i, name in enumerate(names):
+        files += convert(str(name), str(tmp_path / str(i) / "calligrapher.bin"), runs_dir=tmp_path)
+    assert len({file.read_bytes() for file in files}) == 1
+    assert not equal(adapter_state(files[0]), adapter_state(update / "trained.safetensors"))
+
+
+def test_a_folder_gets_the_optimizers_step(plain, tmp_path):
+    step = json.loads((plain / "round-0000/update/state.json").read_text())["step"]
+    (written,) = convert(str(plain), str(tmp_path / "out"))
+    assert written == tmp_path / f"out/checkpoint-{step}/ip-adapter.bin"
+    assert set(torch.load(written, weights_only=True)) == {
+        "image_proj",
+        "image_proj_qformer",
+        "ip_adapter",
+    }
+    (written,) = convert(str(plain / "warmup"), str(tmp_path / "out"))
+    assert written.parent.name == "checkpoint-0"
+
+
+def test_another_number_type_is_that_of_every_tensor(plain, tmp_path):
+    (written,) = convert(str(plain), str(tmp_path / "calligrapher.bin"), dtype=torch.bfloat16)
+    found = adapter_state(written)
+    assert {w.dtype for w in found.values()} == {torch.bfloat16}
+    wanted = {n.removeprefix("adapter."): w.bfloat16() for n, w in trained(plain).items()}
+    assert equal(found, wanted)
+
+
+def velocity(transformer, adapter):
+    generator = torch.Generator().manual_seed(0)
+    styled = StyledTransformer(transformer, adapter, 3.5).eval()
+    config = transformer.config
+    with torch.no_grad():
+        return transformer(
+            hidden_states=torch.randn(2, 6, config.in_channels, generator=generator),
+            encoder_hidden_states=torch.randn(
+                2, 4, config.joint_attention_dim, generator=generator
+            ),
+            pooled_projections=torch.randn(2, config.pooled_projection_dim, generator=generator),
+            timestep=torch.tensor([0.7, 0.2]),
+            guidance=torch.full((2,), 3.5),
+            img_ids=torch.cartesian_prod(torch.zeros(1), torch.arange(2.0), torch.arange(3.0)),
+            txt_ids=torch.zeros(4, 3),
+            joint_attention_kwargs={
+                "style_tokens": styled.adapter.tokens(torch.randn(2, 16, generator=generator))
+            },
+        ).sample
+
+
+@pytest.mark.parametrize(
+    ("lora", "rest"), [("merged", False), ("separate", False), ("separate", True)]
+)
+def test_what_a_lora_run_leaves_computes_what_it_trained(
+    train, make_bench, random_model, tmp_path, lora, rest
+):
+    model = {"model": LORA["model"] | {"train_adapter": rest}}
+    tuned, _ = train("tuned", **ONE_ROUND, **model)
+    bench = make_bench(**ONE_ROUND, **model)
+    # Weights that have moved far, so that a wrong scale or a left out pair would show.
+    weights = {n: torch.randn(w.shape) * 0.2 for n, w in bench.model.policy.snapshot().items()}
+    rewrite(tuned / "round-0000/update", weights)
+    bench.model.policy.load(weights)
+    model = bench.model.policy.model
+    wanted = velocity(model.transformer, model.adapter)
+
+    out = tmp_path / "out" / "calligrapher.bin"
+    adapter_file, beside = convert(str(tuned), str(out), lora=lora)
+    folder = beside if lora == "merged" else random_model / "flux-fill/transformer"
+    transformer = FluxTransformer2DModel.from_pretrained(folder).eval()
+    if lora == "separate":
+        transformer.load_lora_adapter(beside)
+    found = velocity(transformer, load_adapter(adapter_file, transformer))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert {path.name for path in out.parent.iterdir()} == {out.name, beside.name}
+
+
+def rewrite(folder, weights):
+    """Put other weights into a finished artifact, with a manifest that knows them."""
+    from safetensors.torch import save_file
+
+    from tasks.artifacts.artifact import write_manifest
+
+    made = Artifact.load(folder).manifest
+    save_file(weights, folder / "ema.safetensors")
+    keys = ("stage", "stage_version", "params", "inputs", "extra", "meta", "seconds")
+    write_manifest(folder, **{key: getattr(made, key) for key in keys})
+
+
+def test_lora_on_the_transformer_alone_leaves_the_adapter_the_run_began_with(
+    train, random_model, tmp_path
+):
+    lora = {"train_adapter": False, "lora": {"rank": 2, "alpha": 2.0, "targets": ["to_q"]}}
+    folder, _ = train("a", **ONE_ROUND, model=lora)
+    written, _ = convert(str(folder), str(tmp_path / "calligrapher.bin"))
+    assert equal(adapter_state(written), adapter_state(random_model / "calligrapher.bin"))
+
+
+@pytest.mark.parametrize("change", ["another adapter", "no adapter"])
+def test_lora_without_the_adapter_that_it_was_trained_on_is_refused(
+    tuned, tmp_path, random_model, change
+):
+    state = {n: w + 1 for n, w in adapter_state(random_model / "calligrapher.bin").items()}
+    write_calligrapher_bin(state, tmp_path / "other.bin")
+    params = json.loads((tuned / "params.json").read_text())
+    params["model"]["initial_adapter"] = (
+        str(tmp_path / "other.bin") if change == "another adapter" else None
+    )
+    (tuned / "params.json").write_text(json.dumps(params))
+    with pytest.raises(
+        CheckpointError, match=r"began with. It has changed|must name model.initial_adapter"
+    ):
+        convert(str(tuned), str(tmp_path / "calligrapher.bin"))
+    assert not (tmp_path / "calligrapher.bin").exists()
+    assert not list(tmp_path.glob(".writing-*"))
+
+
+# --- any checkpoint continues training ---
+
+
+def test_a_run_can_begin_with_what_another_left(plain, make_bench, tmp_path):
+    update = plain / "round-0000/update"
+    files = [update, update / "trained.safetensors"]
+    for name in ("calligrapher.bin", "ip-adapter.safetensors"):
+        files += convert(str(update), str(tmp_path / name))
+    for file in files:
+        bench = make_bench(**ONE_ROUND, model={"initial_adapter": str(file)})
+        wanted = trained(plain, "trained" if file.stem == "trained" else "ema")
+        assert equal(bench.model.policy.snapshot(), wanted)
+
+
+def test_a_run_can_begin_with_the_adapter_that_a_lora_run_left(tuned, make_bench, tmp_path):
+    (whole, _) = convert(str(tuned), str(tmp_path / "calligrapher.bin"))
+    bench = make_bench(**ONE_ROUND, model={"initial_adapter": str(tuned)})
+    wanted = {f"adapter.{name}": weight for name, weight in adapter_state(whole).items()}
+    assert equal(bench.model.policy.snapshot(), wanted)
+    (kept,) = (tmp_path / "data/adapters").iterdir()
+    assert bench.model_paths[2] == kept
+
+
+def test_lora_on_the_adapter_of_another_run_is_exported_from_anywhere(
+    plain, train, tmp_path, monkeypatch
+):
+    folder, _ = train("b", **ONE_ROUND, model=LORA["model"] | {"initial_adapter": "plain"})
+    monkeypatch.chdir("/")
+    (written, _) = convert(str(folder), str(tmp_path / "calligrapher.bin"))
+    layers = [name for name in trained(folder) if name.startswith("adapter.") and "lora_A" in name]
+    changed = {f"{name.removeprefix('adapter.').split('.lora_A')[0]}.weight" for name in layers}
+    found, began = (
+        adapter_state(written),
+        adapter_state(plain / "round-0000/update/ema.safetensors"),
+    )
+    assert {name for name in found if not torch.equal(found[name], began[name])} == changed
+
+
+def test_the_name_of_a_run_is_looked_up_where_the_runs_are(plain, make_bench, tmp_path):
+    bench = make_bench(model={"initial_adapter": "plain"})
+    assert bench.model_paths[2] == tmp_path / "plain/round-0000/update/ema.safetensors"
+
+
+def test_an_adapter_that_is_nowhere_is_told_by_its_key(make_bench):
+    bench = make_bench(model={"initial_adapter": "no-such-run"})
+    with pytest.raises(
+        CheckpointError, match=r"model\.initial_adapter must name weights. Got no-such-run"
+    ):
+        assert bench.model_paths
+
+
+# --- refused ---
+
+
+def test_an_existing_target_is_replaced_only_by_force(tuned, tmp_path):
+    target = tmp_path / "calligrapher.bin"
+    beside = tmp_path / "pytorch_lora_weights.safetensors"
+    beside.write_bytes(b"mine")
+    with pytest.raises(
+        ParamsError, match=r"pytorch_lora_weights\.safetensors must not be there yet"
+    ):
+        convert(str(tuned), str(target))
+    assert (target.exists(), beside.read_bytes()) == (False, b"mine")
+    convert(str(tuned), str(target), force=True)
+    assert load_file(beside)
+    (tmp_path / "transformer").mkdir()
+    convert(str(tuned), str(target), lora="merged", force=True)
+    assert (tmp_path / "transformer/config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter.bin", "ip-adapter.pt", "calligrapher.ckpt", "ip-adapter.bin.gz"]
+)
+def test_another_name_is_answered_with_the_names_there_are(random_model, tmp_path, name):
+    with pytest.raises(
+        ParamsError, match=r"ip-adapter.bin, ip-adapter.safetensors, calligrapher.bin, callig"
+    ):
+        convert(str(random_model / "calligrapher.bin"), str(tmp_path / name))
+
+
+def test_choices_that_would_do_nothing_are_refused(plain, random_model, tmp_path):
+    file, target = str(random_model / "calligrapher.bin"), str(tmp_path / "ip-adapter.bin")
+    with pytest.raises(ParamsError, match="--weights chooses between an artifact's files"):
+        convert(file, target, weights="ema")
+    with pytest.raises(ParamsError, match="--weights chooses between an artifact's files"):
+        convert(str(plain / "round-0000/update/ema.safetensors"), target, weights="trained")
+    with pytest.raises(ParamsError, match="knows no step"):
+        convert(file, str(tmp_path / "folder"))
+    with pytest.raises(ParamsError, match="--lora needs LoRA of the transformer"):
+        convert(str(plain), target, lora="merged")
+    with pytest.raises(ParamsError, match="--base is the transformer that --lora merged"):
+        convert(str(plain), target, base=random_model / "flux-fill")
+    with pytest.raises(CheckpointError, match="It is empty: the stage kept no average"):
+        convert(str(plain / "warmup"), target, weights="ema")
+    with pytest.raises(CheckpointError, match="must be an artifact's trained"):
+        convert(str(plain / "round-0000/update/optimizer.safetensors"), target)
+    with pytest.raises(
+        ArtifactError, match=r"must hold 'ema.safetensors'. It has shard-0000.parquet"
+    ):
+        convert(str(plain / "round-0000/rollout"), target)
+    assert not list(tmp_path.glob("*.bin"))
+
+
+def test_the_base_is_not_replaced_even_by_force(tuned, random_model, tmp_path):
+    base = shutil.copytree(
+        random_model / "flux-fill/transformer", tmp_path / "base/transformer"
+    ).parent
+    with pytest.raises(ParamsError, match="must stay as it is: it is the base"):
+        convert(str(tuned), str(base / "calligrapher.bin"), lora="merged", base=base, force=True)
+    assert [path.name for path in base.iterdir()] == ["transformer"]
+
+
+def test_a_flipped_bit_in_an_artifact_is_not_exported(plain, tmp_path):
+    path = plain / "round-0000/update/ema.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        ArtifactError, match=r"ema.safetensors is damaged: it holds other bytes than were"
+    ):
+        convert(str(plain), str(tmp_path / "calligrapher.bin"))
+    assert convert(str(plain), str(tmp_path / "calligrapher.bin"), weights="trained")
+
+
+def test_a_damaged_source_leaves_no_file(random_model, tmp_path):
+    whole = (random_model / "calligrapher.bin").read_bytes()
+    (tmp_path / "broken.bin").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="must be a whole weights file"):
+        convert(str(tmp_path / "broken.bin"), str(tmp_path / "calligrapher.bin"))
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.bin"]
+
+
+@pytest.mark.parametrize("name", ["calligrapher.bin", "ip-adapter.safetensors"])
+def test_a_full_disk_is_told_and_nothing_half_is_kept(name, random_model, small_disk):
+    subprocess.run(["mount", "-o", "remount,size=16k", small_disk], check=True)
+    with pytest.raises(ArtifactError, match=f"the disk must have room for .*{name}. It is full: "):
+        convert(str(random_model / "calligrapher.bin"), str(small_disk / name))
+    assert list(small_disk.iterdir()) == []
