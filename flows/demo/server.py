@@ -13,14 +13,14 @@ from types import ModuleType
 
 from calligrapher.data.dataset import Case, load_cases
 from calligrapher.errors import DataError, ParamsError
+from calligrapher.tiny.pack import TINY
 from flows.contexts import our_logs
 from flows.demo.scores import reader
 from flows.demo.session import Studio
 from reward_server.processes.process import url_of
-from tasks.artifacts.lineage import PARAMS
+from tasks.artifacts.layout import PARAMS
 from tasks.inference.painter import WARM_UP, Painter, open_painter
 from tasks.params.run_params import DataParams, RunParams, load_params
-from tasks.resources.resources import TINY
 from tasks.tracking.locate import locate
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +22,6 @@ def canonical_json(value: Any) -> bytes:
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
     return text.encode()
-
-
-def fingerprint(
-    stage: str,
-    stage_version: int,
-    params: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    **extra: Any,
-) -> str:
-    """What a stage's result depends on, as one sha256: equal fingerprints mean equal work.
-
-    `params`: only what the stage reads. `inputs`: name -> digest. `extra`: anything else that
-    decides the result (reward model ids). Devices, addresses, worker counts and folders stay out:
-    they do not.
-    """
-    reads = {
-        "stage": stage,
-        "stage_version": stage_version,
-        "params": params,
-        "inputs": inputs,
-        **extra,
-    }
-    return hashlib.sha256(canonical_json(reads)).hexdigest()
 
 
 def path_digest(path: str | Path) -> str:

@@ -24,13 +24,13 @@ def preflight(params: RunParams, data_dir: Path) -> None:
 @functools.cache
 def _preflight(params_json: str, data_dir: Path) -> None:
     from calligrapher.model.loading import pick_device
-    from tasks.resources.resources import Bench
+    from tasks.resources.cases import Cases
+    from tasks.weights.model_files import model_files
 
     params = RunParams.model_validate_json(params_json)
-    bench = Bench(params, data_dir, scorer=None)  # type: ignore[arg-type]  # nothing is scored here
-    base, siglip, adapter = bench.model_paths
-    _weights_are_there(base, siglip, adapter)
-    _canvas_fits(params, base)
+    files, cases = model_files(params.model, data_dir.parent), Cases(params, data_dir)
+    _weights_are_there(files.base, files.siglip, files.adapter)
+    _canvas_fits(params, files.base)
     pick_device(params.model.device)
     eight_bit = [n for n in ("warmup", "update") if getattr(params, n).use_8bit_adam]
     if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
@@ -38,10 +38,10 @@ def _preflight(params_json: str, data_dir: Path) -> None:
             f"{eight_bit[0]}.use_8bit_adam must be false where the package bitsandbytes is not"
             " installed. Got true. Install it (`pip install bitsandbytes`), or set it to false."
         )
-    lists = {"data.train": (bench.train_folder, bench.train_cases)}
+    lists = {"data.train": (cases.train_folder, cases.train)}
     if params.evaluate.every > 0:
-        lists["data.evaluation"] = (bench.evaluation_folder, bench.evaluation_cases)
-    _prompts_fit(params, base, lists)
+        lists["data.evaluation"] = (cases.evaluation_folder, cases.evaluation)
+    _prompts_fit(params, files.base, lists)
 
 
 def _weights_are_there(base: Path, siglip: Path, adapter: Path | None) -> None:

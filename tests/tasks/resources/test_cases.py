@@ -8,12 +8,12 @@ import pytest
 
 from calligrapher.tiny.world import write_bench
 from tasks.params.run_params import RunParams
-from tasks.resources.resources import Bench
+from tasks.resources.cases import Cases
 
 ROLES = ("source", "mask", "reference")
 
 
-def bench_of(train, kind, data_dir):
+def cases_of(train, kind, data_dir):
     params = RunParams.model_validate(
         {
             "rounds": 1,
@@ -25,7 +25,7 @@ def bench_of(train, kind, data_dir):
             "nft": {},
         }
     )
-    return Bench(params, data_dir, scorer=None)
+    return Cases(params, data_dir)
 
 
 @pytest.fixture
@@ -50,18 +50,18 @@ def folder(tmp_path):
 
 
 def test_a_table_keeps_its_pictures_in_the_data_folder_and_has_the_hash_of_a_list(folder):
-    listed = bench_of(folder / "cases" / "cases.jsonl", "jsonl", folder / "data")
-    held = bench_of(folder / "cases.parquet", "parquet", folder / "data")
+    listed = cases_of(folder / "cases" / "cases.jsonl", "jsonl", folder / "data")
+    held = cases_of(folder / "cases.parquet", "parquet", folder / "data")
     assert held.train_digest == listed.train_digest
-    assert {case.source.parent for case in held.train_cases} == {folder / "data" / "pictures"}
+    assert {case.source.parent for case in held.train} == {folder / "data" / "pictures"}
 
 
 @pytest.mark.parametrize(("kind", "name"), [("self", ""), ("jsonl", "cases.jsonl")])
 def test_a_changed_picture_changes_the_hash_though_the_list_is_the_same(folder, kind, name):
-    before = bench_of(folder / "cases" / name, kind, folder / "data")
+    before = cases_of(folder / "cases" / name, kind, folder / "data")
     digests = before.train_digest, before.evaluation_digest
     picture = folder / "cases" / "test1_ref.png"
     picture.write_bytes((folder / "cases" / "test2_ref.png").read_bytes())
-    after = bench_of(folder / "cases" / name, kind, folder / "data")
+    after = cases_of(folder / "cases" / name, kind, folder / "data")
     assert after.train_digest != digests[0]
     assert after.evaluation_digest != digests[1]

@@ -8,6 +8,7 @@ from calligrapher.errors import DataError, ParamsError, RewardError
 from reward_server.client import RewardResult
 from tasks.params.errors import valid_keys
 from tasks.params.run_params import RunParams
+from tasks.pipeline import ROUND, name_of, stage_of
 from tasks.resources.rewards import Scorer
 from tasks.runs.run import open_run
 from tasks.tracking.tracker import Tracker
@@ -208,27 +209,20 @@ def other(tmp_path_factory):
 
 
 @pytest.fixture
-def play(make_bench, values, tmp_path):
+def play(make_resources, values, tmp_path):
     """Run up to a stage: (its artifact, how often the transformer ran)."""
 
     def play(until, algorithm, changes, client=None):
-        bench = make_bench(algorithm, **merged(values(algorithm), SMALL, changes))
-        canvas = bench.conditioning.canvas
-        bench.scorer = Scorer(bench.params.reward, ["http://127.0.0.1:9"], canvas)
-        if bench.scorer.client is not None:
-            bench.scorer.client = client or HashClient()
+        resources = make_resources(algorithm, **merged(values(algorithm), SMALL, changes))
+        canvas = resources.conditioning.canvas
+        resources.scorer = Scorer(resources.params.reward, ["http://127.0.0.1:9"], canvas)
+        if resources.scorer.client is not None:
+            resources.scorer.client = client or HashClient()
         calls = []
-        load = type(bench).model.func
-
-        def counted(self):
-            model = load(self)
-            block = model.policy.model.transformer.transformer_blocks[0].norm1
-            block.register_forward_hook(lambda *_: calls.append(1))
-            return model
-
-        bench.__dict__["model"] = counted(bench)
+        block = resources.model.policy.model.transformer.transformer_blocks[0].norm1
+        block.register_forward_hook(lambda *_: calls.append(1))
         name = f"run-{len(list(tmp_path.iterdir()))}"
-        with open_run(bench.params, name, tmp_path, bench) as run:
+        with open_run(resources, tmp_path / name) as run:
             for stage, artifact in stages(run, until):
                 if stage == until:
                     return artifact, len(calls)
@@ -238,19 +232,10 @@ def play(make_bench, values, tmp_path):
 
 
 def stages(run, until):
-    warm = run.warmup()
-    yield "warmup", warm
-    if until == "evaluate":
-        yield "evaluate", run.evaluate(0, warm)
-    images = run.rollout(0, warm)
-    yield "rollout", images
-    scores = run.score(0, images)
-    yield "score", scores
-    advantages = run.advantage(0, scores)
-    yield "advantage", advantages
-    updated = run.update(0, warm, warm, warm, images, advantages)
-    yield "update", updated
-    yield "refresh", run.refresh(0, warm, updated)
+    """Make each stage of round 0 in turn, the evaluation before it where that is asked for."""
+    names = ["warmup", *(["evaluate"] if until == "evaluate" else [])]
+    for name in [*names, *(name_of(stage, 0) for stage in ROUND)]:
+        yield stage_of(name), run.make(name)
 
 
 BEFORE = {}  # what the run without the change gave; shared by the tests
@@ -318,14 +303,14 @@ def test_rounds_and_evaluate_every_say_which_stages_there_are(train):
     assert len(found - evaluations) == 1 + 3 * 5
 
 
-def test_t5_moves_for_each_encoding_when_it_is_offloaded(make_bench, tmp_path):
+def test_t5_moves_for_each_encoding_when_it_is_offloaded(make_resources, tmp_path):
     moves = {}
     for offload in (False, True):
-        bench = make_bench(model={"offload_text_encoder_two": offload})
-        bench.data_dir = tmp_path / str(offload)
-        t5, found = bench.model.encoders.pipeline.text_encoder_2, []
+        resources = make_resources(model={"offload_text_encoder_two": offload})
+        resources.cases.data_dir = tmp_path / str(offload)
+        t5, found = resources.model.encoders.pipeline.text_encoder_2, []
         t5.to = lambda where, found=found, t5=t5: found.append(str(where)) or t5
-        bench.conditioning.batch(bench.train_cases[:2])
+        resources.conditioning.batch(resources.cases.train[:2])
         moves[offload] = found
     assert moves == {False: [], True: ["cpu", "cpu"] * 2}
 
@@ -385,13 +370,13 @@ def test_the_vlm_is_told_to_the_runs_own_server(values, tmp_path, monkeypatch):
     assert asked["log_path"] == tmp_path / "a/reward-server.log"
 
 
-def test_a_server_that_does_not_answer_is_given_up(make_bench):
+def test_a_server_that_does_not_answer_is_given_up(make_resources):
     import time
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        bench = make_bench(reward={"timeout_s": 0.05})
+        resources = make_resources(reward={"timeout_s": 0.05})
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        scorer = Scorer(bench.params.reward, [url], bench.conditioning.canvas)
+        scorer = Scorer(resources.params.reward, [url], resources.conditioning.canvas)
         started = time.monotonic()
         with pytest.raises(RewardError, match="no reward server answered"):
             scorer.identity()
