@@ -50,11 +50,11 @@ def ocr_accuracy(target: str, recognised: str) -> float:
 
 
 def picture_order(text: str) -> str:
-    """Characters as they stand in a picture from left to right, which is how a recogniser gives
-    them.
+    """Return the characters as they stand in a picture from left to right.
 
-    Right-to-left text is turned round; numbers and Latin words in it keep their direction. Its own
-    inverse; text without right-to-left letters stays as it is. By hand: 'אב 12' <-> '12 בא'.
+    That is how a recogniser gives them. Right-to-left text is turned round; numbers and Latin
+    words in it keep their direction. Its own inverse; text without right-to-left letters stays as
+    it is. By hand: 'אב 12' <-> '12 בא'.
     """
     kinds = [unicodedata.bidirectional(char) for char in text]
     if not {"R", "AL"} & set(kinds):
@@ -69,12 +69,11 @@ def picture_order(text: str) -> str:
 
 
 def text_from_prompt(prompt: str) -> str:
-    """The X of a prompt that ends in `The text is 'X'.` (straight or curly quotes, full stop
-    optional).
+    """Return the X of a prompt that ends in `The text is 'X'.`
 
-    X runs from the first such quote to the prompt's last character (before the full stop), so it
-    may itself hold quotes, '-', ',' and any script. Raises ValueError when the prompt has no such
-    ending.
+    Quotes may be straight or curly, the full stop is optional. X runs from the first such quote to
+    the prompt's last character (before the full stop), so it may itself hold quotes, '-', ',' and
+    any script. Raises ValueError when the prompt has no such ending.
     """
     quoted = prompt.rstrip().removesuffix(".").rstrip()
     for opening in _OPENING.finditer(quoted):

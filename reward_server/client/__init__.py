@@ -1,7 +1,6 @@
 """What a training imports of the reward service: pictures to servers, results in order."""
 
 from reward_server.client.client import (
-    FIELDS,
     RewardClient,
     RewardItem,
     RewardResult,
@@ -15,7 +14,6 @@ from reward_server.client.failover import (
 )
 
 __all__ = [
-    "FIELDS",
     "RewardClient",
     "RewardClientError",
     "RewardItem",

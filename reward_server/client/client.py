@@ -1,5 +1,4 @@
-"""The client: batches of pictures to one or several reward servers, with failover, retries and a
-deadline.
+"""The client: batches of pictures to reward servers, with failover, retries and a deadline.
 
 Imports only `requests` and the standard library. A picture is encoded once, a wrong request is
 never retried, and a picture that could not be scored is never a number.
@@ -20,9 +19,9 @@ from reward_server.client.failover import (
     RewardUnavailableError,
     Servers,
 )
+from reward_server.components import NAMES, Measured
 
 __all__ = [
-    "FIELDS",
     "RewardClient",
     "RewardClientError",
     "RewardItem",
@@ -32,15 +31,6 @@ __all__ = [
     "encode_png",
     "server_urls",
 ]
-
-FIELDS = (
-    "ocr_text",
-    "ocr_confidence",
-    "ocr_accuracy",
-    "ocr_likelihood",
-    "vlm_score",
-    "style_score",
-)
 
 
 @dataclass(frozen=True)
@@ -58,15 +48,9 @@ class RewardItem:
 
 
 @dataclass(frozen=True)
-class RewardResult:
-    """Components of one picture; None exactly where `errors` says why, by field name."""
+class RewardResult(Measured):
+    """What one picture was measured to be; None exactly where `errors` says why, by field name."""
 
-    ocr_text: str | None = None
-    ocr_confidence: float | None = None
-    ocr_accuracy: float | None = None
-    ocr_likelihood: float | None = None
-    vlm_score: float | None = None
-    style_score: float | None = None
     errors: dict[str, str] = field(default_factory=dict)
     reward_model_disabled: bool = False
 
@@ -129,11 +113,11 @@ class RewardClient:
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="reward-client")
 
     def score_batch(self, items: Sequence[RewardItem]) -> list[RewardResult]:
-        """Score items, order kept. An item that the server refuses gets a result whose every field
-        is None.
+        """Return the results of the items, order kept.
 
-        Raises RewardRejectedError (wrong token, malformed request) and RewardUnavailableError
-        (deadline passed).
+        An item that the server refuses gets a result whose every component is None. Raises
+        RewardRejectedError (wrong token, malformed request) and RewardUnavailableError (deadline
+        passed).
         """
         stop_at = time.monotonic() + self._deadline_s
         chunks = self._chunks([_body(item) for item in items])
@@ -173,8 +157,7 @@ class RewardClient:
         self.close()
 
     def _chunks(self, bodies: list[dict]) -> list[list[dict]]:
-        """Bodies for one request each, in order: at most `chunk_size` and `max_request_bytes`
-        together."""
+        """Return the bodies of each request, order kept, none above the limits for one."""
         chunks: list[list[dict]] = []
         room = 0
         for body in bodies:
@@ -216,6 +199,6 @@ def _body(item: RewardItem) -> dict:
 def _result(one: dict) -> RewardResult:
     if one["error"] is not None:
         return RewardResult(
-            errors=dict.fromkeys(FIELDS, f"the server refused the item: {one['error']}")
+            errors=dict.fromkeys(NAMES, f"the server refused the item: {one['error']}")
         )
     return RewardResult(**one["score"])

@@ -1,5 +1,4 @@
-"""From a request to what the scorers see: pictures opened and checked by their headers, then
-decoded."""
+"""A request -> what the scorers see: pictures checked by their headers, then decoded."""
 
 from PIL import Image
 
@@ -16,8 +15,7 @@ class ItemError(ValueError):
 
 
 def open_pictures(request: ScoreRequest, max_pixels: int) -> Opened | ItemError:
-    """The request's pictures, no pixel decoded yet; returns what is wrong with them, if anything
-    is."""
+    """Return the request's pictures, no pixel decoded yet, or what is wrong with them."""
     sent = {"image": request.image, "mask": request.mask, "reference": request.reference}
     try:
         opened = {

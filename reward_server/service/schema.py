@@ -4,16 +4,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from reward_server.components import LOWEST
+
 MAX_PROMPT_CHARS = 4096
 MAX_TEXT_CHARS = 256
-COMPONENTS = (
-    "ocr_text",
-    "ocr_confidence",
-    "ocr_accuracy",
-    "ocr_likelihood",
-    "vlm_score",
-    "style_score",
-)
 
 Base64PNG = Annotated[
     str,
@@ -24,12 +18,7 @@ Base64PNG = Annotated[
     ),
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
-Cosine = Annotated[float, Field(ge=-1, le=1)]
-
-
-def lowest(component: str) -> float:
-    """The smallest number that a component may be; the largest is always 1."""
-    return -1.0 if component == "style_score" else 0.0
+Cosine = Annotated[float, Field(ge=LOWEST["style_score"], le=1)]
 
 
 class Wire(BaseModel):
@@ -70,7 +59,10 @@ class ScoreRequest(Wire):
 
 
 class ScoreResponse(Wire):
-    """Every component of one picture's score; one is null exactly when `errors` says why."""
+    """Every component of one picture's score; one is null exactly when `errors` says why.
+
+    Its fields are those of `components.Measured`, described.
+    """
 
     vlm_score: Share | None
     ocr_text: str | None

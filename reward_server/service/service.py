@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 
+from reward_server.components import NAMES
 from reward_server.scorers.base import Item, Outcome, Scorer, failed
 from reward_server.scorers.safely import probe
 from reward_server.service.admission import Admission
@@ -18,7 +19,6 @@ from reward_server.service.batching import Batcher
 from reward_server.service.intake import ItemError, Opened, decode, open_pictures, pixels_of
 from reward_server.service.metrics import Metrics
 from reward_server.service.schema import (
-    COMPONENTS,
     Health,
     Info,
     Limits,
@@ -203,8 +203,8 @@ class RewardService:
             return outcome
 
     def _response(self, outcomes: list[Outcome]) -> ScoreResponse:
-        values: dict = dict.fromkeys(COMPONENTS)
-        errors = dict.fromkeys(COMPONENTS, "no scorer for it is configured")
+        values: dict = dict.fromkeys(NAMES)
+        errors = dict.fromkeys(NAMES, "no scorer for it is configured")
         for outcome in outcomes:
             for field, value in outcome.values.items():
                 values[field] = value

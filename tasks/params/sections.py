@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from calligrapher.data.dataset import DatasetKind
+from reward_server.components import WEIGHT_OF
 
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 Positive = Annotated[int, Field(ge=1)]
@@ -215,6 +216,12 @@ class RewardParams(Section):
         0.1,
         description="The round stops when more than this share of its images could not be scored.",
     )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Component -> weight, for those that make up the reward; none of the weights is 0."""
+        given = {component: getattr(self, key) for component, key in WEIGHT_OF.items()}
+        return {component: weight for component, weight in given.items() if weight > 0}
 
 
 class UpdateParams(OptimizerParams):

@@ -25,7 +25,7 @@ from tasks.artifacts.digests import cases_digest
 from tasks.artifacts.run_dir import Artifact, path_digest
 from tasks.params.run_params import RunParams, check_multiple
 from tasks.progress import Progress
-from tasks.resources.rewards import Scorer
+from tasks.resources.rewards import RewardScorer
 from tasks.weights.checkpoints import TINY, base_folder
 from tasks.weights.convert import adapter_file
 
@@ -43,7 +43,7 @@ class Bench:
 
     params: RunParams
     data_dir: Path
-    scorer: Scorer
+    scorer: RewardScorer
     progress: Callable[..., Progress] = Progress
     _weights: dict[Path, Weights] = field(default_factory=dict, repr=False)
 

@@ -1,5 +1,4 @@
-"""Asks the reward servers about pictures and weighs the answers: one row of the score table per
-picture."""
+"""Asks the reward servers about pictures and weighs the answers: a row of the score table each."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,32 +12,18 @@ from calligrapher.durable import atomic_write
 from calligrapher.errors import RewardError
 from calligrapher.model.conditioning import Canvas
 from reward_server.client import RewardClient, RewardClientError, RewardItem, RewardResult
+from reward_server.components import NAMES
 from tasks.params.run_params import RewardParams
 
-COMPONENTS = {
-    "ocr_weight": "ocr_accuracy",
-    "likelihood_weight": "ocr_likelihood",
-    "vlm_weight": "vlm_score",
-    "style_weight": "style_score",
-}
-FIELDS = (
-    "ocr_text",
-    "ocr_confidence",
-    "ocr_accuracy",
-    "ocr_likelihood",
-    "vlm_score",
-    "style_score",
-)
 DISABLED_REWARD = 0.5
 
 
-class Scorer:
-    """Scores pictures of one size on the servers `urls`; with `disable_reward_model` it asks
-    nobody.
+class RewardScorer:
+    """Scores pictures of one size on the servers `urls`.
 
-    urls: or a function that starts the servers when they are first needed. identity_note: a file
-    whose name stands for all that decides what `identity` says, so that nothing need be started to
-    know it.
+    urls: or a function that starts the servers when they are first needed; with
+    `disable_reward_model` nobody is asked. identity_note: a file whose name stands for all that
+    decides what `identity` says, so that nothing need be started to know it.
     """
 
     def __init__(
@@ -92,7 +77,7 @@ class Scorer:
         """
         if self.client is None:
             return [
-                dict.fromkeys(FIELDS) | {"reward": DISABLED_REWARD, "reason": None} for _ in images
+                dict.fromkeys(NAMES) | {"reward": DISABLED_REWARD, "reason": None} for _ in images
             ]
         items = [self._item(image, case) for image, case in zip(images, cases, strict=True)]
         try:
@@ -106,7 +91,7 @@ class Scorer:
 
     def weigh(self, result: RewardResult) -> dict[str, Any]:
         """A row of the score table: what was measured, and the reward that it gives."""
-        row = {name: getattr(result, name) for name in FIELDS}
+        row = {name: getattr(result, name) for name in NAMES}
         return row | reward_of(self.params, row, result.errors)
 
     def _item(self, image: bytes, case: Case) -> RewardItem:
@@ -128,13 +113,9 @@ class Scorer:
 def reward_of(
     params: RewardParams, row: Mapping[str, Any], errors: Mapping[str, str]
 ) -> dict[str, Any]:
-    """`sum(weight * component)` as `reward`; null, with a `reason`, when one that counts is
-    missing."""
+    """Return `sum(weight * component)` as `reward`; null, with a `reason`, when one is missing."""
     total, missing = 0.0, []
-    for weight_name, component in COMPONENTS.items():
-        weight = getattr(params, weight_name)
-        if weight == 0:
-            continue
+    for component, weight in params.weights.items():
         if row[component] is None:
             missing.append(f"{component}: {errors.get(component, 'the server gave none')}")
         else:

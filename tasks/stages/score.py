@@ -13,11 +13,11 @@ import numpy as np
 from calligrapher.data.dataset import Case
 from calligrapher.errors import RewardError
 from calligrapher.tables.parquet import read_shard, read_table, write_scores
+from reward_server.components import WEIGHT_OF
 from tasks.artifacts.digests import file_sha256
 from tasks.artifacts.layout import round_number
 from tasks.artifacts.run_dir import Artifact
 from tasks.resources.resources import Bench
-from tasks.resources.rewards import COMPONENTS
 
 VERSION = 1
 READS = ("sample_id", "case_id", "image")
@@ -74,7 +74,7 @@ def summary(bench: Bench, tables: list[dict[str, list[Any]]]) -> dict[str, Any]:
             f" {'; '.join(reasons[:3])}."
         )
     found = {"images": len(rewards), "unscored": unscored}
-    for name in ("reward", *COMPONENTS.values()):
+    for name in ("reward", *WEIGHT_OF):
         found |= _statistics(name, [v for table in tables for v in table[name] if v is not None])
     if accuracy := [a for table in tables for a in table["ocr_accuracy"] if a is not None]:
         found["exact_match"] = float(np.mean(np.equal(accuracy, 1)))

@@ -4,15 +4,15 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from reward_server.client import FIELDS
+from reward_server.components import NAMES
 
 
 def scored(body: dict) -> dict:
     """What a good server answers: the text back, one number."""
     results = []
     for item in body["items"]:
-        score = dict.fromkeys(FIELDS) | {"ocr_text": item["text"], "ocr_accuracy": 0.5}
-        errors = {field: "not here" for field in FIELDS if score[field] is None}
+        score = dict.fromkeys(NAMES) | {"ocr_text": item["text"], "ocr_accuracy": 0.5}
+        errors = {field: "not here" for field in NAMES if score[field] is None}
         results.append(
             {"score": {**score, "errors": errors, "reward_model_disabled": False}, "error": None}
         )

@@ -21,7 +21,7 @@ def folder(random_model, tmp_path_factory):
     from tasks.params.run_params import RunParams
     from tasks.pipeline import planned
     from tasks.resources.resources import Bench
-    from tasks.resources.rewards import Scorer
+    from tasks.resources.rewards import RewardScorer
     from tasks.runs.rerun import build_stage
     from tasks.runs.run import open_run
 
@@ -43,7 +43,7 @@ def folder(random_model, tmp_path_factory):
             "tracking": {"enabled": False},
         }
     )
-    bench = Bench(params, runs / "data", Scorer(params.reward, [], Canvas(48, 32, False)))
+    bench = Bench(params, runs / "data", RewardScorer(params.reward, [], Canvas(48, 32, False)))
     with open_run(params, "first", runs, bench) as run:
         for name in planned(params):
             build_stage(run, name)

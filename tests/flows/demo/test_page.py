@@ -39,7 +39,7 @@ def run(tmp_path_factory):
     from tasks.params.run_params import load_params
     from tasks.pipeline import planned
     from tasks.resources.resources import Bench
-    from tasks.resources.rewards import Scorer
+    from tasks.resources.rewards import RewardScorer
     from tasks.runs.rerun import build_stage
     from tasks.runs.run import open_run
 
@@ -58,7 +58,7 @@ def run(tmp_path_factory):
     params = load_params(
         ROOT / "params/tiny-nft.yaml", [f"{key}={value}" for key, value in settings.items()]
     )
-    bench = Bench(params, runs / "data", Scorer(params.reward, [], Canvas(96, 32, False)))
+    bench = Bench(params, runs / "data", RewardScorer(params.reward, [], Canvas(96, 32, False)))
     with open_run(params, "short", runs, bench) as opened:
         for name in planned(params):
             build_stage(opened, name)

@@ -12,7 +12,6 @@ from PIL import Image
 from scripted import Script, scored
 
 from reward_server.client import (
-    FIELDS,
     RewardClient,
     RewardItem,
     RewardRejectedError,
@@ -20,6 +19,7 @@ from reward_server.client import (
     server_urls,
 )
 from reward_server.client.failover import Server
+from reward_server.components import NAMES
 
 PICTURE = b"\x89PNG not looked at by the client"
 
@@ -175,8 +175,8 @@ def test_a_refused_item_has_no_number_and_a_reason():
     with scripts(one_refused) as (server,), RewardClient([server.url]) as client:
         good, bad, last = client.score_batch(items(3))
     assert (good.ocr_text, last.ocr_text) == ("t0", "t2")
-    assert all(getattr(bad, field) is None for field in FIELDS)
-    assert set(bad.errors) == set(FIELDS)
+    assert all(getattr(bad, field) is None for field in NAMES)
+    assert set(bad.errors) == set(NAMES)
     assert "mask must be white" in bad.errors["ocr_accuracy"]
 
 

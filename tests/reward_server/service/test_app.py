@@ -6,8 +6,8 @@ import time
 import pytest
 from fakes import FakeScorer, png
 
+from reward_server.components import NAMES
 from reward_server.scorers.base import Outcome
-from reward_server.service.schema import COMPONENTS
 
 GOOD = {"image": png(), "prompt": "The text is 'abcd'.", "mask": png()}
 
@@ -42,7 +42,7 @@ def test_given_text_wins_over_the_prompt(serve):
 def test_a_component_is_null_exactly_when_errors_names_it(serve, text):
     with serve(FakeScorer()) as client:
         score = client.post("/score", json={**GOOD, "text": text}).json()
-    assert {field for field in COMPONENTS if score[field] is None} == set(score["errors"])
+    assert {field for field in NAMES if score[field] is None} == set(score["errors"])
     assert score["ocr_likelihood"] is None
 
 
@@ -328,7 +328,7 @@ def test_debug_mode_is_marked_in_every_answer(serve):
         assert client.get("/info").json()["reward_model_disabled"] is True
     assert score["reward_model_disabled"] is True
     assert score["errors"] == {}
-    assert all(0 <= score[field] <= 1 for field in COMPONENTS if field != "ocr_text")
+    assert all(0 <= score[field] <= 1 for field in NAMES if field != "ocr_text")
 
 
 def test_metrics_count_requests_batches_and_failures(serve):

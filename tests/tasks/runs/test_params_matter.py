@@ -8,7 +8,7 @@ from calligrapher.errors import DataError, ParamsError, RewardError
 from reward_server.client import RewardResult
 from tasks.params.errors import valid_keys
 from tasks.params.run_params import RunParams
-from tasks.resources.rewards import Scorer
+from tasks.resources.rewards import RewardScorer
 from tasks.runs.run import open_run
 from tasks.tracking.tracker import Tracker
 
@@ -214,7 +214,7 @@ def play(make_bench, values, tmp_path):
     def play(until, algorithm, changes, client=None):
         bench = make_bench(algorithm, **merged(values(algorithm), SMALL, changes))
         canvas = bench.conditioning.canvas
-        bench.scorer = Scorer(bench.params.reward, ["http://127.0.0.1:9"], canvas)
+        bench.scorer = RewardScorer(bench.params.reward, ["http://127.0.0.1:9"], canvas)
         if bench.scorer.client is not None:
             bench.scorer.client = client or HashClient()
         calls = []
@@ -391,7 +391,7 @@ def test_a_server_that_does_not_answer_is_given_up(make_bench):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         bench = make_bench(reward={"timeout_s": 0.05})
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        scorer = Scorer(bench.params.reward, [url], bench.conditioning.canvas)
+        scorer = RewardScorer(bench.params.reward, [url], bench.conditioning.canvas)
         started = time.monotonic()
         with pytest.raises(RewardError, match="no reward server answered"):
             scorer.identity()
