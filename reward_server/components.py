@@ -8,9 +8,14 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 
-def _number(*, weight: str | None = None, lowest: float = 0.0) -> Any:
-    """Declare a number of `lowest`..1, and the key of `params.reward` that weighs it, if any."""
-    return field(default=None, metadata={"weight": weight, "lowest": lowest})
+def _number(*, weight: str | None = None, lowest: float = 0.0, sees_reference: bool = False) -> Any:
+    """Declare a number of `lowest`..1.
+
+    weight: the key of `params.reward` that weighs it, if any. sees_reference: whether it depends on
+    the reference picture too.
+    """
+    facts = {"weight": weight, "lowest": lowest, "sees_reference": sees_reference}
+    return field(default=None, metadata=facts)
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,8 @@ class Measured:
     ocr_confidence: float | None = _number()
     ocr_accuracy: float | None = _number(weight="ocr_weight")
     ocr_likelihood: float | None = _number(weight="likelihood_weight")
-    vlm_score: float | None = _number(weight="vlm_weight")
-    style_score: float | None = _number(weight="style_weight", lowest=-1.0)
+    vlm_score: float | None = _number(weight="vlm_weight", sees_reference=True)
+    style_score: float | None = _number(weight="style_weight", lowest=-1.0, sees_reference=True)
 
 
 NAMES = tuple(one.name for one in fields(Measured))
@@ -33,6 +38,9 @@ NAMES = tuple(one.name for one in fields(Measured))
 WEIGHT_OF: dict[str, str] = {
     one.name: one.metadata["weight"] for one in fields(Measured) if one.metadata.get("weight")
 }
+SEES_REFERENCE = frozenset(
+    one.name for one in fields(Measured) if one.metadata.get("sees_reference")
+)
 # Component -> the smallest number that it may be; the largest is always 1.
 LOWEST: dict[str, float] = {
     one.name: one.metadata["lowest"] for one in fields(Measured) if "lowest" in one.metadata

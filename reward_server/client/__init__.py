@@ -1,6 +1,7 @@
 """What a training imports of the reward service: pictures to servers, results in order."""
 
 from reward_server.client.client import (
+    TOKEN_VARIABLE,
     RewardClient,
     RewardItem,
     RewardResult,
@@ -14,6 +15,7 @@ from reward_server.client.failover import (
 )
 
 __all__ = [
+    "TOKEN_VARIABLE",
     "RewardClient",
     "RewardClientError",
     "RewardItem",

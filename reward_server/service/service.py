@@ -64,6 +64,7 @@ class RewardService:
         self._batchers: list[Batcher] = []
         self._state = "loading"  # ok | broken | stopping
         self._status: dict[str, str] = {"scorers": "loading"}
+        self.fingerprint = ""  # of what decides the scores, once the scorers are loaded
         self._closed = threading.Event()
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
 
@@ -82,6 +83,7 @@ class RewardService:
             batcher = Batcher(scorer, on_batch=self.metrics.count_batch, on_broken=self._broke)
             self.metrics.watch_queue(scorer.name, batcher.__len__)
             self._batchers.append(batcher)
+        self.fingerprint = self._digest_of_setup()
         if not self._closed.is_set():
             self._state = "ok"
 
@@ -122,9 +124,6 @@ class RewardService:
         """What decides the scores, and the limits. Raises NotReadyError."""
         self.must_be_ready()
         settings = self.settings
-        scorers = {batcher.scorer.name: dict(batcher.scorer.info) for batcher in self._batchers}
-        identity = {"scorers": scorers, "disabled": settings.disable_reward_model}
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         limits = Limits(
             max_items=settings.max_items,
             max_body_bytes=settings.max_body_bytes,
@@ -133,11 +132,18 @@ class RewardService:
         )
         return Info(
             version=_version(),
-            scorers=scorers,
+            scorers=self._scorers_info(),
             limits=limits,
             reward_model_disabled=settings.disable_reward_model,
-            fingerprint=digest,
+            fingerprint=self.fingerprint,
         )
+
+    def _scorers_info(self) -> dict[str, dict[str, str]]:
+        return {batcher.scorer.name: dict(batcher.scorer.info) for batcher in self._batchers}
+
+    def _digest_of_setup(self) -> str:
+        setup = {"scorers": self._scorers_info(), "disabled": self.settings.disable_reward_model}
+        return hashlib.sha256(json.dumps(setup, sort_keys=True).encode()).hexdigest()
 
     def must_be_ready(self) -> None:
         """Raises NotReadyError."""

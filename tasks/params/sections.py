@@ -209,6 +209,13 @@ class RewardParams(Section):
     vlm: str | None = Field(
         None, description="VLM for the run's own server (a model folder); null = none."
     )
+    token_file: str | None = Field(
+        None,
+        description=(
+            "File with the token that the reward servers ask for. The environment variable "
+            "CALLIGRAPHER_REWARD_TOKEN, where it is set, is sent in its place."
+        ),
+    )
     timeout_s: Annotated[float, Field(gt=0)] = Field(
         60.0, description="Seconds to wait for one answer."
     )

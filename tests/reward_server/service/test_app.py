@@ -318,6 +318,23 @@ def test_info_tells_engines_limits_and_a_fingerprint_that_limits_do_not_change(s
     assert answers[0]["fingerprint"] == answers[1]["fingerprint"]
 
 
+@pytest.mark.parametrize("disabled", [False, True])
+def test_every_answer_names_the_setup_that_scored(serve, disabled):
+    with serve(FakeScorer(), disable_reward_model=disabled) as client:
+        named = client.get("/info").json()["fingerprint"]
+        answers = [
+            client.get("/info"),
+            client.post("/score", json=GOOD),
+            client.post("/score_batch", json={"items": [GOOD, {**GOOD, "image": "broken"}]}),
+        ]
+    assert [answer.status_code for answer in answers] == [200, 200, 207]
+    assert {answer.headers["X-Reward-Fingerprint"] for answer in answers} == {named}
+    other = FakeScorer()
+    other.info = {"engine": "another"}
+    with serve(other, disable_reward_model=disabled) as client:
+        assert client.get("/info").json()["fingerprint"] != named
+
+
 def test_debug_mode_is_marked_in_every_answer(serve):
     from reward_server.scorers.debug import DebugScorer
 

@@ -128,6 +128,7 @@ PLACES = {
     "warmup.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
     "update.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
     "reward.server_urls": "test_servers_that_are_named_are_asked_and_no_own_one_is_started",
+    "reward.token_file": "test_the_token_of_a_file_is_sent_to_the_servers",
     "reward.vlm": "test_the_vlm_is_told_to_the_runs_own_server",
     "reward.timeout_s": "test_a_server_that_does_not_answer_is_given_up",
     "reward.max_unscored_share": (
@@ -360,6 +361,31 @@ def test_servers_that_are_named_are_asked_and_no_own_one_is_started(values, tmp_
     with reward_urls(params, tmp_path / "b") as found:
         assert found == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_token_of_a_file_is_sent_to_the_servers(make_bench, tmp_path, monkeypatch):
+    from scripted import Script
+
+    monkeypatch.delenv("CALLIGRAPHER_REWARD_TOKEN", raising=False)
+    path = tmp_path / "token"
+    path.write_text("0123456789abcdef\n")
+    bench = make_bench(reward={"token_file": str(path)})
+    server = Script()
+    with open(bench.train_cases[0].source, "rb") as file:
+        picture = file.read()
+    for variable in (None, "from-the-environment"):
+        if variable:
+            monkeypatch.setenv("CALLIGRAPHER_REWARD_TOKEN", variable)
+            path.unlink()  # is not read then
+        scorer = RewardScorer(bench.params.reward, [server.url], bench.conditioning.canvas)
+        (row,) = scorer.score([picture], bench.train_cases[:1])
+        assert row["reward"] == 0.5
+    server.close()
+    sent = [headers["Authorization"] for headers in server.headers]
+    assert sent == ["Bearer 0123456789abcdef", "Bearer from-the-environment"]
+    monkeypatch.delenv("CALLIGRAPHER_REWARD_TOKEN")
+    with pytest.raises(ParamsError, match=r"reward\.token_file must be a readable.*token"):
+        RewardScorer(bench.params.reward, [server.url], bench.conditioning.canvas)
 
 
 def test_the_vlm_is_told_to_the_runs_own_server(values, tmp_path, monkeypatch):
