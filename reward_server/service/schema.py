@@ -12,7 +12,6 @@ MAX_TEXT_CHARS = 256
 Base64PNG = Annotated[
     str,
     Field(
-        min_length=1,
         description="a PNG file, base64 (standard alphabet, padded)",
         json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
     ),
@@ -26,12 +25,17 @@ class Wire(BaseModel):
 
 
 class ScoreRequest(Wire):
-    """One painted picture to be scored."""
+    """One painted picture to be scored.
+
+    Limits are checked by `intake`, not here: an item that breaks one fails alone, not its batch.
+    """
 
     image: Base64PNG
     prompt: str = Field(
-        max_length=MAX_PROMPT_CHARS,
-        description="ends in \"The text is 'X'.\" unless `text` is given",
+        description=(
+            "ends in \"The text is 'X'.\" unless `text` is given; at most"
+            f" {MAX_PROMPT_CHARS} characters"
+        ),
     )
     mask: Base64PNG | None = Field(
         None,
@@ -49,9 +53,7 @@ class ScoreRequest(Wire):
     )
     text: str | None = Field(
         None,
-        min_length=1,
-        max_length=MAX_TEXT_CHARS,
-        description="the text that the picture should show",
+        description=f"the text that the picture should show, 1 to {MAX_TEXT_CHARS} characters",
     )
     reference: Base64PNG | None = Field(
         None, description="the picture whose style was wanted (style, VLM)"

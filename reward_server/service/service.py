@@ -11,12 +11,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 
-from reward_server.components import NAMES
+from reward_server.components import NAMES, SEES_REFERENCE
 from reward_server.scorers.base import Item, Outcome, Scorer, failed
 from reward_server.scorers.safely import probe
 from reward_server.service.admission import Admission
 from reward_server.service.batching import Batcher
-from reward_server.service.intake import ItemError, Opened, decode, open_pictures, pixels_of
+from reward_server.service.intake import ItemError, Opened, decode, open_pictures
 from reward_server.service.metrics import Metrics
 from reward_server.service.schema import (
     Health,
@@ -162,7 +162,7 @@ class RewardService:
         self.admission.enter(items=len(requests))
         try:
             opened = await loop.run_in_executor(self._decoders, self._open_all, requests)
-            wanted = sum(map(pixels_of, opened))
+            wanted = sum(one.pixels for one in opened if isinstance(one, Opened))
             if wanted > self.admission.max_pixels:
                 raise TooManyPixelsError(
                     "the pictures of one batch must together have at most"
@@ -197,6 +197,10 @@ class RewardService:
 
     async def _outcome(self, batcher: Batcher, item: Item) -> Outcome:
         scorer, limit = batcher.scorer, self.settings.score_timeout
+        if item.reference_error is not None and SEES_REFERENCE.intersection(scorer.fields):
+            outcome = failed(scorer.fields, item.reference_error)
+            self.metrics.count_failures(scorer.name, outcome)
+            return outcome
         try:
             return await asyncio.wait_for(asyncio.wrap_future(batcher.submit(item)), limit)
         except TimeoutError:
