@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OURS = ("calligrapher", "flows", "reward_server", "tasks")
-OPEN_TO_TASKS = ("reward_server.client.", "reward_server.components.")
+OPEN_TO_TASKS = ("reward_server.client.", "reward_server.components.", "reward_server.text.")
 FILES = sorted(path.relative_to(ROOT) for name in OURS for path in (ROOT / name).rglob("*.py"))
 
 

@@ -26,6 +26,7 @@ from reward_server.service.schema import (
     ScoreResponse,
 )
 from reward_server.settings import Settings
+from reward_server.text import RULE
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,11 @@ class RewardService:
         return {batcher.scorer.name: dict(batcher.scorer.info) for batcher in self._batchers}
 
     def _digest_of_setup(self) -> str:
-        setup = {"scorers": self._scorers_info(), "disabled": self.settings.disable_reward_model}
+        setup = {
+            "scorers": self._scorers_info(),
+            "disabled": self.settings.disable_reward_model,
+            "text_rule": RULE,
+        }
         return hashlib.sha256(json.dumps(setup, sort_keys=True).encode()).hexdigest()
 
     def must_be_ready(self) -> None:
