@@ -16,7 +16,7 @@ from tasks.artifacts.layout import RunsDir
 from tasks.artifacts.provenance import fingerprint
 from tasks.params.run_params import RunParams, load_params
 from tasks.progress import Progress
-from tasks.resources.rewards import Scorer
+from tasks.resources.rewards import RewardScorer
 from tasks.runs.preflight import preflight
 from tasks.runs.run import Run, open_run, resources_of
 
@@ -65,15 +65,14 @@ def opened_run(
 
 
 @contextmanager
-def lazy_scorer(params: RunParams, run_folder: Path, data_dir: Path) -> Iterator[Scorer]:
-    """The scorer of a run; a server of our own is started when something is to be scored, not
-    before."""
+def lazy_scorer(params: RunParams, run_folder: Path, data_dir: Path) -> Iterator[RewardScorer]:
+    """Yield the scorer of a run; a server of its own starts when something is to be scored."""
     canvas = Canvas(params.model.width, params.model.height, params.model.reference_context)
     own = not params.reward.disable_reward_model and not params.reward.server_urls
     with ExitStack() as stack:
         urls = functools.cache(lambda: stack.enter_context(reward_urls(params, run_folder)))
         note = identity_note(params, data_dir) if own else None
-        yield Scorer(params.reward, urls, canvas, identity_note=note)
+        yield RewardScorer(params.reward, urls, canvas, identity_note=note)
 
 
 def identity_note(params: RunParams, data_dir: Path) -> Path:

@@ -153,7 +153,7 @@ _NO_RESULT: dict[str, set[str]] = {
         "offload_text_encoder_two",
     },
     "warmup": {"checkpointing_steps"},
-    "reward": {"server_urls", "vlm", "timeout_s", "max_unscored_share"},
+    "reward": {"server_urls", "vlm", "token_file", "timeout_s", "max_unscored_share"},
     "update": {"checkpointing_steps"},
     "evaluate": {"every"},
 }

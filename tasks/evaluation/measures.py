@@ -19,6 +19,7 @@ from calligrapher.data.canvas import prepare
 from calligrapher.data.dataset import Case
 from calligrapher.data.images import letterbox, load_rgb, to_image
 from calligrapher.tables.parquet import decode_png, read_shard, read_table
+from reward_server.text import ocr_accuracy
 from tasks.evaluation import second_ocr
 from tasks.resources.resources import Resources
 from tasks.stages.evaluate import IMAGES, SCORES, bootstrap_interval
@@ -61,8 +62,7 @@ def measure(resources: Resources, out: Path, *, second: bool) -> dict[str, Any]:
     read = second_ocr.read_lines(crops) if second else [None] * len(crops)
     found["second_ocr_text"] = read
     found["second_ocr_accuracy"] = [
-        None if r is None else second_ocr.accuracy(t, r)
-        for t, r in zip(rows["text"], read, strict=True)
+        None if r is None else ocr_accuracy(t, r) for t, r in zip(rows["text"], read, strict=True)
     ]
     found["style"] = _style(resources, embedded, cases)
     outside = [background(resources, p, c) for p, c in zip(pictures, cases, strict=True)]

@@ -21,7 +21,7 @@ from tasks.params.run_params import RunParams, check_multiple
 from tasks.pipeline import Sources
 from tasks.progress import Progress
 from tasks.resources.cases import Cases
-from tasks.resources.rewards import Scorer
+from tasks.resources.rewards import RewardScorer
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Resources:
         params: RunParams,
         files: ModelFiles,
         cases: Cases,
-        scorer: Scorer,
+        scorer: RewardScorer,
         *,
         progress: Callable[..., Progress] = Progress,
     ) -> None:

@@ -27,7 +27,7 @@ from tasks.params.run_params import RunParams
 from tasks.progress import Progress
 from tasks.resources.cases import Cases
 from tasks.resources.resources import Resources
-from tasks.resources.rewards import Scorer
+from tasks.resources.rewards import RewardScorer
 from tasks.runs import retention
 from tasks.runs.after_stage import AfterStage
 from tasks.stages.reweigh import can_reweigh
@@ -171,7 +171,7 @@ class Run:
 def resources_of(
     params: RunParams,
     runs: RunsDir,
-    scorer: Scorer,
+    scorer: RewardScorer,
     *,
     progress: Callable[..., Progress] = Progress,
 ) -> Resources:

@@ -20,7 +20,7 @@ def folder(random_model, tmp_path_factory):
     from calligrapher.tiny.world import write_bench
     from tasks.artifacts.layout import RunsDir
     from tasks.params.run_params import RunParams
-    from tasks.resources.rewards import Scorer
+    from tasks.resources.rewards import RewardScorer
     from tasks.runs.run import open_run, resources_of
 
     runs = tmp_path_factory.mktemp("runs")
@@ -41,7 +41,7 @@ def folder(random_model, tmp_path_factory):
             "tracking": {"enabled": False},
         }
     )
-    scorer = Scorer(params.reward, [], Canvas(48, 32, False))
+    scorer = RewardScorer(params.reward, [], Canvas(48, 32, False))
     with open_run(resources_of(params, RunsDir(runs), scorer), runs / "first") as run:
         run.make_planned()
     return run.folder.path

@@ -38,7 +38,7 @@ def run(tmp_path_factory):
     from calligrapher.model.conditioning import Canvas
     from tasks.artifacts.layout import RunsDir
     from tasks.params.run_params import load_params
-    from tasks.resources.rewards import Scorer
+    from tasks.resources.rewards import RewardScorer
     from tasks.runs.run import open_run, resources_of
 
     settings = {
@@ -56,7 +56,7 @@ def run(tmp_path_factory):
     params = load_params(
         ROOT / "params/tiny-nft.yaml", [f"{key}={value}" for key, value in settings.items()]
     )
-    scorer = Scorer(params.reward, [], Canvas(96, 32, False))
+    scorer = RewardScorer(params.reward, [], Canvas(96, 32, False))
     with open_run(resources_of(params, RunsDir(runs), scorer), runs / "short") as opened:
         opened.make_planned()
     return opened.folder.path

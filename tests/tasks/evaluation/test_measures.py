@@ -40,12 +40,6 @@ def test_a_picture_is_closest_to_itself(make_resources):
     assert embedded[0] @ embedded[2] == pytest.approx(1.0, abs=1e-5)
 
 
-def test_accuracy_is_one_minus_the_share_of_wrong_letters():
-    assert second_ocr.accuracy("Cafe", "CAFB") == 0.75
-    assert second_ocr.accuracy("ab", "something else") == 0.0
-    assert second_ocr.accuracy("A b", "a B") == 1.0
-
-
 @pytest.mark.skipif(second_ocr.version() is None, reason="Tesseract is not installed")
 def test_tesseract_reads_a_line_of_text():
     line = Image.new("RGB", (220, 48), "white")

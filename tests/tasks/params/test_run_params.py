@@ -29,6 +29,7 @@ UNREAD = {
     "update.checkpointing_steps",
     "reward.server_urls",
     "reward.vlm",
+    "reward.token_file",
     "reward.timeout_s",
     "reward.max_unscored_share",
     "evaluate.every",

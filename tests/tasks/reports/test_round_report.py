@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-import torch
 from PIL import Image, ImageChops, ImageStat
 
 from tasks.reports.round_report import mlflow_page, round_report

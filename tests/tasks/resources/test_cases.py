@@ -30,7 +30,7 @@ def cases_of(train, kind, data_dir):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two cases as a bench folder, a JSONL file and a Parquet file that holds the pictures."""
+    """Two cases as a resources folder, a JSONL file and a Parquet file that holds the pictures."""
     write_bench(tmp_path / "cases", num_cases=2, split="train", seed=0)
     rows = []
     for line in (tmp_path / "cases" / "self_bench.txt").read_text().split():

@@ -80,12 +80,12 @@ def test_a_reward_server_that_is_killed_costs_what_was_not_scored_and_nothing_el
     train, reward_server, make_resources
 ):
     from calligrapher.model.conditioning import Canvas
-    from tasks.resources.rewards import Scorer
+    from tasks.resources.rewards import RewardScorer
 
     params = make_resources(reward={"timeout_s": 0.2}).params.reward
 
     def scorer(url):
-        return Scorer(params, [url], Canvas(48, 32, False))
+        return RewardScorer(params, [url], Canvas(48, 32, False))
 
     process, url = reward_server(2)
     with pytest.raises(RewardError, match=r"could not be scored.* start the same command again"):

@@ -9,7 +9,7 @@ from reward_server.client import RewardResult
 from tasks.params.errors import valid_keys
 from tasks.params.run_params import RunParams
 from tasks.pipeline import ROUND, name_of, stage_of
-from tasks.resources.rewards import Scorer
+from tasks.resources.rewards import RewardScorer
 from tasks.runs.run import open_run
 from tasks.tracking.tracker import Tracker
 
@@ -129,6 +129,7 @@ PLACES = {
     "warmup.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
     "update.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
     "reward.server_urls": "test_servers_that_are_named_are_asked_and_no_own_one_is_started",
+    "reward.token_file": "test_the_token_of_a_file_is_sent_to_the_servers",
     "reward.vlm": "test_the_vlm_is_told_to_the_runs_own_server",
     "reward.timeout_s": "test_a_server_that_does_not_answer_is_given_up",
     "reward.max_unscored_share": (
@@ -215,7 +216,7 @@ def play(make_resources, values, tmp_path):
     def play(until, algorithm, changes, client=None):
         resources = make_resources(algorithm, **merged(values(algorithm), SMALL, changes))
         canvas = resources.conditioning.canvas
-        resources.scorer = Scorer(resources.params.reward, ["http://127.0.0.1:9"], canvas)
+        resources.scorer = RewardScorer(resources.params.reward, ["http://127.0.0.1:9"], canvas)
         if resources.scorer.client is not None:
             resources.scorer.client = client or HashClient()
         calls = []
@@ -303,6 +304,31 @@ def test_rounds_and_evaluate_every_say_which_stages_there_are(train):
     assert len(found - evaluations) == 1 + 3 * 5
 
 
+def test_the_token_of_a_file_is_sent_to_the_servers(make_resources, tmp_path, monkeypatch):
+    from scripted import Script
+
+    monkeypatch.delenv("CALLIGRAPHER_REWARD_TOKEN", raising=False)
+    path = tmp_path / "token"
+    path.write_text("0123456789abcdef\n")
+    resources = make_resources(reward={"token_file": str(path)})
+    server = Script()
+    with open(resources.cases.train[0].source, "rb") as file:
+        picture = file.read()
+    for variable in (None, "from-the-environment"):
+        if variable:
+            monkeypatch.setenv("CALLIGRAPHER_REWARD_TOKEN", variable)
+            path.unlink()  # is not read then
+        scorer = RewardScorer(resources.params.reward, [server.url], resources.conditioning.canvas)
+        (row,) = scorer.score([picture], resources.cases.train[:1])
+        assert row["reward"] == 0.5
+    server.close()
+    sent = [headers["Authorization"] for headers in server.headers]
+    assert sent == ["Bearer 0123456789abcdef", "Bearer from-the-environment"]
+    monkeypatch.delenv("CALLIGRAPHER_REWARD_TOKEN")
+    with pytest.raises(ParamsError, match=r"reward\.token_file must be a readable.*token"):
+        RewardScorer(resources.params.reward, [server.url], resources.conditioning.canvas)
+
+
 def test_t5_moves_for_each_encoding_when_it_is_offloaded(make_resources, tmp_path):
     moves = {}
     for offload in (False, True):
@@ -376,7 +402,7 @@ def test_a_server_that_does_not_answer_is_given_up(make_resources):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         resources = make_resources(reward={"timeout_s": 0.05})
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        scorer = Scorer(resources.params.reward, [url], resources.conditioning.canvas)
+        scorer = RewardScorer(resources.params.reward, [url], resources.conditioning.canvas)
         started = time.monotonic()
         with pytest.raises(RewardError, match="no reward server answered"):
             scorer.identity()

@@ -241,13 +241,14 @@ class WeighingScorer:
     def score(self, images, cases):
         import hashlib
 
-        from tasks.resources.rewards import FIELDS, reward_of
+        from reward_server.components import NAMES
+        from tasks.resources.rewards import reward_of
 
         self.calls += len(images)
         rows = []
         for image in images:
             a, b = hashlib.sha256(image).digest()[:2]
-            row = dict.fromkeys(FIELDS) | {"vlm_score": b / 256}
+            row = dict.fromkeys(NAMES) | {"vlm_score": b / 256}
             errors = {"ocr_accuracy": "no line; none at all"} if a % 4 == 0 else {}
             row |= {} if errors else {"ocr_accuracy": a / 256}
             rows.append(row | reward_of(self.params, row, errors))
