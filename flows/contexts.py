@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
+from calligrapher.data.canvas import Canvas
 from calligrapher.errors import RewardError
-from calligrapher.model.conditioning import Canvas
 from tasks.artifacts.digests import code_version, fingerprint, path_digest
 from tasks.params.run_params import RunParams, load_params
 from tasks.resources.resources import Bench

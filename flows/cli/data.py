@@ -57,7 +57,7 @@ def positive(text: str) -> int:
 
 
 def _check(chosen: argparse.Namespace) -> int:
-    from calligrapher.model.conditioning import Canvas
+    from calligrapher.data.canvas import Canvas
     from tasks.data.check import check
     from tasks.data.sheet import write_sheets
     from tasks.params.run_params import check_multiple

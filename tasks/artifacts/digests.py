@@ -63,8 +63,10 @@ def path_digest(path: str | Path) -> str:
 
 
 def cases_digest(cases: Iterable[Case]) -> str:
-    """The digest of cases, wherever they were listed: their names and all that they show, in
-    order."""
+    """Return the digest of cases: their names and all that they show, in order.
+
+    Where and how they were listed does not count.
+    """
     return hashlib.sha256(
         canonical_json([[case.case_id, case.digest] for case in cases])
     ).hexdigest()

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from calligrapher.data.dataset import Case, load_cases
+from calligrapher.data.canvas import Canvas
+from calligrapher.data.case import Case
+from calligrapher.data.dataset import load_cases
 from calligrapher.errors import ArtifactError, CheckpointError, ParamsError
-from calligrapher.model.conditioning import Canvas, ConditioningCache
+from calligrapher.model.conditioning import ConditioningCache
 from calligrapher.model.loading import Model, load_model
 from calligrapher.model.policy import INITIAL, Weights
 from calligrapher.rl.train_loop import TRAINED, seeded

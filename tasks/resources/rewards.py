@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from calligrapher.data.dataset import Case
+from calligrapher.data.canvas import Canvas
+from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, load_rgb, mask_to_tensor, png_bytes, to_image
 from calligrapher.durable import atomic_write
 from calligrapher.errors import RewardError
-from calligrapher.model.conditioning import Canvas
 from reward_server.client import RewardClient, RewardClientError, RewardItem, RewardResult
 from tasks.params.run_params import RewardParams
 

@@ -1,22 +1,19 @@
-"""Checks before a model, a server or an orchestrator is started: what can be known to be wrong by
-then."""
+"""Checks before a model, a server or an orchestrator is started: what can be known by then."""
 
 import functools
 import importlib.util
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 from calligrapher.errors import CheckpointError, DataError, ParamsError
 from tasks.params.run_params import RunParams, check_multiple
 
 
 def preflight(params: RunParams, data_dir: Path) -> None:
-    """Check folders, sizes, packages, every case and every prompt; `data_dir` is where tiny cases
-    are drawn.
+    """Check folders, sizes, packages, every case and every prompt.
 
-    Raises ParamsError, CheckpointError or DataError. Costs a decoding of each picture, once per
-    process.
+    `data_dir` is where tiny cases are drawn. Raises ParamsError, CheckpointError or DataError.
+    Costs a decoding of each picture, once per process.
     """
     _preflight(params.model_dump_json(), data_dir.absolute())
 
@@ -73,12 +70,11 @@ def _canvas_fits(params: RunParams, base: Path) -> None:
 def _prompts_fit(params: RunParams, base: Path, lists: dict) -> None:
     from transformers import AutoTokenizer
 
-    from calligrapher.model.conditioning import Encoders
+    from calligrapher.model.conditioning import check_prompts
 
-    pipeline = SimpleNamespace(tokenizer_2=AutoTokenizer.from_pretrained(base / "tokenizer_2"))
-    encoders = Encoders(pipeline, None, None, "", params.model.max_sequence_length)  # type: ignore[arg-type]
+    tokenizer = AutoTokenizer.from_pretrained(base / "tokenizer_2")
     for key, (where, cases) in lists.items():
         try:
-            encoders.check_prompts(cases)
+            check_prompts(tokenizer, cases, params.model.max_sequence_length)
         except DataError as error:
             raise DataError(f"{key} {where}: {error}") from None

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from calligrapher.data.dataset import Case
+from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, mask_box, mask_to_tensor, to_image
 from calligrapher.model.loading import pictures
 from calligrapher.model.policy import Weights

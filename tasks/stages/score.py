@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from calligrapher.data.dataset import Case
+from calligrapher.data.case import Case
 from calligrapher.errors import RewardError
 from calligrapher.tables.parquet import read_shard, read_table, write_scores
 from tasks.artifacts.digests import file_sha256

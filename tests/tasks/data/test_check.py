@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from calligrapher.data.canvas import Canvas
 from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError
-from calligrapher.model.conditioning import Canvas
 from calligrapher.tiny.world import write_bench
 from tasks.data.check import check, detect
 from tasks.data.sheet import ROWS, outlined, write_sheets

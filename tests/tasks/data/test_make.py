@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from calligrapher.data import cutting as scenes
-from calligrapher.data.cutting import Place, Rules
+from calligrapher.data.cutting import Rules, TextPlace
 from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError, ParamsError
 from tasks.data import make as data_make
@@ -28,7 +28,7 @@ def read(rgb):
         red, green, _ = rgb[top + 15, 60].tolist()
         if red == 255:
             box = ((10, top + 5), (100, top + 5), (100, top + 23), (10, top + 23))
-            bars.append(Place(f"text {green}", 0.95, box))
+            bars.append(TextPlace(f"text {green}", 0.95, box))
     return bars
 
 
