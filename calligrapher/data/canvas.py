@@ -35,18 +35,9 @@ class Prepared:
 
     image: Tensor  # [3, context_height + height, width] in [-1, 1]; not masked
     mask: Tensor  # [1, context_height + height, width] in {0, 1}, 1 = paint; 0 in the context strip
-    target: Tensor | None  # like image, the text written; None when the case has no target
+    target: Tensor | None  # like image, what should come out; None when the case has no target
     style_image: Image.Image  # RGB 512x512, the reference letterboxed on black: input of SigLIP
     context_height: int  # rows to crop from the top of the output; 0 without reference context
-
-    @property
-    def learned(self) -> Tensor:
-        """What supervised learning paints: the target or, without one, the source itself.
-
-        The source teaches to fill the mask with what it shows. That is right only for
-        reconstruction, where the text of the case is what its source shows already.
-        """
-        return self.image if self.target is None else self.target
 
 
 def prepare(case: Case, canvas: Canvas, *, box: Box | None = None) -> Prepared:

@@ -70,10 +70,10 @@ class Encoders:
 
     @torch.no_grad()
     def encode_target(self, case: Case, canvas: Canvas, device: torch.device) -> dict[str, Tensor]:
-        """One case -> `x0` [L, D]: the packed latents of what supervised learning paints, on the
-        CPU."""
+        """Return `x0` [L, D], the packed latents of the target or, without one, of the source."""
         prepared = prepare(case, canvas)
-        x0 = latents.pack(latents.encode(self.vae, prepared.learned[None].to(device)))
+        picture = prepared.image if prepared.target is None else prepared.target
+        x0 = latents.pack(latents.encode(self.vae, picture[None].to(device)))
         return {"x0": x0[0].cpu().contiguous()}
 
     def check_prompts(self, cases: Sequence[Case]) -> None:
@@ -156,9 +156,15 @@ class ConditioningCache:
         stacked = {k: torch.stack([row[k] for row in rows]) for k in rows[0] if k != "image_ids"}
         return Conditioning(**stacked, image_ids=rows[0]["image_ids"]).to(self.device)
 
-    def targets(self, cases: Sequence[Case]) -> Tensor:
-        """What supervised learning paints: clean packed latents [B, L, D] of `cases`, on the
-        device."""
+    def targets(self, cases: Sequence[Case], *, reconstruct: bool = False) -> Tensor:
+        """Return the clean packed latents [B, L, D] that supervised learning paints.
+
+        A case without a target is refused with a DataError, unless `reconstruct` says that such a
+        case is to be painted as its source is.
+        """
+        bare = [case.case_id for case in cases if case.target is None]
+        if bare and not reconstruct:
+            raise DataError(f"A case must have a target to be learned from. Found none: {bare}.")
         rows = [self._entry("target", case, self.encoders.encode_target) for case in cases]
         return torch.stack([row["x0"] for row in rows]).to(self.device)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from calligrapher.data.canvas import Canvas, prepare
 from calligrapher.data.case import Case
 from calligrapher.data.dataset import DatasetKind, ListedSample, survey
 from calligrapher.data.images import load_mask, load_rgb
 from calligrapher.data.tables import SAVED
 from calligrapher.errors import DataError
+from tasks.data.demands import Demands, advice, unmet
 
 _LONGEST_COUNT = 40  # kinds of characters or sizes that are counted out
 
@@ -25,7 +25,7 @@ class Checked:
 
     path: Path
     kind: DatasetKind
-    canvas: Canvas
+    demands: Demands
     samples: list[ListedSample]
 
     @property
@@ -43,16 +43,18 @@ class Checked:
 
     def text(self) -> str:
         """The title, the problems, and the statistics of the sound cases."""
+        broken = [f"broken: {problem}" for problem in self.problems]
+        cases = [sample.case for sample in self.samples if sample.case]
         rows = [f"{name:<12} {value}" for name, value in _statistics(self.sound)]
-        return "\n".join([self.title, *(f"broken: {problem}" for problem in self.problems), *rows])
+        return "\n".join([self.title, *broken, *advice(cases, self.demands), *rows])
 
 
-def check(path: Path, kind: DatasetKind | None, canvas: Canvas, cache_dir: Path) -> Checked:
+def check(path: Path, kind: DatasetKind | None, *, demands: Demands, cache_dir: Path) -> Checked:
     """Return every sample of `path`, checked; without a `kind` it is told by what lies there."""
     if kind is None:
         path, kind = detect(path)
-    samples = [_on_canvas(sample, canvas) for sample in survey(path, kind, cache_dir)]
-    return Checked(path, kind, canvas, samples)
+    samples = [_demanded(sample, demands) for sample in survey(path, kind, cache_dir)]
+    return Checked(path, kind, demands, samples)
 
 
 def detect(path: Path) -> tuple[Path, DatasetKind]:
@@ -88,15 +90,11 @@ def mask_share(mask: Image.Image) -> float:
     return mask.histogram()[255] / (mask.width * mask.height)
 
 
-def _on_canvas(sample: ListedSample, canvas: Canvas) -> ListedSample:
-    """Return the sample, with the error of laying it out if that is all that is wrong with it."""
+def _demanded(sample: ListedSample, demands: Demands) -> ListedSample:
+    """Return the sample; one that is sound by itself, with the demands that it does not meet."""
     if sample.case is None or sample.problems:
         return sample
-    try:
-        prepare(sample.case, canvas)
-    except DataError as error:
-        return dataclasses.replace(sample, problems=(str(error),))
-    return sample
+    return dataclasses.replace(sample, problems=tuple(unmet(sample.case, demands)))
 
 
 def _statistics(cases: Sequence[Case]) -> Iterator[tuple[str, str]]:
@@ -110,7 +108,9 @@ def _statistics(cases: Sequence[Case]) -> Iterator[tuple[str, str]]:
     yield "sources", _counted(Counter(_size(case.source) for case in cases))
     yield "references", _counted(Counter(_size(case.reference) for case in cases))
     yield "masks", f"share of the source painted: {_range(shares, '{:.1%}')}"
-    yield "targets", f"{sum(case.target is not None for case in cases)} of {len(cases)}"
+    targets = sum(case.target is not None for case in cases)
+    needs = "" if targets == len(cases) else "; without all of them warmup.steps must be 0"
+    yield "targets", f"{targets} of {len(cases)}{needs}"
 
 
 def _range(values: Sequence[float], form: str) -> str:

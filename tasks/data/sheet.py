@@ -51,7 +51,7 @@ def write_sheets(checked: Checked, path: Path, limit: int) -> list[Path]:
 
 def page(checked: Checked, samples: Sequence[ListedSample], label: str) -> Image.Image:
     """One page: a title, then the samples."""
-    canvas = checked.canvas
+    canvas = checked.demands.canvas
     heads = (
         "source, mask outlined",
         "mask",

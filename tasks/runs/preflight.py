@@ -39,6 +39,24 @@ def _preflight(params_json: str, data_dir: Path) -> None:
     if params.evaluate.every > 0:
         lists["data.evaluation"] = (bench.evaluation_folder, bench.evaluation_cases)
     _prompts_fit(params, base, lists)
+    _demands_are_met(params, lists)
+
+
+def _demands_are_met(params: RunParams, lists: dict) -> None:
+    from calligrapher.data.canvas import Canvas
+    from tasks.data.demands import Demands, require
+
+    m = params.model
+    learns = params.warmup.steps > 0 and not params.data.reconstruct
+    for key, (where, cases) in lists.items():
+        demands = Demands(
+            Canvas(m.width, m.height, m.reference_context),
+            warmup=learns and key == "data.train",
+        )
+        try:
+            require(cases, demands)
+        except DataError as error:
+            raise DataError(f"{key} {where} has {error}") from None
 
 
 def _weights_are_there(base: Path, siglip: Path, adapter: Path | None) -> None:

@@ -43,7 +43,7 @@ def warmup(bench: Bench, out: Path) -> dict[str, Any]:
 
     def rows(index: list[int]) -> Rows:
         picked = [cases[order[i]] for i in index]
-        x0 = bench.conditioning.targets(picked)
+        x0 = bench.conditioning.targets(picked, reconstruct=params.data.reconstruct)
         return Rows(x0, bench.conditioning.batch(picked), torch.zeros(len(picked)))
 
     def objective(batch: Rows, generator: torch.Generator):

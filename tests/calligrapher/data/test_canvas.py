@@ -77,9 +77,8 @@ def test_a_target_lies_on_the_canvas_like_the_source(case):
         assert below.amax((1, 2)).tolist() == pytest.approx([-1, -1, 12 / 127.5 - 1])
 
 
-def test_supervised_learning_takes_the_target_or_else_the_source(case):
-    prepared = prepare(case, Canvas(48, 32, reference_context=True))
-    assert torch.equal(prepared.learned, prepared.target)
-    bare = prepare(case.model_copy(update={"target": None}), Canvas(48, 32, reference_context=True))
+def test_nothing_stands_in_for_a_target_that_is_not_there(case):
+    canvas = Canvas(48, 32, reference_context=True)
+    bare = prepare(case.model_copy(update={"target": None}), canvas)
     assert bare.target is None
-    assert torch.equal(bare.learned, prepared.image)
+    assert torch.equal(bare.image, prepare(case, canvas).image)

@@ -10,6 +10,7 @@ from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError
 from calligrapher.tiny.world import write_bench
 from tasks.data.check import check, detect
+from tasks.data.demands import Demands
 from tasks.data.sheet import ROWS, outlined, write_sheets
 
 CANVAS = Canvas(96, 32, True)
@@ -21,8 +22,8 @@ def folder(tmp_path):
     return write_bench(tmp_path / "cases", num_cases=5, split="evaluation", seed=3)
 
 
-def checked(folder, canvas=CANVAS, kind=None):
-    return check(folder, kind, canvas, folder / "cache")
+def checked(folder, canvas=CANVAS, kind=None, **demands):
+    return check(folder, kind, demands=Demands(canvas, **demands), cache_dir=folder / "cache")
 
 
 def test_a_sound_dataset_is_measured(folder):
@@ -62,6 +63,17 @@ def test_a_mask_that_vanishes_on_the_canvas_is_broken(folder):
     assert checked(folder).problems == []
     (problem,) = checked(folder, Canvas(32, 16)).problems
     assert "test1_mask.png must have a white pixel left on a 32x16 canvas" in problem
+
+
+def test_a_case_without_a_target_is_broken_for_the_warm_up_alone(folder):
+    (folder / "test2_target.png").unlink()
+    assert checked(folder).problems == []
+    assert checked(folder).text().endswith("4 of 5; without all of them warmup.steps must be 0")
+    found = checked(folder, warmup=True)
+    (problem,) = found.problems
+    assert problem.startswith("self_bench.txt line 2 (test2-")
+    assert "test2_source.png must have a target" in problem
+    assert found.text().count("set warmup.steps to 0") == 1
 
 
 def test_a_dataset_with_nothing_sound_is_still_told(folder):
