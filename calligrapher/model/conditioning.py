@@ -7,7 +7,6 @@ deleted at any time; a damaged one is made anew.
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from calligrapher.data.canvas import Canvas, prepare
 from calligrapher.data.case import Case
 from calligrapher.data.crop import Box
+from calligrapher.durable import atomic_path
 from calligrapher.errors import DataError
 from calligrapher.model import latents
 from calligrapher.model.policy import Conditioning
@@ -191,9 +191,8 @@ class ConditioningCache:
                 logger.warning("%s is damaged (%s): encoding %s again.", path, error, case.case_id)
         entry = encode(case, self.canvas, self.device)
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(entry, partial)
-        os.replace(partial, path)
+        with atomic_path(path) as temporary:
+            save_file(entry, temporary)
         return entry
 
     def _name(self, kind: str, case: Case) -> str:

@@ -9,12 +9,19 @@ seed.
 import colorsys
 import functools
 import hashlib
+import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from calligrapher.durable import atomic_folder
+
+logger = logging.getLogger(__name__)
+
+LISTING = "self_bench.txt"
 WIDTH, HEIGHT = 96, 32
 CELL, LEFT, MAX_LETTERS = 15, 3, 6
 TOP, BOTTOM = 4, 28
@@ -176,6 +183,20 @@ def to_image(array: np.ndarray) -> Image.Image:
     return Image.fromarray((array * 255).round().clip(0, 255).astype(np.uint8))
 
 
+def shared_bench(folder: Path, *, num_cases: int, split: str, seed: int) -> Path:
+    """Return a bench folder that many runs use, drawn first where it is not there.
+
+    Runs may start together: each draws aside, and the first one's folder is renamed into place.
+    """
+    if folder.is_dir() and not (folder / LISTING).exists():
+        shutil.rmtree(folder, ignore_errors=True)  # Half drawn, by a version that drew in place.
+    if not folder.is_dir():
+        logger.info("drawing %d tiny %s cases into %s", num_cases, split, folder)
+        with atomic_folder(folder) as drawing:
+            write_bench(drawing, num_cases=num_cases, split=split, seed=seed)
+    return folder
+
+
 def write_bench(folder: Path, *, num_cases: int, split: str, seed: int) -> Path:
     """Write cases in the bench layout: `testN_source.png`, `_mask.png`, `_ref.png`,
     `self_bench.txt`.
@@ -192,5 +213,5 @@ def write_bench(folder: Path, *, num_cases: int, split: str, seed: int) -> Path:
         to_image(case.reference).save(folder / f"test{n}_ref.png")
         to_image(case.target).save(folder / f"test{n}_target.png")
         lines.append(f"{n}-{case.text}")
-    (folder / "self_bench.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / LISTING).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder

@@ -5,7 +5,6 @@ Built once per process and kept between stages; a stage's results depend only on
 params, never on what an earlier stage left here.
 """
 
-import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,8 +29,6 @@ from tasks.progress import Progress
 from tasks.resources.rewards import Scorer
 from tasks.weights.checkpoints import TINY, base_folder
 from tasks.weights.convert import adapter_file
-
-logger = logging.getLogger(__name__)
 
 TINY_CASES = {"train": 512, "evaluation": 64}
 
@@ -208,11 +205,8 @@ class Bench:
     def _data(self, where: str, split: str) -> Path:
         if where != TINY:
             return Path(where)
-        from calligrapher.tiny.world import write_bench
+        from calligrapher.tiny.world import shared_bench
 
         count = TINY_CASES[split]
         folder = self.data_dir / f"tiny-{split}-{count}"
-        if not (folder / "self_bench.txt").exists():
-            logger.info("drawing %d tiny %s cases into %s", count, split, folder)
-            write_bench(folder, num_cases=count, split=split, seed=0)
-        return folder
+        return shared_bench(folder, num_cases=count, split=split, seed=0)
