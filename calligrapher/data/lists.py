@@ -27,6 +27,7 @@ from calligrapher.errors import DataError
 
 ListKind = Literal["self", "cross", "jsonl"]
 
+_BENCH_FILE = re.compile(r"(self|cross)_bench\.txt|test[0-9]+_(source|mask|ref|target)\.png")
 _SELF_LINE = re.compile(r"([0-9]{1,9})\s*-(.*)")
 _CROSS_LINE = re.compile(r"([0-9]{1,9})\s*-\s*([0-9]{1,9}(?:\s*,\s*[0-9]{1,9})*)\s*-(.*)")
 
@@ -109,6 +110,11 @@ def find_list(path: Path, kind: ListKind) -> Path:
     if not listing.is_file():
         raise DataError(f"{path} must hold {listing.name} for {kind} cases. Found no such file.")
     return listing
+
+
+def is_bench_file(name: str) -> bool:
+    """Return whether a file of a bench folder belongs to it: its lists and the cases' pictures."""
+    return _BENCH_FILE.fullmatch(name) is not None
 
 
 def _decoded(line: bytes) -> str:

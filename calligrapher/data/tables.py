@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from calligrapher.data.lists import ListedCase, ListEntry, wrong_fields
 from calligrapher.durable import atomic_write
 from calligrapher.errors import DataError, ParamsError
+from calligrapher.files import files_below
 
 PICTURES = ("source", "mask", "reference", "target")
 SAVED = ("state.json", "dataset_dict.json")  # one of them lies where `save_to_disk` wrote
@@ -40,7 +41,9 @@ def parquet_entries(path: Path, cache_dir: Path | None) -> Iterator[ListEntry]:
 
 def _tables(path: Path) -> list[Path]:
     """Return the Parquet files of a folder, in the order of their names, or the file itself."""
-    tables = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    tables = [path]
+    if path.is_dir():
+        tables = sorted(file for file in files_below(path) if file.suffix == ".parquet")
     if not tables or not path.exists():
         found = "none in it" if path.is_dir() else "nothing there"
         raise DataError(

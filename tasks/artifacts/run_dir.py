@@ -19,6 +19,7 @@ from typing import Any
 
 from calligrapher.durable import atomic_path, atomic_write, fsync_path, is_temporary
 from calligrapher.errors import ArtifactError
+from tasks.artifacts import contents
 from tasks.artifacts.artifact import (
     INNER,
     MANIFEST,
@@ -224,12 +225,15 @@ def made_from(artifact: Artifact) -> dict[str, Any]:
 def stale(artifact: Artifact, reads: dict[str, Any]) -> ArtifactError:
     """The error for an artifact that was made from something else than `reads`; it lists the
     differences."""
-    lines = "".join(f"\n  {line}" for line in differences(made_from(artifact), reads))
+    changed = list(differences(made_from(artifact), reads))
+    data = contents.explain(artifact.path, artifact.manifest.inputs, reads["inputs"])
+    lines = "".join(f"\n  {line}" for line in (*changed, *data))
     return ArtifactError(
         f"{artifact.path} was made from other params or inputs than are asked for now:{lines}\nA"
         " finished artifact is never overwritten. Put the old values back to go on with this run,"
-        " give the changed run a new name, or change it from one stage on with `calligrapher"
-        " rerun`."
+        " give the changed run a new name, or keep what was made before a stage and make the rest"
+        " anew in a fork: `calligrapher rerun RUN STAGE --fork NAME --downstream`. After a mended"
+        " sample STAGE is the first one that `calligrapher status RUN` shows as missing."
     )
 
 

@@ -22,6 +22,7 @@ from calligrapher.data.cutting import Rules, TextPlace, cut_cases
 from calligrapher.data.images import load_rgb
 from calligrapher.durable import atomic_write, fsync_path, is_temporary
 from calligrapher.errors import DataError, ParamsError
+from calligrapher.files import files_below
 from tasks.artifacts.lock import run_lock
 from tasks.progress import Progress
 
@@ -92,9 +93,11 @@ def make_cases(
 
 
 def _pictures(folder: Path, out: Path) -> list[Path]:
-    if out.absolute().is_relative_to(folder.absolute()):
+    if out.resolve().is_relative_to(folder.resolve()):
         raise ParamsError(f"OUT must not lie in the folder of pictures. Got {out} in {folder}.")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    paths = []
+    if folder.is_dir():
+        paths = sorted(p for p in files_below(folder) if p.suffix.lower() in SUFFIXES)
     if not paths:
         raise DataError(
             f"{folder} must be a folder that holds pictures ({', '.join(SUFFIXES)}). Found none."

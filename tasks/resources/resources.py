@@ -22,7 +22,8 @@ from calligrapher.model.loading import Model, load_model
 from calligrapher.model.policy import INITIAL, Weights
 from calligrapher.rl.train_loop import TRAINED, seeded
 from calligrapher.tiny.pack import DATA
-from tasks.artifacts.digests import cases_digest
+from tasks.artifacts.contents import note
+from tasks.artifacts.digests import bench_contents, cases_digest, contents_digest
 from tasks.artifacts.run_dir import Artifact, path_digest
 from tasks.params.run_params import RunParams, check_multiple
 from tasks.progress import Progress
@@ -126,11 +127,8 @@ class Bench:
 
     @cached_property
     def train_digest(self) -> str:
-        """What a run learns from, as one hash: for a bench folder its files, else the cases
-        themselves."""
-        if self.params.data.kind in ("self", "cross"):
-            return path_digest(self.train_folder)
-        return cases_digest(self.train_cases)
+        """What a run learns from, as one hash."""
+        return self._data_digest(self.train_folder, lambda: self.train_cases)
 
     @cached_property
     def evaluation_folder(self) -> Path:
@@ -149,10 +147,19 @@ class Bench:
 
     @cached_property
     def evaluation_digest(self) -> str:
-        """The same of what a run is evaluated on."""
+        """What a run is evaluated on, as one hash."""
+        return self._data_digest(self.evaluation_folder, lambda: self.evaluation_cases)
+
+    def _data_digest(self, folder: Path, cases: Callable[[], list[Case]]) -> str:
+        """Return the digest of a bench folder's files, else of the cases; note what it is of."""
         if self.params.data.kind in ("self", "cross"):
-            return path_digest(self.evaluation_folder)
-        return cases_digest(self.evaluation_cases)
+            contents = bench_contents(folder)
+            digest = contents_digest(contents)
+        else:
+            contents = {case.case_id: case.digest for case in cases()}
+            digest = cases_digest(contents)
+        note(self.data_dir, digest, contents)
+        return digest
 
     def cases_of(self, round: int) -> list[Case]:
         """The cases of a round: each pass over the data is shuffled anew, and no case is twice in a

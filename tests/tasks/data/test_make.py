@@ -93,6 +93,22 @@ def test_what_gave_no_case_is_counted_with_why(pictures, tmp_path):
     assert made.text().splitlines()[1:3] == ["pictures that gave no case: 3", "       1  no text"]
 
 
+def test_pictures_behind_a_linked_folder_make_the_cases_that_they_make_in_it(pictures, tmp_path):
+    (pictures / "sub").rename(tmp_path / "elsewhere")
+    (pictures / "sub").symlink_to(tmp_path / "elsewhere")
+    linked = make(pictures, tmp_path / "out")
+    (pictures / "sub").unlink()
+    (tmp_path / "elsewhere").rename(pictures / "sub")
+    assert linked.cases == 5
+    assert tree(tmp_path / "out") == tree(make(pictures, tmp_path / "again").path.parent)
+
+
+def test_the_results_may_not_lie_among_the_pictures_through_a_link_either(pictures, tmp_path):
+    (tmp_path / "link").symlink_to(pictures)
+    with pytest.raises(ParamsError, match="OUT must not lie in the folder of pictures"):
+        make(pictures, tmp_path / "link" / "out")
+
+
 def test_with_itself_as_reference_one_text_is_enough(pictures, tmp_path):
     made = make(pictures, tmp_path / "out", Rules(self_reference=True))
     assert made.cases == 6

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from calligrapher.tiny.world import write_bench
+from tasks.artifacts.digests import path_digest
 from tasks.params.run_params import RunParams
 from tasks.resources.resources import Bench
 
@@ -54,6 +55,20 @@ def test_a_table_keeps_its_pictures_in_the_data_folder_and_has_the_hash_of_a_lis
     held = bench_of(folder / "cases.parquet", "parquet", folder / "data")
     assert held.train_digest == listed.train_digest
     assert {case.source.parent for case in held.train_cases} == {folder / "data" / "pictures"}
+
+
+def test_files_that_are_no_part_of_the_bench_do_not_change_its_hash(folder):
+    cases = folder / "cases"
+    (cases / "cases.jsonl").unlink()
+    clean = bench_of(cases, "self", folder / "data").train_digest
+    assert clean == path_digest(cases)
+    (cases / ".DS_Store").touch()
+    (cases / "test1_source.png.bak").touch()
+    (cases / ".ipynb_checkpoints").mkdir()
+    (cases / ".ipynb_checkpoints" / "test1_source-checkpoint.png").touch()
+    assert path_digest(cases) != clean
+    assert bench_of(cases, "self", folder / "data").train_digest == clean
+    assert bench_of(cases, "self", folder / "data").evaluation_digest == clean
 
 
 @pytest.mark.parametrize(("kind", "name"), [("self", ""), ("jsonl", "cases.jsonl")])
