@@ -11,6 +11,7 @@ from calligrapher.data.canvas import Canvas, mask_on_canvas
 from calligrapher.data.case import Case
 from calligrapher.errors import DataError
 
+MAX_TEXT = 256  # characters that a reward server takes
 WITHOUT_TARGETS = (
     "Warm-up learns targets, RL needs none. Give each case its target, or set warmup.steps to 0."
     " Only where a source shows the text of its case already is the source what should come out:"
@@ -24,6 +25,7 @@ class Demands:
 
     canvas: Canvas
     warmup: bool = False  # they are learned from: each needs a target
+    scored: bool = True  # reward servers read them: no text may be longer than they take
 
 
 def unmet(case: Case, demands: Demands) -> Iterator[str]:
@@ -32,6 +34,11 @@ def unmet(case: Case, demands: Demands) -> Iterator[str]:
         mask_on_canvas(case, demands.canvas)
     except DataError as error:
         yield str(error)
+    if demands.scored and len(case.text) > MAX_TEXT:
+        yield (
+            f"text must have at most {MAX_TEXT} characters, what a reward server takes. Found"
+            f" {len(case.text)}: {case.text[:40]!r}..."
+        )
     if demands.warmup and case.target is None:
         yield f"{case.source} must have a target, the picture that should come out. Found none."
 

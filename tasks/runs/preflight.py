@@ -52,6 +52,7 @@ def _demands_are_met(params: RunParams, lists: dict) -> None:
         demands = Demands(
             Canvas(m.width, m.height, m.reference_context),
             warmup=learns and key == "data.train",
+            scored=not params.reward.disable_reward_model,
         )
         try:
             require(cases, demands)

@@ -9,8 +9,9 @@ from calligrapher.data.canvas import Canvas
 from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError
 from calligrapher.tiny.world import write_bench
+from reward_server.service.schema import MAX_TEXT_CHARS
 from tasks.data.check import check, detect
-from tasks.data.demands import Demands
+from tasks.data.demands import MAX_TEXT, Demands
 from tasks.data.sheet import ROWS, outlined, write_sheets
 
 CANVAS = Canvas(96, 32, True)
@@ -74,6 +75,17 @@ def test_a_case_without_a_target_is_broken_for_the_warm_up_alone(folder):
     assert problem.startswith("self_bench.txt line 2 (test2-")
     assert "test2_source.png must have a target" in problem
     assert found.text().count("set warmup.steps to 0") == 1
+
+
+def test_a_text_longer_than_a_reward_server_takes_is_broken_where_it_is_scored(folder):
+    assert MAX_TEXT == MAX_TEXT_CHARS
+    listing = folder / "self_bench.txt"
+    rest = listing.read_text().splitlines()
+    listing.write_text("\n".join([f"1-{'W' * 256}", f"2-{'W' * 257}", *rest[2:]]) + "\n")
+    (problem,) = checked(folder).problems
+    assert "line 2" in problem
+    assert "text must have at most 256 characters" in problem
+    assert checked(folder, scored=False).problems == []
 
 
 def test_a_dataset_with_nothing_sound_is_still_told(folder):
