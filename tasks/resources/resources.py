@@ -132,6 +132,10 @@ class Bench:
 
     @cached_property
     def evaluation_folder(self) -> Path:
+        if self.params.data.evaluation is None:
+            raise ParamsError(
+                "data.evaluation must name held-out cases to be evaluated on. Got null."
+            )
         return self._data(self.params.data.evaluation, "evaluation")
 
     @cached_property
@@ -140,8 +144,10 @@ class Bench:
         wanted = self.params.evaluate.num_cases
         if len(cases) < wanted:
             raise ParamsError(
-                f"evaluate.num_cases must be at most the number of held-out cases. Got {wanted} for"
-                f" {len(cases)} cases in {self.evaluation_folder}."
+                f"num_cases of an evaluation must be at most the number of held-out cases. Got"
+                f" {wanted} for {len(cases)} cases in {self.evaluation_folder}. Lower it"
+                " (evaluate.num_cases of a run, num_cases in params/evaluate.yaml), or give more"
+                " cases."
             )
         return cases[:wanted]
 

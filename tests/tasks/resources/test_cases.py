@@ -6,9 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from calligrapher.errors import ParamsError
 from calligrapher.tiny.world import write_bench
 from tasks.artifacts.digests import path_digest
-from tasks.params.run_params import RunParams
+from tasks.evaluation.evaluation import EvaluationParams, open_evaluation
+from tasks.params.run_params import EvaluateParams, RunParams
 from tasks.resources.resources import Bench
 
 ROLES = ("source", "mask", "reference")
@@ -69,6 +71,30 @@ def test_files_that_are_no_part_of_the_bench_do_not_change_its_hash(folder):
     assert path_digest(cases) != clean
     assert bench_of(cases, "self", folder / "data").train_digest == clean
     assert bench_of(cases, "self", folder / "data").evaluation_digest == clean
+
+
+def test_an_evaluation_of_more_cases_than_are_held_out_is_refused_in_a_sentence(folder):
+    settings = EvaluationParams(num_cases=3)
+    bench = bench_of(folder / "cases", "self", folder / "data")
+    bench.params = bench.params.model_copy(update={"evaluate": EvaluateParams(num_cases=3)})
+    with (
+        pytest.raises(
+            ParamsError, match=r"Got 3 for 2 cases in .*cases\. Lower it .*evaluate\.yaml"
+        ),
+        open_evaluation(folder / "run", settings, bench),
+    ):
+        pass
+
+
+def test_an_evaluation_without_held_out_data_is_refused_in_a_sentence(folder):
+    bench = bench_of(folder / "cases", "self", folder / "data")
+    none = bench.params.data.model_copy(update={"evaluation": None})
+    bench.params = bench.params.model_copy(update={"data": none})
+    with (
+        pytest.raises(ParamsError, match=r"data\.evaluation must name held-out cases .*Got null"),
+        open_evaluation(folder / "run", EvaluationParams(), bench),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(("kind", "name"), [("self", ""), ("jsonl", "cases.jsonl")])
