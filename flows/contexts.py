@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from calligrapher.data.canvas import Canvas
 from calligrapher.errors import RewardError
-from calligrapher.model.conditioning import Canvas
 from flows.stages import PrefectProgress
 from tasks.artifacts.digests import code_version, path_digest
 from tasks.artifacts.layout import RunsDir

@@ -70,7 +70,7 @@ STAGES: dict[str, Stage] = {
             "warmup",
             version=1,
             outside=("model", "train_data"),
-            reads=("seed", "model", "warmup"),
+            reads=("seed", "model", "warmup", "reconstruct"),
         ),
         Stage(
             "rollout",
@@ -189,6 +189,10 @@ _DERIVED: dict[str, Callable[[RunParams], dict[str, Any]]] = {
         "num_inference_steps": params.rollout.num_inference_steps
     },
     "old_policy": _old_policy,
+    # Only where it is set: what was made before there was such a key is not stale.
+    "reconstruct": lambda params: (
+        {"data": {"reconstruct": True}} if params.data.reconstruct else {}
+    ),
     "sampling_batch": lambda params: {"batch_size": params.rollout.batch_size},
 }
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from calligrapher.data.dataset import Case, load_cases
+from calligrapher.data.case import Case
+from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError, ParamsError
 from calligrapher.tiny.pack import TINY
 from flows.contexts import our_logs

@@ -19,6 +19,7 @@ from typing import Any
 
 from calligrapher.durable import atomic_write, fsync_path, is_temporary
 from calligrapher.errors import ArtifactError
+from tasks.artifacts import contents
 from tasks.artifacts.artifact import Artifact, payload_files, write_manifest
 from tasks.artifacts.disk import disk_full, is_disk_full
 from tasks.artifacts.layout import INNER, MANIFEST, PARTIAL, PARTIAL_SUFFIX
@@ -181,10 +182,12 @@ def _fsync_tree(folder: Path) -> None:
 def stale(artifact: Artifact, asked: Provenance) -> ArtifactError:
     """Return the error that lists how `artifact` differs from what is asked for."""
     changes = differences(artifact.provenance.as_dict(), asked.as_dict())
-    lines = "".join(f"\n  {line}" for line in changes)
+    data = contents.explain(artifact.path, artifact.inputs, asked.inputs)
+    lines = "".join(f"\n  {line}" for line in (*changes, *data))
     return ArtifactError(
         f"{artifact.path} was made from other params or inputs than are asked for now:{lines}\nA"
         " finished artifact is never overwritten. Put the old values back to go on with this run,"
-        " give the changed run a new name, or change it from one stage on with `calligrapher"
-        " rerun`."
+        " give the changed run a new name, or keep what was made before a stage and make the rest"
+        " anew in a fork: `calligrapher rerun RUN STAGE --fork NAME --downstream`. After a mended"
+        " sample STAGE is the first one that `calligrapher status RUN` shows as missing."
     )

@@ -185,6 +185,7 @@ def open_evaluation(
     run: Path, settings: EvaluationParams, resources: Resources
 ) -> Iterator[Evaluation]:
     """Take the lock of this run's evaluations of this kind. Raises ParamsError, RunLockedError."""
+    _ = resources.cases.evaluation  # Too few of them, or none, are told before anything is started.
     version = second_ocr.version() if settings.second_ocr != "none" else None
     if version is None and settings.second_ocr == "tesseract":
         raise ParamsError(

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from calligrapher.data.canvas import prepare
-from calligrapher.data.dataset import Case
+from calligrapher.data.canvas import Canvas, prepare
+from calligrapher.data.case import Case
 from calligrapher.data.images import letterbox, load_rgb, to_image
 from calligrapher.tables.parquet import decode_png, read_shard, read_table
 from reward_server.text import ocr_accuracy
@@ -123,7 +123,7 @@ def background(
     untouched).
     """
     canvas = resources.conditioning.canvas
-    prepared = prepare(case, canvas.width, canvas.height, False)
+    prepared = prepare(case, Canvas(canvas.width, canvas.height))
     source = np.asarray(to_image(prepared.image), dtype=np.float64)
     outside = prepared.mask[0].numpy() == 0  # [H, W]
     difference = (np.asarray(picture, dtype=np.float64) - source)[outside]

@@ -16,9 +16,9 @@ from typing import Any
 from PIL import Image
 from safetensors.torch import load_file
 
-from calligrapher.data.dataset import Case
+from calligrapher.data.canvas import Canvas
+from calligrapher.data.case import Case
 from calligrapher.errors import ParamsError
-from calligrapher.model.conditioning import Canvas
 from calligrapher.model.loading import Model
 from calligrapher.model.policy import Weights
 from calligrapher.rl.train_loop import TRAINED

@@ -119,6 +119,13 @@ class DataParams(Section):
         None, description="Held-out cases for `evaluate`, of the same kind."
     )
     kind: DatasetKind = Field("self", description="How the cases are listed (docs/data.md).")
+    reconstruct: bool = Field(
+        False,
+        description=(
+            "Warm-up learns to paint the source of a case that has no target. Right only where the "
+            "source shows the text of the case already; false = such a case is refused."
+        ),
+    )
 
 
 class OptimizerParams(Section):

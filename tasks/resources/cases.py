@@ -1,6 +1,6 @@
 """The cases of a run: where they lie, which of them a round takes, and their digests."""
 
-import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,9 @@ from calligrapher.data.dataset import load_cases
 from calligrapher.errors import ParamsError
 from calligrapher.rl.train_loop import seeded
 from calligrapher.tiny.pack import TINY
-from tasks.artifacts.digests import cases_digest, path_digest
+from tasks.artifacts.contents import note
+from tasks.artifacts.digests import bench_contents, cases_digest, contents_digest
 from tasks.params.run_params import RunParams
-
-logger = logging.getLogger(__name__)
 
 TINY_CASES = {"train": 512, "evaluation": 64}
 
@@ -53,6 +52,10 @@ class Cases:
 
     @cached_property
     def evaluation_folder(self) -> Path:
+        if self.params.data.evaluation is None:
+            raise ParamsError(
+                "data.evaluation must name held-out cases to be evaluated on. Got null."
+            )
         return self._folder(self.params.data.evaluation, "evaluation")
 
     @cached_property
@@ -62,8 +65,10 @@ class Cases:
         expected = self.params.evaluate.num_cases
         if len(cases) < expected:
             raise ParamsError(
-                "evaluate.num_cases must be at most the number of held-out cases. Got"
-                f" {expected} for {len(cases)} cases in {self.evaluation_folder}."
+                "num_cases of an evaluation must be at most the number of held-out cases. Got"
+                f" {expected} for {len(cases)} cases in {self.evaluation_folder}. Lower it"
+                " (evaluate.num_cases of a run, num_cases in params/evaluate.yaml), or give more"
+                " cases."
             )
         return cases[:expected]
 
@@ -85,11 +90,16 @@ class Cases:
         start = round_index % per_pass * count
         return [self.train[i] for i in order[start : start + count]]
 
-    def _digest(self, folder: Path, cases) -> str:
-        """Return the hash of a bench folder's files, else that of the cases themselves."""
+    def _digest(self, folder: Path, cases: Callable[[], list[Case]]) -> str:
+        """Return the digest of a bench folder's files, else of the cases; note what it is of."""
         if self.params.data.kind in ("self", "cross"):
-            return path_digest(folder)
-        return cases_digest(cases())
+            contents = bench_contents(folder)
+            digest = contents_digest(contents)
+        else:
+            contents = {case.case_id: case.digest for case in cases()}
+            digest = cases_digest(contents)
+        note(self.data_dir, digest, contents)
+        return digest
 
     def _load(self, where: Path) -> list[Case]:
         return load_cases(where, self.params.data.kind, self.data_dir / "pictures")
@@ -97,11 +107,8 @@ class Cases:
     def _folder(self, where: str, split: str) -> Path:
         if where != TINY:
             return Path(where)
-        from calligrapher.tiny.world import write_bench
+        from calligrapher.tiny.world import shared_bench
 
         count = TINY_CASES[split]
         folder = self.data_dir / f"tiny-{split}-{count}"
-        if not (folder / "self_bench.txt").exists():
-            logger.info("drawing %d tiny %s cases into %s", count, split, folder)
-            write_bench(folder, num_cases=count, split=split, seed=0)
-        return folder
+        return shared_bench(folder, num_cases=count, split=split, seed=0)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from calligrapher.model.conditioning import Canvas, ConditioningCache
+from calligrapher.data.canvas import Canvas
+from calligrapher.model.conditioning import ConditioningCache
 from calligrapher.model.loading import Model, load_model
 from calligrapher.model.policy import INITIAL, Weights
 from calligrapher.rl.train_loop import TRAINED

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from calligrapher.data.dataset import Case
+from calligrapher.data.case import Case
 from calligrapher.model.loading import pictures
 from calligrapher.model.policy import Weights
 from calligrapher.rl.train_loop import EMA, TRAINED

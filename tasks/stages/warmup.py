@@ -41,7 +41,7 @@ def warmup(resources: Resources, round_index: None, out: Path) -> dict[str, Any]
 
     def rows(index: list[int]) -> Rows:
         picked = [cases[order[i]] for i in index]
-        x0 = resources.conditioning.targets(picked)
+        x0 = resources.conditioning.targets(picked, reconstruct=params.data.reconstruct)
         return Rows(x0, resources.conditioning.batch(picked), torch.zeros(len(picked)))
 
     def objective(batch: Rows, generator: torch.Generator):

@@ -16,7 +16,7 @@ from flows.cli.main import main
 @pytest.fixture(scope="module")
 def folder(random_model, tmp_path_factory):
     """A finished run of one round. The tests leave it as it is."""
-    from calligrapher.model.conditioning import Canvas
+    from calligrapher.data.canvas import Canvas
     from calligrapher.tiny.world import write_bench
     from tasks.artifacts.layout import RunsDir
     from tasks.params.run_params import RunParams

@@ -35,7 +35,7 @@ LOOPBACK = ("127.0.0.1", "::1")
 def run(tmp_path_factory):
     """A finished run of the tiny model: two steps of warm-up, one round without rewards."""
     pytest.importorskip("gradio", reason="the extra `demo` is not installed")
-    from calligrapher.model.conditioning import Canvas
+    from calligrapher.data.canvas import Canvas
     from tasks.artifacts.layout import RunsDir
     from tasks.params.run_params import load_params
     from tasks.resources.rewards import RewardScorer

@@ -283,6 +283,24 @@ def test_the_digest_of_an_input_counts_names_and_bytes_but_not_the_place(tmp_pat
         path_digest(tmp_path / "none")
 
 
+def test_weights_behind_a_linked_folder_count_as_if_they_lay_there(tmp_path):
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "t5" / "model.safetensors").write_text("1")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "text_encoder_2").symlink_to(tmp_path / "t5")
+    shutil.copytree(tmp_path / "model", tmp_path / "copy")
+    before = path_digest(tmp_path / "model")
+    assert before == path_digest(tmp_path / "copy")
+    (tmp_path / "t5" / "model.safetensors").write_text("2")
+    assert path_digest(tmp_path / "model") != before
+
+
+def test_a_name_that_is_not_utf_8_has_a_digest_as_well(tmp_path):
+    empty = path_digest(tmp_path)
+    (tmp_path / os.fsdecode(b"caf\xe9")).touch()
+    assert path_digest(tmp_path) != empty
+
+
 CHILD = """
     import os, signal, sys
     from pathlib import Path

@@ -25,6 +25,7 @@ UNREAD = {
     "data.train",
     "data.evaluation",
     "data.kind",
+    "data.reconstruct",  # allows or refuses a warm-up; what one learns is in its data
     "warmup.checkpointing_steps",
     "update.checkpointing_steps",
     "reward.server_urls",

@@ -6,9 +6,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from calligrapher.errors import ParamsError
 from calligrapher.tiny.world import write_bench
-from tasks.params.run_params import RunParams
+from tasks.artifacts.digests import path_digest
+from tasks.artifacts.layout import RunsDir
+from tasks.evaluation.evaluation import EvaluationParams, open_evaluation
+from tasks.params.run_params import EvaluateParams, RunParams
 from tasks.resources.cases import Cases
+from tasks.runs.run import resources_of
 
 ROLES = ("source", "mask", "reference")
 
@@ -54,6 +59,45 @@ def test_a_table_keeps_its_pictures_in_the_data_folder_and_has_the_hash_of_a_lis
     held = cases_of(folder / "cases.parquet", "parquet", folder / "data")
     assert held.train_digest == listed.train_digest
     assert {case.source.parent for case in held.train} == {folder / "data" / "pictures"}
+
+
+def test_files_that_are_no_part_of_the_bench_do_not_change_its_hash(folder):
+    cases = folder / "cases"
+    (cases / "cases.jsonl").unlink()
+    clean = cases_of(cases, "self", folder / "data").train_digest
+    assert clean == path_digest(cases)
+    (cases / ".DS_Store").touch()
+    (cases / "test1_source.png.bak").touch()
+    (cases / ".ipynb_checkpoints").mkdir()
+    (cases / ".ipynb_checkpoints" / "test1_source-checkpoint.png").touch()
+    assert path_digest(cases) != clean
+    assert cases_of(cases, "self", folder / "data").train_digest == clean
+    assert cases_of(cases, "self", folder / "data").evaluation_digest == clean
+
+
+def evaluating(folder, settings, **changed):
+    params = cases_of(folder / "cases", "self", folder / "data").params.model_copy(update=changed)
+    resources = resources_of(params, RunsDir(folder), scorer=None)
+    return open_evaluation(folder / "run", settings, resources)
+
+
+def test_an_evaluation_of_more_cases_than_are_held_out_is_refused_in_a_sentence(folder):
+    cases = cases_of(folder / "cases", "self", folder / "data")
+    cases.params = cases.params.model_copy(update={"evaluate": EvaluateParams(num_cases=3)})
+    with pytest.raises(
+        ParamsError, match=r"Got 3 for 2 cases in .*cases\. Lower it .*evaluate\.yaml"
+    ):
+        _ = cases.evaluation
+
+
+def test_an_evaluation_without_held_out_data_is_refused_in_a_sentence(folder):
+    data = cases_of(folder / "cases", "self", folder / "data").params.data
+    none = data.model_copy(update={"evaluation": None})
+    with (
+        pytest.raises(ParamsError, match=r"data\.evaluation must name held-out cases .*Got null"),
+        evaluating(folder, EvaluationParams(), data=none),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(("kind", "name"), [("self", ""), ("jsonl", "cases.jsonl")])

@@ -79,7 +79,7 @@ def reward_server():
 def test_a_reward_server_that_is_killed_costs_what_was_not_scored_and_nothing_else(
     train, reward_server, make_resources
 ):
-    from calligrapher.model.conditioning import Canvas
+    from calligrapher.data.canvas import Canvas
     from tasks.resources.rewards import RewardScorer
 
     params = make_resources(reward={"timeout_s": 0.2}).params.reward

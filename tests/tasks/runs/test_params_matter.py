@@ -1,5 +1,6 @@
 """Every parameter does something: each is turned, and what it must change is looked for."""
 
+import shutil
 import socket
 
 import pytest
@@ -135,6 +136,7 @@ PLACES = {
     "reward.max_unscored_share": (
         "test_the_share_of_unscored_images_decides_whether_a_round_goes_on"
     ),
+    "data.reconstruct": "test_a_source_is_learned_in_place_of_a_target_only_where_the_data_says_so",
     "tracking.uri": "test_tracking_goes_where_it_is_told",
     "tracking.experiment": "test_tracking_goes_where_it_is_told",
     "tracking.enabled": "test_tracking_goes_where_it_is_told",
@@ -289,6 +291,39 @@ def test_a_key_is_refused_where_it_cannot_hold(key, values, tmp_path):
     params = RunParams.model_validate(merged(values("nft"), SMALL, nested(key, value)))
     with pytest.raises(error, match=words):
         preflight(params, tmp_path)
+
+
+def test_a_source_is_learned_in_place_of_a_target_only_where_the_data_says_so(
+    values, play, cases, tmp_path
+):
+    from tasks.runs.preflight import preflight
+
+    def given(folder, **changes):
+        data = {"train": str(folder), "evaluation": str(cases / "evaluation")}
+        return merged(SMALL, {"data": data}, changes)
+
+    def check(folder, **changes):
+        params = RunParams.model_validate(merged(values("nft"), given(folder, **changes)))
+        preflight(params, tmp_path)
+
+    bare = shutil.copytree(cases / "train", tmp_path / "bare")
+    for number in (2, 7):
+        (bare / f"test{number}_target.png").unlink()
+    with pytest.raises(DataError, match=r"data.train .*bare has 2 problem\(s\):") as error:
+        check(bare)
+    assert "test7_source.png must have a target" in str(error.value)
+    assert str(error.value).endswith("set data.reconstruct to true.")
+    check(bare, warmup={"steps": 0})
+    check(bare, data={"reconstruct": True})
+    check(cases / "train")
+    for number in range(1, 8):
+        source = (bare / f"test{number}_source.png").read_bytes()
+        (bare / f"test{number}_target.png").write_bytes(source)
+    spelt_out, _ = play("warmup", "nft", given(bare))
+    for target in bare.glob("*_target.png"):
+        target.unlink()
+    reconstructed, _ = play("warmup", "nft", given(bare, data={"reconstruct": True}))
+    assert reconstructed.digest == spelt_out.digest
 
 
 def test_rounds_and_evaluate_every_say_which_stages_there_are(train):

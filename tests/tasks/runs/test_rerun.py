@@ -397,3 +397,19 @@ def test_a_parent_that_was_prolonged_does_not_prolong_its_fork(train, go):
     again = prepare_replay(parent, [], "b")
     assert again.params.rounds == 1
     assert go(again)["adapter_digest"] == first["adapter_digest"]
+
+
+def test_after_a_mended_sample_a_fork_goes_on_with_it_and_keeps_what_was_made(
+    train, go, cases, tmp_path
+):
+    data = shutil.copytree(cases / "train", tmp_path / "cases")
+    here = {"data": {"train": str(data)}}
+    parent, _ = train("a", rounds=2, **here)
+    for stage in ("rollout", "score", "advantage", "update", "refresh"):
+        shutil.rmtree(parent / "round-0001" / stage)  # as if the run had ended there
+    shutil.copy(data / "test1_ref.png", data / "test2_ref.png")
+    with pytest.raises(ArtifactError, match=r"(?s)train_data.*rerun RUN STAGE --fork NAME --down"):
+        train("a", rounds=2, **here)
+    todo = prepare_rerun(parent, "round-0001/rollout", [], "b", downstream=True)
+    assert go(todo)["rounds"] == 2
+    assert digest(todo.folder.path, "round-0000/update") == digest(parent, "round-0000/update")
