@@ -11,6 +11,7 @@ from pathlib import Path
 from calligrapher.errors import RewardError
 from calligrapher.model.conditioning import Canvas
 from tasks.artifacts.digests import code_version, fingerprint, path_digest
+from tasks.params.files import find_params_file
 from tasks.params.run_params import RunParams, load_params
 from tasks.resources.resources import Bench
 from tasks.resources.rewards import Scorer
@@ -30,13 +31,14 @@ ENGINES = (
 
 @contextmanager
 def training_run(
-    params_file: Path, overrides: list[str], name: str | None, runs_dir: Path
+    params_file: str, overrides: list[str], name: str | None, runs_dir: Path
 ) -> Iterator[Run]:
     """Everything that the flow needs. Raises ParamsError or RunLockedError before a model is
     loaded."""
     our_logs()
-    params = load_params(params_file, overrides)
-    name = name or params_file.stem
+    file = find_params_file(params_file)
+    params = load_params(file, overrides)
+    name = name or file.stem
     preflight(params, runs_dir / "data")
     data = runs_dir / "data"
     with (

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from calligrapher import __version__
 from calligrapher.errors import CalligrapherError
 from flows.cli.convert import add_convert_commands
 from flows.cli.data import add_data_commands
@@ -75,10 +76,13 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="what")
 
     train = commands.add_parser("train", help="train a run, or go on with it")
-    train.add_argument("params", type=Path, help="a YAML file, as params/tiny-nft.yaml")
+    train.add_argument(
+        "params", help="a YAML file, as params/tiny-nft.yaml, or the name of a shipped one"
+    )
     train.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="run=, runs_dir= or any dotted key"
     )
@@ -137,11 +141,13 @@ def split_settings(settings: Sequence[str]) -> tuple[str | None, Path, list[str]
 
 def _train(chosen: argparse.Namespace) -> int:
     run, runs_dir, overrides = split_settings(chosen.settings)
+    from tasks.params.files import find_params_file
     from tasks.params.run_params import load_params
     from tasks.runs.preflight import preflight
 
     # The user's mistakes are told before anything is started.
-    preflight(load_params(chosen.params, overrides), runs_dir / "data")
+    file = find_params_file(chosen.params)
+    preflight(load_params(file, overrides), runs_dir / "data")
     from flows.services.prefect_api import QUIET, prefect_api
 
     for name, value in (QUIET | {"PREFECT_LOGGING_LEVEL": "WARNING"}).items():
@@ -150,7 +156,7 @@ def _train(chosen: argparse.Namespace) -> int:
     from tasks.reports.summary import closing_lines
 
     with prefect_api():
-        summary = rl_train(str(chosen.params), overrides, run or chosen.params.stem, str(runs_dir))
+        summary = rl_train(str(file), overrides, run or file.stem, str(runs_dir))
     print("\n".join(closing_lines(summary, runs_dir)))
     return 0
 

@@ -1,4 +1,4 @@
-"""Reading a params file and its overrides into plain values, before they are checked."""
+"""Params files: finding one by name, and reading it and its overrides into plain values."""
 
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,29 @@ class _StrictLoader(yaml.SafeLoader):
                 f"{', '.join(twice)} must be given once. Found twice in the section at line {line}"
             )
         return super().construct_mapping(node, deep)
+
+
+def shipped_params() -> Path:
+    """Return the folder of the params files that come with the program."""
+    installed = Path(__file__).with_name("shipped")  # where the wheel puts `params/`
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "params"
+
+
+def find_params_file(name: str | Path) -> Path:
+    """Return the file that `name` is the path of, or the shipped one that `tiny-nft` names.
+
+    Raises ParamsError when it is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in shipped_params().glob("*.yaml")}
+    if str(name) in shipped:
+        return shipped[str(name)]
+    raise ParamsError(
+        f"{name} must be a readable params file, or the name of one that comes with the"
+        f" program: {', '.join(sorted(shipped))}. There is no such file."
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -29,3 +29,11 @@ def test_a_mistake_is_one_line(capsys):
     assert capsys.readouterr().err.startswith("ParamsError: --gpu must be one of")
     assert main(["plan", "nowhere.yaml"]) == 2
     assert "nowhere.yaml must be a readable params file" in capsys.readouterr().err
+
+
+def test_a_shipped_file_is_planned_by_its_bare_name_from_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "tiny-nft", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fits"]
+    assert main(["plan", "tiny-nfd"]) == 2
+    assert "tiny-nfd must be a readable params file, or the name" in capsys.readouterr().err
