@@ -59,7 +59,7 @@ class EvaluationParams(Section):
 def load_evaluation_params(path: Path) -> EvaluationParams:
     """Read the YAML file. Raises ParamsError that names every problem."""
     try:
-        return EvaluationParams.model_validate(read_yaml(path))
+        return EvaluationParams.model_validate(read_yaml(path, EvaluationParams))
     except ValidationError as error:
         raise ParamsError(f"{path}: " + "; ".join(describe(error, EvaluationParams))) from None
 

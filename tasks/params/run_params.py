@@ -205,7 +205,7 @@ def load_params(path: str | Path, overrides: Sequence[str] = ()) -> RunParams:
     """
     path = Path(path)
     source = str(path) + (f" with {' '.join(overrides)}" if overrides else "")
-    values = read_yaml(path)
+    values = read_yaml(path, RunParams)
     for override in overrides:
         apply_override(values, override, RunParams)
     try:

@@ -16,7 +16,7 @@ def test_plan_tells_people_a_table_and_programs_json(capsys):
     assert "GPU memory, GiB" in told
     assert max(map(len, told.splitlines()[4:])) <= 90
     assert "fits: h100" in told
-    assert main(["plan", nft, "model.mixed_precision='no'", "--gpu", "a100-80", "--json"]) == 1
+    assert main(["plan", nft, "model.mixed_precision=no", "--gpu", "a100-80", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert not found["fits"]
     assert "model.mixed_precision=bf16" in found["changes"]
