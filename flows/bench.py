@@ -37,7 +37,7 @@ from flows.services.prefect_api import prefect_api
 from tasks.artifacts.run_dir import RunDir
 from tasks.tracking.tracker import Tracker
 
-PARAMS = "params/tiny-nft.yaml"
+PARAMS = "tiny-nft"
 
 
 @dataclass
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="changes to params/tiny-nft.yaml"
     )
-    chosen = parser.parse_args(argv)
+    chosen = parser.parse_intermixed_args(argv)
     with (
         tempfile.TemporaryDirectory() as temporary,
         prefect_api(),

@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from reward_server.processes.launch import main as reward_server
 
         return reward_server(arguments[1:])
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
+    chosen = parsed(arguments)
     what = vars(chosen).pop("what")
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
@@ -68,6 +67,19 @@ def _ending_with_the_reader() -> Iterator[None]:
         sys.stdout.flush()
     finally:
         signal.signal(signal.SIGPIPE, before)
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """Return what the arguments choose; settings may stand before, between and after options."""
+    parser = _parser()
+    chosen, rest = parser.parse_known_args(arguments)
+    # argparse looks for positional arguments that may be none, as KEY=VALUE, up to the first option
+    # alone, and leaves the later ones over.
+    if rest and not (hasattr(chosen, "settings") and all(not r.startswith("-") for r in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        chosen.settings = [*chosen.settings, *rest]
+    return chosen
 
 
 def _parser() -> argparse.ArgumentParser:
