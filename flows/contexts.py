@@ -12,6 +12,7 @@ from calligrapher.errors import RewardError
 from calligrapher.model.conditioning import Canvas
 from tasks.artifacts.digests import code_version, fingerprint, path_digest
 from tasks.params.files import find_params_file
+from tasks.params.names import check_run_name
 from tasks.params.run_params import RunParams, load_params
 from tasks.resources.resources import Bench
 from tasks.resources.rewards import Scorer
@@ -38,7 +39,7 @@ def training_run(
     our_logs()
     file = find_params_file(params_file)
     params = load_params(file, overrides)
-    name = name or file.stem
+    name = check_run_name(file.stem if name is None else name)
     preflight(params, runs_dir / "data")
     data = runs_dir / "data"
     with (

@@ -26,6 +26,7 @@ from tasks.evaluation.measures import CASES, MEASURES
 from tasks.evaluation.mlflow_run import track_evaluation
 from tasks.evaluation.report import picture, verdict_report
 from tasks.params.files import find_params_file
+from tasks.params.names import check_run_name
 from tasks.resources.resources import Bench
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,6 @@ def evaluation(run: Path, params_file: str) -> Iterator[Evaluation]:
 
 def _runs(runs_dir: Path, run: str | None) -> list[Path]:
     if run is not None:
-        return [runs_dir / run]
+        return [runs_dir / check_run_name(run)]
     folders = sorted(path.parent for path in runs_dir.glob("*/params.json"))
     return [folder for folder in folders if newest_checkpoint(folder)]

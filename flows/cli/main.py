@@ -154,11 +154,13 @@ def split_settings(settings: Sequence[str]) -> tuple[str | None, Path, list[str]
 def _train(chosen: argparse.Namespace) -> int:
     run, runs_dir, overrides = split_settings(chosen.settings)
     from tasks.params.files import find_params_file
+    from tasks.params.names import check_run_name
     from tasks.params.run_params import load_params
     from tasks.runs.preflight import preflight
 
     # The user's mistakes are told before anything is started.
     file = find_params_file(chosen.params)
+    name = check_run_name(file.stem if run is None else run)
     preflight(load_params(file, overrides), runs_dir / "data")
     from flows.services.prefect_api import QUIET, prefect_api
 
@@ -168,7 +170,7 @@ def _train(chosen: argparse.Namespace) -> int:
     from tasks.reports.summary import closing_lines
 
     with prefect_api():
-        summary = rl_train(str(file), overrides, run or file.stem, str(runs_dir))
+        summary = rl_train(str(file), overrides, name, str(runs_dir))
     print("\n".join(closing_lines(summary, runs_dir)))
     return 0
 

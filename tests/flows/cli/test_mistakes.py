@@ -102,6 +102,9 @@ SETTINGS = {
         ["evaluate.every=1"],
         ["data.evaluation", "evaluate.every"],
     ),
+    "a name that is empty, as an unset variable of the shell": (["run="], ["run must", "Got ''"]),
+    "a name that leads elsewhere": (["run=../x"], ["run must be a name", "../x"]),
+    "a name of what all runs share": (["run=data"], ["run must be a name", "'data'"]),
     "both algorithms": (["grpo={}"], ["nft and grpo"]),
 }
 
