@@ -160,7 +160,7 @@ def _train(chosen: argparse.Namespace) -> int:
 
     # The user's mistakes are told before anything is started.
     file = find_params_file(chosen.params)
-    name = check_run_name(file.stem if run is None else run)
+    run = check_run_name(file.stem if run is None else run)
     preflight(load_params(file, overrides), runs_dir / "data")
     from flows.services.prefect_api import QUIET, prefect_api
 
@@ -170,7 +170,7 @@ def _train(chosen: argparse.Namespace) -> int:
     from tasks.reports.summary import closing_lines
 
     with prefect_api():
-        summary = rl_train(str(file), overrides, name, str(runs_dir))
+        summary = rl_train(str(file), overrides, run, str(runs_dir))
     print("\n".join(closing_lines(summary, runs_dir)))
     return 0
 

@@ -1,5 +1,7 @@
 """How the command line is read."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from calligrapher import __version__
@@ -38,6 +40,26 @@ def test_what_no_command_knows_is_still_refused(command, left, capsys):
         parsed(command.split())
     assert caught.value.code == 2
     assert f"unrecognized arguments: {left}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("settings", "run"), [([], "tiny-nft"), (["run=b", "rounds=2"], "b")])
+def test_the_flow_is_told_file_overrides_and_the_name_of_the_run(monkeypatch, settings, run):
+    import flows.rl_train
+    import flows.services.prefect_api
+    import tasks.runs.preflight
+
+    class ToldError(Exception):
+        pass
+
+    def rl_train(params, overrides, run, runs_dir):
+        raise ToldError(params.rpartition("/")[2], overrides, run, runs_dir)
+
+    monkeypatch.setattr(tasks.runs.preflight, "preflight", lambda *given: None)
+    monkeypatch.setattr(flows.services.prefect_api, "prefect_api", nullcontext)
+    monkeypatch.setattr(flows.rl_train, "rl_train", rl_train)
+    with pytest.raises(ToldError) as caught:
+        main(["train", "tiny-nft", *settings, "runs_dir=r"])
+    assert caught.value.args == ("tiny-nft.yaml", settings[1:], run, "r")
 
 
 def test_the_version_is_the_package_s(capsys):
