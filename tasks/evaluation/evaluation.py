@@ -30,7 +30,7 @@ from tasks.evaluation import measures, second_ocr, verdict
 from tasks.params.errors import describe
 from tasks.params.files import read_yaml
 from tasks.params.run_params import RunParams
-from tasks.params.sections import EvaluateParams, Positive, Section
+from tasks.params.sections import Count, EvaluateParams, Positive, Section
 from tasks.resources.resources import Bench
 from tasks.stages import evaluate as evaluate_stage
 from tasks.tracking.tracker import METRICS
@@ -49,7 +49,7 @@ class EvaluationParams(Section):
     num_images_per_case: Positive = Field(
         4, description="Images per case; 1 leaves the spread unmeasured."
     )
-    seed: int = Field(1000, ge=0, description="Seed of the noise.")
+    seed: Count = Field(1000, description="Seed of the noise.")
     second_ocr: Literal["auto", "tesseract", "none"] = Field(
         "auto",
         description="A recogniser that no reward uses; auto takes Tesseract where it is installed.",

@@ -111,6 +111,8 @@ def _sentence(problem: Any, root: type[BaseModel]) -> str:
         return f"{key} must not be empty. {got}"
     if kind == "value_error":
         return _prefixed(key, str(context["error"]), root)
+    if kind == "int_parsing_size":
+        return f"{key} must be a whole number of fewer digits. {got}"
     family = kind.removesuffix("_type").removesuffix("_parsing").removesuffix("_from_float")
     if family in _KINDS:
         return f"{key} must be {_KINDS[family]}. {got}"

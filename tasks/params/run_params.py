@@ -22,12 +22,14 @@ from tasks.params.checks import check_all
 from tasks.params.errors import describe
 from tasks.params.files import apply_override, read_yaml
 from tasks.params.sections import (
+    Count,
     DataParams,
     EmaParams,
     EvaluateParams,
     LoraParams,
     ModelParams,
     OptimizerParams,
+    Positive,
     RetentionParams,
     RewardParams,
     RolloutParams,
@@ -78,8 +80,8 @@ _ROLLOUT_GRPO = {"noise_level", "noise", "sampler", "window_size", "timestep_fra
 class RunParams(Section):
     """Everything that a run is told. `seed` and `rounds` stand at the top, the rest in sections."""
 
-    seed: int = Field(0, ge=0, description="Every random number of the run derives from it.")
-    rounds: int = Field(ge=1, description="Rounds of rollout, score, advantage, update, refresh.")
+    seed: Count = Field(0, description="Every random number of the run derives from it.")
+    rounds: Positive = Field(description="Rounds of rollout, score, advantage, update, refresh.")
     model: ModelParams
     data: DataParams
     warmup: WarmupParams = WarmupParams()

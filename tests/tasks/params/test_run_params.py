@@ -111,6 +111,12 @@ def test_an_override_switches_the_algorithm(load):
         (["rounds"], "must look like section.key=value. Got 'rounds'"),
         (["rounds=[1"], "must be YAML"),
         (["rounds=0"], "rounds must be at least 1. Got 0."),
+        (["seed=9223372036854775808"], "seed must be less than 9223372036854775808"),
+        (
+            ["evaluate.seed=1e30"],
+            r"evaluate.seed must be a whole number of fewer digits. Got 1e\+30",
+        ),
+        (["tracking.uri=foo://bar"], "tracking.uri must be a folder, or a URI .* Got foo://"),
         (["seed=1.5"], "seed must be a whole number. Got 1.5."),
         (["update.learning_rate=fast"], "update.learning_rate must be a number. Got 'fast'."),
         (
@@ -171,6 +177,13 @@ def test_a_vlm_weight_is_welcome_where_a_vlm_may_answer(load):
         "reward.disable_reward_model=true",
     ):
         assert load("reward.vlm_weight=0.3", reason).reward.vlm_weight == 0.3
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://a:5000", "sqlite:////tmp/x.db", "postgresql+psycopg2://a/b", "./folder", "uc:x"]
+)
+def test_a_store_of_mlflow_is_welcome(load, uri):
+    assert load(f"tracking.uri={uri}").tracking.uri == uri
 
 
 def test_all_problems_of_a_file_are_named_at_once(load):
