@@ -6,8 +6,12 @@ after the rename therefore finds the new name *and* its bytes on disk.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MARK = ".writing-"
 
@@ -46,6 +50,21 @@ def atomic_write(path: str | Path, data: bytes) -> None:
     """Write `data` to `path`: after any crash `path` is the old file or the whole new one."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def save_tensors(
+    tensors: Mapping[str, "Tensor"], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write `tensors` to the safetensors file `path`, with the mode that the user's umask gives.
+
+    safetensors itself makes a file that its owner alone may read.
+    """
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata=metadata)
+    path.chmod(mode)
 
 
 def is_temporary(path: Path) -> bool:

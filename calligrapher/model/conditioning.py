@@ -15,12 +15,13 @@ from pathlib import Path
 import PIL
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from calligrapher.data.canvas import prepare
 from calligrapher.data.crop import Box
 from calligrapher.data.dataset import Case
+from calligrapher.durable import save_tensors
 from calligrapher.errors import DataError
 from calligrapher.model import latents
 from calligrapher.model.policy import Conditioning
@@ -190,7 +191,7 @@ class ConditioningCache:
         entry = encode(case, self.canvas, self.device)
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(entry, partial)
+        save_tensors(entry, partial)
         os.replace(partial, path)
         return entry
 

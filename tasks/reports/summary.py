@@ -118,7 +118,7 @@ def closing_lines(summary: dict[str, Any], runs_dir: Path) -> list[str]:
 
 
 def _where_pictures_are(report: Path) -> list[str]:
-    """Return a line that names the pictures of the whole run, and none where there is no picture."""
+    """Return a line that names the pictures of the whole run; none where there is no picture."""
     if not report.is_dir():
         return []
     names = [name for name in WHOLE_RUN if (report / name).is_file()]

@@ -1,0 +1,24 @@
+"""Files that are written whole, and that others may read whom the user's umask lets."""
+
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from calligrapher.durable import atomic_path, save_tensors
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077])
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_tensors_have_the_mode_of_any_other_file(tmp_path, umask):
+    weights = {"a": torch.arange(3.0)}
+    with atomic_path(tmp_path / "a.safetensors") as partial:
+        save_tensors(weights, partial, {"format": "pt"})
+    assert torch.equal(load_file(tmp_path / "a.safetensors")["a"], weights["a"])
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
