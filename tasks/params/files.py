@@ -165,6 +165,19 @@ def apply_override(values: dict[str, Any], override: str, root: type[BaseModel])
     values[name] = value
 
 
+def absolute_path(text: str) -> str:
+    """Return `text` as an absolute path if it names what is there; as it is if it names no path.
+
+    It may end in `#SPLIT`, as a dataset of the `datasets` library may.
+    """
+    path, mark, split = text.partition("#")
+    for name, rest in ((text, ""), (path, mark + split)):
+        place = Path(name).expanduser()
+        if name and place.exists():
+            return f"{place.absolute()}{rest}"
+    return text
+
+
 def _annotation_of(key: str, root: type[BaseModel]) -> Any:
     """Return the annotation of the field with the valid dotted `key` below `root`."""
     annotation: Any = root

@@ -20,7 +20,7 @@ from calligrapher.rl.grpo import GRPOParams
 from calligrapher.rl.nft import NFTParams
 from tasks.params.checks import check_all
 from tasks.params.errors import describe
-from tasks.params.files import apply_override, read_yaml
+from tasks.params.files import absolute_path, apply_override, read_yaml
 from tasks.params.sections import (
     Count,
     DataParams,
@@ -73,6 +73,12 @@ _OUTSIDE: dict[str, set[str]] = {
     "reward": {"server_urls", "vlm", "timeout_s", "max_unscored_share"},
     "update": {"checkpointing_steps"},
     "evaluate": {"every"},
+}
+# What may name a file or a folder, besides words, runs and names on the hub.
+_PATHS = {
+    "model": ("base", "siglip", "initial_adapter"),
+    "data": ("train", "evaluation"),
+    "reward": ("vlm",),
 }
 _ROLLOUT_GRPO = {"noise_level", "noise", "sampler", "window_size", "timestep_fraction", "guard"}
 
@@ -179,6 +185,15 @@ class RunParams(Section):
                 return _pick(everything, "model", "evaluate", "reward") | sampling
         raise AssertionError(f"no stage is called {stage!r}")
 
+    def anywhere(self) -> Self:
+        """Return these params with absolute paths: a run can be looked at from any folder."""
+        sections = {}
+        for section, keys in _PATHS.items():
+            texts = {key: getattr(getattr(self, section), key) for key in keys}
+            paths = {k: absolute_path(t) for k, t in texts.items() if t not in (None, "tiny")}
+            sections[section] = getattr(self, section).model_copy(update=paths)
+        return self.model_copy(update=sections)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         check_all(self)
@@ -211,7 +226,7 @@ def load_params(path: str | Path, overrides: Sequence[str] = ()) -> RunParams:
     for override in overrides:
         apply_override(values, override, RunParams)
     try:
-        return RunParams.model_validate(values)
+        return RunParams.model_validate(values).anywhere()
     except ValidationError as error:
         problems = describe(error, RunParams)
     if len(problems) == 1:

@@ -186,6 +186,32 @@ def test_a_store_of_mlflow_is_welcome(load, uri):
     assert load(f"tracking.uri={uri}").tracking.uri == uri
 
 
+def test_paths_of_what_is_there_are_stored_absolute_and_decide_nothing(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = {"held", "cases#1", "siglip", "vlm", "tiny"}
+    for name in names:
+        (tmp_path / name).mkdir()
+    given = {
+        "data.train": "held",
+        "data.evaluation": "held#train",
+        "model.siglip": "~/siglip",
+        "model.initial_adapter": "tiny",
+        "reward.vlm": "./vlm",
+    }
+    params = load(*(f"{key}={value}" for key, value in given.items()))
+    assert params.data.train == f"{tmp_path}/held"
+    assert params.data.evaluation == f"{tmp_path}/held#train"
+    assert params.model.siglip == f"{tmp_path}/siglip"
+    assert params.reward.vlm == f"{tmp_path}/vlm"
+    assert (params.model.base, params.model.initial_adapter) == ("tiny", "tiny")
+    assert load("data.train=cases#1").data.train == f"{tmp_path}/cases#1"
+    elsewhere = load("data.train=user/set", "model.initial_adapter=a-run", "data.evaluation=none")
+    assert (elsewhere.data.train, elsewhere.data.evaluation) == ("user/set", "none")
+    assert elsewhere.model.initial_adapter == "a-run"
+    assert [params.reads(stage) for stage in STAGES] == [elsewhere.reads(s) for s in STAGES]
+
+
 def test_all_problems_of_a_file_are_named_at_once(load):
     with pytest.raises(ParamsError) as caught:
         load(seed=-1, ema_decay=0.9, data={"evaluation": "b"})
