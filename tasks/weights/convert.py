@@ -5,11 +5,9 @@ from typing import Literal
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
-from calligrapher.errors import CheckpointError, ParamsError
+from calligrapher.errors import ParamsError
 from calligrapher.model.adapter_files import (
-    ADAPTER,
     TRANSFORMER,
     adapter_state,
     blocks_and_width,
@@ -19,21 +17,18 @@ from calligrapher.model.adapter_files import (
 )
 from calligrapher.model.export import (
     LORA_FILE,
-    Empty,
     Pairs,
     cast,
     check_layers,
     lora_pairs,
-    own_adapter,
     scratch,
-    with_lora,
     write_lora,
     write_merged_transformer,
 )
-from calligrapher.tiny.pack import DATA
 from tasks.artifacts.disk import room_for
-from tasks.artifacts.run_dir import RunDir, fingerprint, path_digest
-from tasks.weights.checkpoints import SUFFIXES, TINY, Checkpoint, base_folder, find_checkpoint
+from tasks.weights.checkpoints import SUFFIXES, Checkpoint, base_folder, find_checkpoint
+from tasks.weights.model_files import adapter_file as adapter_file
+from tasks.weights.model_files import whole_adapter
 
 WRITERS = {"ip-adapter": write_ip_adapter_bin, "calligrapher": write_calligrapher_bin}
 NAMES = [f"{stem}{suffix}" for stem in WRITERS for suffix in (".bin", ".safetensors")]
@@ -77,7 +72,9 @@ def convert(
     with room_for(" and ".join(map(str, written)), out.parent):
         with scratch(out.parent) as empty:
             state = (
-                adapter_state(found) if isinstance(found, Path) else _adapter(found, trained, empty)
+                adapter_state(found)
+                if isinstance(found, Path)
+                else whole_adapter(found, trained, empty)
             )
             fitting_adapter(state, *blocks_and_width(state), Path(source))
             WRITERS[out.stem](cast(state, dtype, empty) if dtype else state, out)
@@ -121,57 +118,3 @@ def _transformer(found: Checkpoint, base: Path | None, pairs: Pairs, out: Path) 
             f"{folder} must stay as it is: it is the base. Name a target in another folder."
         )
     return folder
-
-
-def adapter_file(text: str, runs_dir: Path) -> Path:
-    """The file that `model.initial_adapter` names; whether it is there and fits shows when it is
-    read.
-
-    LoRA that a run trained on its adapter is added first: the sum is kept in
-    `runs_dir/data/adapters`.
-    """
-    if text == TINY:
-        return DATA / "calligrapher.bin"
-    found = find_checkpoint(text, runs_dir)
-    if isinstance(found, Path):
-        return found
-    trained = load_file(found.path)
-    if own_adapter(trained) and not lora_pairs(trained, ADAPTER):
-        return found.path
-    made_from = {"weights": found.artifact.digest, "model": _began(found)}
-    key = fingerprint("adapter", 1, found.artifact.params["model"], made_from, file=found.path.name)
-    out = runs_dir / "data" / "adapters" / f"{key}.safetensors"
-    if not out.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with scratch(out.parent) as empty:
-            write_calligrapher_bin(_adapter(found, trained, empty), out)
-    return out
-
-
-def _began(found: Checkpoint) -> str:
-    """Digest of the model that the run began with."""
-    return RunDir(found.run).load("warmup").inputs["model"]
-
-
-def _adapter(found: Checkpoint, trained: dict[str, Tensor], empty: Empty) -> dict[str, Tensor]:
-    """The whole adapter of a checkpoint: what was trained, over what the run began with."""
-    own, pairs = own_adapter(trained), lora_pairs(trained, ADAPTER)
-    if own and not pairs:
-        return own
-    initial = found.model["initial_adapter"]
-    if initial is None:
-        raise CheckpointError(
-            f"{found.path} must hold a whole adapter, or its run must name model.initial_adapter."
-            " It is null."
-        )
-    file = adapter_file(initial, found.run.parent)
-    if not _began(found).endswith(f"+{path_digest(file)}"):
-        raise CheckpointError(
-            f"{file} must be the adapter that the run {found.run} began with. It has changed."
-        )
-    whole = adapter_state(file) | own
-    return (
-        with_lora(cast(whole, torch.float32, empty), pairs, found.lora_scale, empty)
-        if pairs
-        else whole
-    )
