@@ -33,8 +33,7 @@ _ROWS = 1024  # of a matrix that are summed at once
 
 @contextmanager
 def scratch(folder: Path) -> Iterator[Empty]:
-    """Yield `empty(shape, dtype)`: tensors in files below `folder`, which are deleted when the
-    block ends."""
+    """Yield `empty(shape, dtype)`: tensors in files below `folder`, deleted when the block ends."""
     with TemporaryDirectory(dir=folder, prefix=".writing-") as place:
         names = (str(Path(place) / str(i)) for i in itertools.count())
 
@@ -43,9 +42,8 @@ def scratch(folder: Path) -> Iterator[Empty]:
             if count == 0:
                 return torch.empty(shape, dtype=dtype)
             name = next(names)
-            with open(
-                name, "wb"
-            ) as file:  # A full disk is an OSError here; in the mapping it would kill.
+            with open(name, "wb") as file:
+                # A full disk is an OSError here; in the mapping it would kill the process.
                 os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
             return torch.from_file(name, shared=True, size=count, dtype=dtype).view(shape)
 
@@ -53,14 +51,13 @@ def scratch(folder: Path) -> Iterator[Empty]:
 
 
 def lora_pairs(weights: Mapping[str, Tensor], part: str) -> Pairs:
-    """The LoRA pairs of `part` (adapter or transformer) by the names of their layers inside the
-    part."""
-    found = {}
+    """Return the LoRA pairs of `part` (adapter or transformer) by their layers' names in it."""
+    pairs = {}
     for name, a in weights.items():
         if name.startswith(f"{part}.") and name.endswith(_A):
             layer = name.removesuffix(_A)
-            found[layer.removeprefix(f"{part}.")] = (a, weights[layer + _B])
-    return found
+            pairs[layer.removeprefix(f"{part}.")] = (a, weights[layer + _B])
+    return pairs
 
 
 def own_adapter(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -109,8 +106,7 @@ def write_lora(pairs: Pairs, scale: float, dtype: torch.dtype | None, path: Path
 
 
 def check_layers(source: Path, pairs: Pairs) -> None:
-    """Raise CheckpointError unless the diffusers folder `source` has a weight of each pair's
-    shape."""
+    """Raise CheckpointError unless the diffusers folder `source` has the layers of all pairs."""
     shapes = {}
     for file in source.glob("*.safetensors"):
         with safe_open(file, framework="pt") as content:
@@ -125,8 +121,7 @@ def check_layers(source: Path, pairs: Pairs) -> None:
 
 
 def write_merged_transformer(source: Path, pairs: Pairs, scale: float, out: Path) -> None:
-    """Write the diffusers folder `source` as `out`, in its own files and number types, with LoRA
-    added.
+    """Write the diffusers folder `source` as `out`, with LoRA added, in its own number types.
 
     An older `out` is replaced at the end. A crash leaves it, or a folder `.writing-*` besides.
     """

@@ -11,8 +11,16 @@ from calligrapher.data.dataset import Case
 from calligrapher.data.images import load_mask, load_rgb
 from calligrapher.errors import CalligrapherError, DataError
 from flows.demo.results import problem_html
-from flows.demo.session import Studio
-from flows.demo.sketch import PAINT, Sketch, easel, kept, on_easel, painted, uploaded_mask
+from flows.demo.session import DemoSession
+from flows.demo.sketch import (
+    PAINT,
+    DemoInput,
+    editor_value,
+    mask_of_layers,
+    scaled_for_editor,
+    uploaded_mask,
+    write_once,
+)
 
 MAX_PICTURES, MAX_STEPS, MAX_SEED = 8, 50, 2**31
 STYLES = Path(__file__).with_name("demo.css")
@@ -20,15 +28,14 @@ SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace
 
 
 def _telling(handler: Callable[..., dict]) -> Callable[..., dict]:
-    """The handler; where something must hold and does not, that is shown and nothing else
-    changes."""
+    """Return the handler, which shows what must hold where it does not, and changes nothing."""
 
     @functools.wraps(handler)
     def told(page: "Page", *given) -> dict:
         try:
             return {page.problem: ""} | handler(page, *given)
         except CalligrapherError as error:
-            return {page.problem: problem_html(error, page.studio.folder)}
+            return {page.problem: problem_html(error, page.session.folder)}
 
     return told
 
@@ -39,8 +46,8 @@ class Page:
     `about` says in Markdown what is to be seen.
     """
 
-    def __init__(self, studio: Studio, examples: Sequence[Case], about: str):
-        self.studio, self.examples = studio, examples
+    def __init__(self, session: DemoSession, examples: Sequence[Case], about: str):
+        self.session, self.examples = session, examples
         with gr.Blocks(
             title="Calligrapher", analytics_enabled=False, fill_width=True
         ) as self.blocks:
@@ -108,7 +115,7 @@ class Page:
         self.problem = gr.HTML(elem_id="problem")
 
     def _lay_out_how(self) -> None:
-        own = self.studio.painter.num_steps
+        own = self.session.painter.num_steps
         self.reference = gr.Image(
             label="3 · How: a picture in the style wanted",
             type="filepath",
@@ -131,7 +138,9 @@ class Page:
 
     def _gallery(self, role: str, label: str, columns: int) -> gr.Gallery:
         """Small pictures of the examples to choose from; nothing where there is none."""
-        pictures = [on_easel(load_rgb(getattr(case, role))) for case in self.examples[:columns]]
+        pictures = [
+            scaled_for_editor(load_rgb(getattr(case, role))) for case in self.examples[:columns]
+        ]
         return gr.Gallery(
             pictures,
             label=label,
@@ -167,7 +176,7 @@ class Page:
     @_telling
     def take_source(self, file: str) -> dict:
         source = load_rgb(Path(file))
-        return {self.source: source, self.canvas: easel(self.studio.folder, source)}
+        return {self.source: source, self.canvas: editor_value(self.session.folder, source)}
 
     @_telling
     def take_mask(self, file: str, source: Image.Image | None) -> dict:
@@ -175,11 +184,15 @@ class Page:
             raise DataError(
                 "There must be a source picture before its mask. Upload one, or choose an example."
             )
-        return {self.canvas: easel(self.studio.folder, source, uploaded_mask(Path(file), source))}
+        return {
+            self.canvas: editor_value(
+                self.session.folder, source, uploaded_mask(Path(file), source)
+            )
+        }
 
     @_telling
     def clear_mask(self, source: Image.Image | None) -> dict:
-        return {self.canvas: source and easel(self.studio.folder, source)}
+        return {self.canvas: source and editor_value(self.session.folder, source)}
 
     @_telling
     def take_first(self) -> dict:
@@ -193,15 +206,15 @@ class Page:
         source = load_rgb(case.source)
         return {
             self.source: source,
-            self.canvas: easel(self.studio.folder, source, load_mask(case.mask)),
-            self.reference: kept(self.studio.folder, load_rgb(case.reference)),
+            self.canvas: editor_value(self.session.folder, source, load_mask(case.mask)),
+            self.reference: write_once(self.session.folder, load_rgb(case.reference)),
             self.text: case.text,
         }
 
     @_telling
     def take_style(self, chosen: gr.SelectData) -> dict:
         reference = load_rgb(self.examples[chosen.index].reference)
-        return {self.reference: kept(self.studio.folder, reference)}
+        return {self.reference: write_once(self.session.folder, reference)}
 
     def generate(
         self,
@@ -218,10 +231,10 @@ class Page:
         try:
             if seed is None:
                 raise DataError("The first seed must be a whole number, 0 or more.")
-            mask = painted(editor["layers"], source.size) if source and editor else None
-            sketch = Sketch(source, mask, load_rgb(Path(reference)) if reference else None, text)
+            mask = mask_of_layers(editor["layers"], source.size) if source and editor else None
+            given = DemoInput(source, mask, load_rgb(Path(reference)) if reference else None, text)
             seeds = range(seed, seed + int(count))
-            for html in self.studio.results(sketch, seeds, num_steps=int(steps), scale=scale):
+            for html in self.session.results(given, seeds, num_steps=int(steps), scale=scale):
                 yield {self.results: html}
         except CalligrapherError as error:
-            yield {self.problem: problem_html(error, self.studio.folder), self.results: ""}
+            yield {self.problem: problem_html(error, self.session.folder), self.results: ""}

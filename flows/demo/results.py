@@ -1,5 +1,4 @@
-"""The results as HTML: a column per variant, a row per seed, each picture over what was read in
-it."""
+"""The results as HTML: a column per variant, a row per seed, each picture over its reading."""
 
 import base64
 import re
@@ -11,17 +10,17 @@ from pathlib import Path
 from PIL import Image
 
 from calligrapher.data.images import png_bytes
-from flows.demo.sketch import EASEL
+from flows.demo.sketch import EDITOR_SIDE
 from reward_server.client import RewardResult
-from tasks.inference.painter import AFTER, BASE, WARM_UP
+from tasks.inference.painter import BASE, TRAINED
+from tasks.pipeline import WARMUP
 
-TITLES = {BASE: "Base", WARM_UP: "After the warm-up", AFTER: "Trained"}
+TITLES = {BASE: "Base", WARMUP: "After the warm-up", TRAINED: "Trained"}
 
 
 @dataclass
 class Column:
-    """What one variant has painted so far, and what was read in it: as many as seeds, or not yet
-    any."""
+    """What one variant has painted so far, and its scores: as many as seeds, or none yet."""
 
     pictures: Sequence[Image.Image] = ()
     readings: Sequence[RewardResult] = field(default_factory=tuple)
@@ -55,7 +54,7 @@ def _cell(variant: str, column: Column, row: int, seed: int) -> str:
         return f'<figure class="waiting" data-variant="{variant}">painting …</figure>'
     picture = column.pictures[row]
     caption = _caption(column.readings[row]) if column.readings else "reading …"
-    crisp = ' class="crisp"' if max(picture.size) < EASEL // 2 else ""
+    crisp = ' class="crisp"' if max(picture.size) < EDITOR_SIDE // 2 else ""
     data = base64.b64encode(png_bytes(picture)).decode("ascii")
     return (
         f'<figure data-variant="{variant}" data-seed="{seed}">'

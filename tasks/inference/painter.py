@@ -1,5 +1,4 @@
-"""A model opened for painting: the weights that it starts from and, of a run, those that training
-made.
+"""A model opened for painting: the weights it starts from and, of a run, those of its training.
 
 ```
 painter = open_painter("runs/first")
@@ -21,7 +20,7 @@ from calligrapher.errors import ParamsError
 from calligrapher.model.conditioning import Canvas
 from calligrapher.model.loading import Model
 from calligrapher.model.policy import Weights
-from calligrapher.rl.train_loop import TRAINED
+from calligrapher.rl.train_loop import TRAINED as TRAINED_FILE
 from calligrapher.sampling.generate import BATCH_SIZE, FEATHER, GROW, Scene, look, paint
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.lineage import PARAMS
@@ -32,7 +31,7 @@ from tasks.pipeline import WARMUP
 from tasks.resources.resources import Bench
 from tasks.weights.checkpoints import TINY, find_checkpoint
 
-BASE, WARM_UP, AFTER = "base", "warm-up", "trained"  # the variants
+BASE, TRAINED = "base", "trained"  # two variants; the third is WARMUP
 
 # What the embedded model was pretrained with.
 TINY_MODEL = {
@@ -52,12 +51,12 @@ class Painter:
     model: Model
     canvas: Canvas
     num_steps: int
-    variants: dict[str, Weights]  # `base` and, of a run, `warm-up` and `trained`
+    variants: dict[str, Weights]  # `base` and, of a run, `warmup` and `trained`
     digests: dict[str, str]  # variant -> sha256 of all weights, the frozen ones too
     _seen: dict[tuple[Any, ...], Scene] = field(default_factory=dict, repr=False)
 
     def weights(self, variant: str) -> Weights:
-        """Those of `variant`. Raises ParamsError when there are none."""
+        """Return the weights of `variant`. Raises ParamsError when there are none."""
         if variant not in self.variants:
             raise ParamsError(
                 f"The weights must be {' or '.join(self.variants)} here. Got {variant!r}."
@@ -68,8 +67,8 @@ class Painter:
         self,
         variant: str,
         case: Case,
-        seeds: Sequence[int],
         *,
+        seeds: Sequence[int],
         scale: float = 1.0,
         num_steps: int | None = None,
         crop: bool = True,
@@ -108,8 +107,7 @@ def open_painter(
     num_steps: int | None = None,
     **model: Any,
 ) -> Painter:
-    """Load a model to paint with: that of `run`, or without one that in `base`, `siglip` and
-    `adapter`.
+    """Load a model to paint with: that of `run`, or else that in `base`, `siglip`, `adapter`.
 
     A run (its folder, name or URI, or an update of it) brings its params, its weights after the
     warm-up and, as `trained`, the average of its newest or the named checkpoint; the trained
@@ -141,9 +139,9 @@ def open_painter(
             f" {found.run} started from. They have changed since."
         )
     trained = (
-        {} if found.artifact.stage == start.stage else {AFTER: (found.artifact, found.path.name)}
+        {} if found.artifact.stage == start.stage else {TRAINED: (found.artifact, found.path.name)}
     )
-    return _painter(bench, num_steps, {WARM_UP: (start, TRAINED)} | trained)
+    return _painter(bench, num_steps, {WARMUP: (start, TRAINED_FILE)} | trained)
 
 
 def _untrained(base: str, siglip: str | None, adapter: str | None) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-"""The pictures of a run: grids of captioned samples, the histogram of rewards, the learning
-curve."""
+"""The pictures of a run: captioned grids, the histogram of rewards, the learning curve."""
 
 import io
 import math
@@ -40,9 +39,8 @@ _COLOURS = (ACCENT, "#d97706", "#7c3aed", "#0f766e", "#be123c")
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One image, the text it should show, the text read (None = unread), its reward (None =
-    unscored)."""
+class CaptionedImage:
+    """One image, the text it should show, what was read (None: unread), its reward (or None)."""
 
     image: Image.Image
     text: str
@@ -83,9 +81,8 @@ def image_grid(
     return stacked([cells[i : i + columns] for i in range(0, len(cells), columns)])
 
 
-def best_and_worst(best: Sequence[Sample], worst: Sequence[Sample]) -> Image.Image:
-    """A row of the samples with the highest rewards over one of those with the lowest, each best
-    first."""
+def best_and_worst(best: Sequence[CaptionedImage], worst: Sequence[CaptionedImage]) -> Image.Image:
+    """Return the samples with the highest rewards over those with the lowest, best first."""
     width = max((shown(s.image).width + 2 for s in (*best, *worst)), default=240)
     rows: list[list[Image.Image]] = []
     for title, samples in (("Highest rewards", best), ("Lowest rewards", worst)):
@@ -97,11 +94,10 @@ def best_and_worst(best: Sequence[Sample], worst: Sequence[Sample]) -> Image.Ima
 def before_after(
     sources: Sequence[Image.Image],
     references: Sequence[Image.Image],
-    before: Sequence[Sample],
-    after: Sequence[Sample],
+    before: Sequence[CaptionedImage],
+    after: Sequence[CaptionedImage],
 ) -> Image.Image:
-    """One row per case: reference, source, output before and after training, each with what was
-    read."""
+    """Return a row per case: reference, source, and both outputs with what was read."""
     pictures = [shown(s.image, 288) for s in before]
     width = max(picture.width + 2 for picture in pictures)
     titles = ("Style reference", "Source", "Before training", "After training")
@@ -120,8 +116,7 @@ def before_after(
 def score_histogram(
     rewards: Sequence[float], *, bins: int = 20, title: str = "Rewards"
 ) -> Image.Image:
-    """How many images got which reward. The axis is 0 to 1 while all rewards are, so that rounds
-    compare."""
+    """Draw how many images got which reward; the axis is 0 to 1 while all rewards are."""
     sheet = Image.new("RGB", (720, 400), PAPER)
     draw = ImageDraw.Draw(sheet)
     write(draw, (MARGIN, 36), [Span(title, bold=True, size=TITLE)])
@@ -166,8 +161,7 @@ def learning_curve(
     title: str | None = None,
     xlabel: str = "round",
 ) -> Image.Image:
-    """Lines of (step, value) with their first and last values, and their names where there are
-    several.
+    """Draw lines of (step, value) with their first and last values; several also get names.
 
     bands: per line (step, low, high), drawn as a pale area: intervals. The y axis is 0 to 1 where
     all values are.

@@ -114,8 +114,8 @@ def closing_lines(summary: dict[str, Any], runs_dir: Path) -> list[str]:
     return lines
 
 
-def _sample(rows: dict[str, list[Any]], i: int) -> report.Sample:
-    return report.Sample(
+def _sample(rows: dict[str, list[Any]], i: int) -> report.CaptionedImage:
+    return report.CaptionedImage(
         decode_png(rows["image"][i]), rows["text"][i], rows["ocr_text"][i], rows["reward"][i]
     )
 

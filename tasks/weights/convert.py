@@ -45,8 +45,7 @@ def convert(
     force: bool = False,
     runs_dir: Path = Path("runs"),
 ) -> list[Path]:
-    """Write the weights `source` as `target`, whose name is the format; returns all that was
-    written.
+    """Write the weights `source` as `target`, whose name is the format; returns all the files.
 
     `lora` says what becomes of the transformer's LoRA (None: separate, where there is one), `base`
     whose transformer it is merged into. Nothing is written, and nothing replaced, unless everything
@@ -109,8 +108,7 @@ def _refuse_existing(paths: list[Path], force: bool) -> None:
 
 
 def _transformer(found: Checkpoint, base: Path | None, pairs: Pairs, out: Path) -> Path:
-    """The folder of the transformer that the LoRA is merged into; its layers fit, and it is not
-    `out`."""
+    """Return the folder of the transformer to merge LoRA into: it fits and is not `out`."""
     folder = (base or base_folder(found.model["base"])) / "transformer"
     check_layers(folder, pairs)
     if folder.resolve() == out.resolve():

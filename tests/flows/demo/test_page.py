@@ -182,7 +182,7 @@ def test_a_person_paints_a_text_and_compares_what_base_and_trained_made_of_it(de
     assert page.locator(".problem").count() == 0
     assert "accuracy" in page.locator(".results figcaption").first.inner_text()
     source = np.asarray(load_rgb(case.source))
-    pictures = {variant: painted(page, variant) for variant in ("base", "warm-up", "trained")}
+    pictures = {variant: painted(page, variant) for variant in ("base", "warmup", "trained")}
     for picture in itertools.chain(*pictures.values()):
         assert picture.shape == source.shape
         differs = (picture != source).any(-1)

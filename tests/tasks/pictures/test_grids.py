@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from tasks.pictures.grids import (
-    Sample,
+    CaptionedImage,
     before_after,
     best_and_worst,
     image_grid,
@@ -54,9 +54,9 @@ def test_a_caption_is_shortened_to_the_width_of_its_picture():
 
 
 def test_a_reading_is_green_where_it_is_the_target_and_red_where_it_is_not():
-    right = best_and_worst([Sample(picture(), "CAFE 9", "cafe9", 1.0)], [])
-    wrong = best_and_worst([], [Sample(picture(), "CAFE", "CAFF", 0.75)])
-    unread = best_and_worst([], [Sample(picture(), "CAFE", None, None)])
+    right = best_and_worst([CaptionedImage(picture(), "CAFE 9", "cafe9", 1.0)], [])
+    wrong = best_and_worst([], [CaptionedImage(picture(), "CAFE", "CAFF", 0.75)])
+    unread = best_and_worst([], [CaptionedImage(picture(), "CAFE", None, None)])
     assert pixels(right, GOOD) > 0 == pixels(right, BAD)
     assert pixels(wrong, BAD) > 0 == pixels(wrong, GOOD)
     assert pixels(unread, BAD) == pixels(unread, GOOD) == 0
@@ -67,8 +67,8 @@ def test_before_and_after_stand_beside_their_source_and_reference():
     sheet = before_after(
         [picture(source)] * 3,
         [picture(reference, (12, 12))] * 3,
-        [Sample(picture(one), "A", "B", 0.0)] * 3,
-        [Sample(picture(two), "A", "A", 1.0)] * 3,
+        [CaptionedImage(picture(one), "A", "B", 0.0)] * 3,
+        [CaptionedImage(picture(two), "A", "A", 1.0)] * 3,
     )
     assert pixels(sheet, source) == pixels(sheet, one) == pixels(sheet, two) == 3 * 270 * 90
     columns = [
