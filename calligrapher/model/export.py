@@ -29,6 +29,7 @@ Empty = Callable[[torch.Size, torch.dtype], Tensor]
 LORA_FILE = "pytorch_lora_weights.safetensors"
 _A, _B = ".lora_A.default.weight", ".lora_B.default.weight"
 _ROWS = 1024  # of a matrix that are summed at once
+_NUMBERS = 1 << 16  # of a tensor that are looked at at once
 
 
 @contextmanager
@@ -70,6 +71,17 @@ def own_adapter(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    """Raise CheckpointError that names the first tensor with a number that is not finite."""
+    for name, weight in weights.items():
+        bad = sum(int((~part.isfinite()).sum()) for part in weight.flatten().split(_NUMBERS))
+        if bad:
+            raise CheckpointError(
+                f"{source} must hold finite numbers. {bad} of {weight.numel()} in {name} are NaN or"
+                " infinite. Name an earlier checkpoint."
+            )
+
+
 def cast(state: Mapping[str, Tensor], dtype: torch.dtype, empty: Empty) -> dict[str, Tensor]:
     """`state` in another number type; tensors that have it already stay themselves."""
     return {n: w if w.dtype == dtype else empty(w.shape, dtype).copy_(w) for n, w in state.items()}
@@ -87,6 +99,7 @@ def with_lora(
             weight.split(_ROWS), b.split(_ROWS), out.split(_ROWS), strict=True
         ):
             out_rows.copy_(torch.addmm(rows.float(), b_rows.float(), a.float(), alpha=scale))
+        check_finite({f"{layer}.weight": out}, "The sum of weights and LoRA")
         merged[f"{layer}.weight"] = out
     return merged
 

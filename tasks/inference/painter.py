@@ -29,7 +29,8 @@ from tasks.params.errors import checked
 from tasks.params.run_params import RunParams, load_params
 from tasks.pipeline import WARMUP
 from tasks.resources.resources import Bench
-from tasks.weights.checkpoints import TINY, find_checkpoint
+from tasks.weights.checkpoints import TINY, Checkpoint, find_checkpoint
+from tasks.weights.model_files import has_transformer_lora
 
 BASE, TRAINED = "base", "trained"  # two variants; the third is WARMUP
 
@@ -122,6 +123,7 @@ def open_painter(
     if num_steps is not None and num_steps < 1:
         raise ParamsError(f"The sampling steps must be at least 1. Got {num_steps}.")
     if run is None:
+        _check_is_adapter(adapter, runs_dir)
         params = params_from(_untrained(base, siglip, adapter))
         bench = Bench(params, runs_dir / "data", scorer=None)  # type: ignore[arg-type]  # nothing is scored
         return _painter(bench, num_steps, {})
@@ -142,6 +144,18 @@ def open_painter(
         {} if found.artifact.stage == start.stage else {TRAINED: (found.artifact, found.path.name)}
     )
     return _painter(bench, num_steps, {WARMUP: (start, TRAINED_FILE)} | trained)
+
+
+def _check_is_adapter(adapter: str | None, runs_dir: Path) -> None:
+    """Raise ParamsError when the run that `adapter` names learned more than an adapter holds."""
+    if adapter in (None, TINY):
+        return
+    checkpoint = find_checkpoint(adapter, runs_dir)
+    if isinstance(checkpoint, Checkpoint) and has_transformer_lora(checkpoint):
+        raise ParamsError(
+            f"The adapter must be all that was learned. {adapter} also trained LoRA on the"
+            f" transformer. Name it as the run: --run {adapter}."
+        )
 
 
 def _untrained(base: str, siglip: str | None, adapter: str | None) -> dict[str, Any]:

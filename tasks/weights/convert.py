@@ -1,5 +1,6 @@
 """Writes any readable weights as one of the formats that other programs know."""
 
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from calligrapher.model.export import (
     LORA_FILE,
     Pairs,
     cast,
+    check_finite,
     check_layers,
     lora_pairs,
     scratch,
@@ -29,6 +31,8 @@ from tasks.artifacts.disk import room_for
 from tasks.weights.checkpoints import SUFFIXES, Checkpoint, base_folder, find_checkpoint
 from tasks.weights.model_files import adapter_file as adapter_file
 from tasks.weights.model_files import whole_adapter
+
+logger = logging.getLogger(__name__)
 
 WRITERS = {"ip-adapter": write_ip_adapter_bin, "calligrapher": write_calligrapher_bin}
 NAMES = [f"{stem}{suffix}" for stem in WRITERS for suffix in (".bin", ".safetensors")]
@@ -62,6 +66,7 @@ def convert(
         raise ParamsError(
             f"--base is the transformer that --lora merged adds to. Got {base} without it."
         )
+    check_finite(trained, source)
     out = _target(target, found)
     beside = {"merged": "transformer", "separate": LORA_FILE}[lora or "separate"]
     written = [out, out.with_name(beside)] if pairs else [out]
@@ -76,11 +81,18 @@ def convert(
                 else whole_adapter(found, trained, empty)
             )
             fitting_adapter(state, *blocks_and_width(state), Path(source))
+            check_finite(state, source)
             WRITERS[out.stem](cast(state, dtype, empty) if dtype else state, out)
         if transformer:
             write_merged_transformer(transformer, pairs, found.lora_scale, written[1])
         elif pairs:
             write_lora(pairs, found.lora_scale, dtype, written[1])
+    if pairs and lora is None:
+        logger.warning(
+            "%s holds no LoRA of the transformer: whoever loads it must load %s as well. --lora"
+            " merged writes a whole transformer instead.",
+            *written,
+        )
     return written
 
 

@@ -40,9 +40,15 @@ class ModelFiles:
     adapter: Path | None  # None: a new one, with random weights
     lora: Path | None = None  # a checkpoint whose LoRA of the transformer is gone on from
 
+    @property
+    def paths(self) -> list[Path]:
+        """Return those that there are."""
+        paths = (self.base, self.siglip, self.adapter, self.lora)
+        return [path for path in paths if path is not None]
+
     @cached_property
     def digest(self) -> str:
-        """Digests of all the files, joined by `+`, in the order of the fields."""
+        """Return the digests of all the files, joined by `+`, in the order of the fields."""
         adapter = path_digest(self.adapter) if self.adapter else "new"
         digests = [path_digest(self.base), path_digest(self.siglip), adapter]
         if self.lora:

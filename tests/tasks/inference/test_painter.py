@@ -137,6 +137,19 @@ def test_a_model_in_folders_needs_an_adapter(random_model, case):
         open_painter(adapter=str(random_model / "calligrapher.bin"))
 
 
+def test_a_run_that_learned_more_than_an_adapter_is_not_taken_for_one(train):
+    lora = {"train_adapter": False, "lora": {"rank": 2, "alpha": 2.0, "targets": ["to_q"]}}
+    run, _ = train("tuned", rounds=1, model=lora)
+    with pytest.raises(ParamsError, match=r"also trained LoRA.*Name it as the run: --run tuned\."):
+        open_painter(adapter="tuned", runs_dir=run.parent)
+    assert differ_anywhere(open_painter("tuned", runs_dir=run.parent))
+
+
+def differ_anywhere(painter):
+    base, trained = painter.variants["base"], painter.variants["trained"]
+    return any((base[name] != trained[name]).any() for name in base)
+
+
 def test_what_is_no_whole_run_is_told(run, tmp_path):
     with pytest.raises(ParamsError, match=r"A run must be named.*adapter\.bin"):
         open_painter("adapter.bin", runs_dir=tmp_path)

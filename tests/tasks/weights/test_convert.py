@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from calligrapher.errors import ArtifactError, CheckpointError, ParamsError
 from calligrapher.model.adapter_files import adapter_state, load_adapter, write_calligrapher_bin
+from calligrapher.model.export import with_lora
 from calligrapher.model.policy import StyledTransformer
 from tasks.artifacts.run_dir import Artifact
 from tasks.weights.convert import convert
@@ -163,13 +164,17 @@ def rewrite(folder, weights):
     write_manifest(folder, **{key: getattr(made, key) for key in keys})
 
 
-def test_lora_on_the_transformer_alone_leaves_the_adapter_the_run_began_with(
-    train, random_model, tmp_path
+def test_lora_on_the_transformer_alone_leaves_the_adapter_the_run_began_with_and_says_so(
+    train, random_model, tmp_path, caplog
 ):
     lora = {"train_adapter": False, "lora": {"rank": 2, "alpha": 2.0, "targets": ["to_q"]}}
     folder, _ = train("a", **ONE_ROUND, model=lora)
     written, _ = convert(str(folder), str(tmp_path / "calligrapher.bin"))
     assert equal(adapter_state(written), adapter_state(random_model / "calligrapher.bin"))
+    assert "must load " + str(tmp_path / "pytorch_lora_weights.safetensors") in caplog.text
+    caplog.clear()
+    convert(str(folder), str(tmp_path / "calligrapher.bin"), lora="separate", force=True)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("change", ["another adapter", "no adapter"])
@@ -313,6 +318,36 @@ def test_a_flipped_bit_in_an_artifact_is_not_exported(plain, tmp_path):
     ):
         convert(str(plain), str(tmp_path / "calligrapher.bin"))
     assert convert(str(plain), str(tmp_path / "calligrapher.bin"), weights="trained")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_their_tensor(random_model, tmp_path, number):
+    state = {n: w.clone() for n, w in adapter_state(random_model / "calligrapher.bin").items()}
+    name = sorted(state)[3]
+    state[name].view(-1)[-1] = number
+    write_calligrapher_bin(state, tmp_path / "broken.bin")
+    with pytest.raises(CheckpointError, match=f"1 of {state[name].numel()} in {name} are NaN or"):
+        convert(str(tmp_path / "broken.bin"), str(tmp_path / "ip-adapter.bin"))
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.bin"]
+
+
+def test_lora_that_is_not_finite_is_refused_by_its_tensor(tuned, tmp_path):
+    weights = trained(tuned)
+    name = next(name for name in weights if name.startswith("transformer."))
+    weights[name][0, 0] = float("nan")
+    rewrite(tuned / "round-0000/update", weights)
+    for lora in ("merged", "separate"):
+        with pytest.raises(
+            CheckpointError, match=f"tuned must hold finite numbers. 1 of .* {name}"
+        ):
+            convert(str(tuned), str(tmp_path / "calligrapher.bin"), lora=lora)
+
+
+def test_lora_that_leaves_the_range_of_the_bases_numbers_is_refused():
+    state = {"to_q.weight": torch.full((2, 2), 6e4, dtype=torch.float16)}
+    pair = (torch.full((1, 2), 100.0), torch.full((2, 1), 100.0))
+    with pytest.raises(CheckpointError, match=r"4 of 4 in to_q\.weight are NaN or infinite"):
+        with_lora(state, {"to_q": pair}, 1.0, lambda size, dtype: torch.empty(size, dtype=dtype))
 
 
 def test_a_damaged_source_leaves_no_file(random_model, tmp_path):
