@@ -13,6 +13,7 @@ from types import ModuleType
 from calligrapher.data.dataset import Case, load_cases
 from calligrapher.errors import DataError, ParamsError
 from flows.contexts import our_logs
+from flows.demo.hosts import is_loopback
 from flows.demo.scores import picture_scorer
 from flows.demo.session import DemoSession
 from reward_server.processes.process import url_of
@@ -69,6 +70,13 @@ def serve(
         with picture_scorer(urls, folder) as scorer:
             session = DemoSession(painter, _shown(painter, params), scorer, folder)
             layout.Page(session, examples, _about(run_folder)).launch(host, port)
+            if not is_loopback(host):
+                logger.warning(
+                    "The page has no password: whoever reaches %s on port %d may paint, and read"
+                    " what was uploaded. --host 127.0.0.1 keeps it to this machine.",
+                    host,
+                    port,
+                )
             print(f"The page is at {url_of(host, port)} (Ctrl-C ends it).", flush=True)
             threading.Event().wait()
 

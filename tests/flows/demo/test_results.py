@@ -11,7 +11,7 @@ from PIL import Image
 
 from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError
-from flows.demo.results import Column, problem_html, results_html
+from flows.demo.results import Column, Heading, problem_html, results_html
 from flows.demo.scores import PictureScorer, picture_scorer
 from reward_server.client import FIELDS, RewardClient, RewardResult
 
@@ -29,6 +29,10 @@ def pictures(count):
     return [Image.new("RGB", (6, 4), (i, 2, 3)) for i in range(count)]
 
 
+def heading(seeds):
+    return Heading("HI", seeds, num_steps=8, scale=1)
+
+
 def test_the_grid_has_a_row_per_seed_and_holds_the_very_pixels():
     read = RewardResult(ocr_text="HI", ocr_accuracy=1.0, ocr_confidence=0.876, style_score=0.5)
     wrong = RewardResult(ocr_text="", ocr_accuracy=0.25, ocr_confidence=0.1)
@@ -37,7 +41,7 @@ def test_the_grid_has_a_row_per_seed_and_holds_the_very_pixels():
         "trained": Column(pictures(2)),
         "warmup": Column(),
     }
-    html = results_html(columns, [5, 6])
+    html = results_html(heading([5, 6]), columns)
     assert html.count("<figure") == 6
     assert html.index('alt="base, seed 5"') < html.index('alt="trained, seed 5"')
     assert html.index('alt="trained, seed 5"') < html.index('alt="base, seed 6"')
@@ -53,7 +57,7 @@ def test_the_grid_has_a_row_per_seed_and_holds_the_very_pixels():
 
 def test_what_people_and_pictures_say_is_text_never_markup():
     told = RewardResult(ocr_text="<script>", ocr_accuracy=0.0, ocr_confidence=0.0)
-    assert "&lt;script&gt;" in results_html({"base": Column(pictures(1), [told])}, [0])
+    assert "&lt;script&gt;" in results_html(heading([0]), {"base": Column(pictures(1), [told])})
     assert "&lt;b&gt;" in problem_html(DataError("<b>"), Path("/tmp/x"))
 
 
@@ -71,7 +75,7 @@ def test_a_picture_that_nobody_scored_shows_why_and_no_number(case):
         pictures(2), case
     )
     assert [getattr(result, name) for result in results for name in FIELDS] == [None] * 12
-    html = results_html({"base": Column(pictures(2), results)}, [0, 1])
+    html = results_html(heading([0, 1]), {"base": Column(pictures(2), results)})
     assert html.count("<em>not scored: ") == 2
     assert f"127.0.0.1:{port}" in html
     assert "accuracy" not in html
