@@ -9,7 +9,7 @@ import gradio as gr
 from PIL import Image
 from starlette.middleware import Middleware
 
-from calligrapher.data.dataset import Case
+from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, load_rgb
 from calligrapher.errors import CalligrapherError, DataError
 from flows.demo.hosts import KnownHosts, names_of

@@ -10,19 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from calligrapher.data.dataset import Case, load_cases
+from calligrapher.data.case import Case
+from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError, ParamsError
+from calligrapher.tiny.pack import TINY
 from flows.contexts import our_logs
 from flows.demo.hosts import is_loopback
 from flows.demo.scores import picture_scorer
 from flows.demo.session import DemoSession
+from flows.services.loopback import ask_this_machine_directly
 from reward_server.processes.process import url_of
-from tasks.artifacts.lineage import PARAMS
+from tasks.artifacts.layout import PARAMS
 from tasks.inference.painter import Painter, open_painter
 from tasks.params.run_params import DataParams, RunParams, load_params
 from tasks.pipeline import WARMUP
 from tasks.tracking.locate import locate
-from tasks.weights.checkpoints import TINY
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ def serve(
         urls = reward_urls or (params.reward.server_urls if params else [])
         with picture_scorer(urls, folder) as scorer:
             session = DemoSession(painter, _shown(painter, params), scorer, folder)
+            ask_this_machine_directly()  # Gradio asks its own page whether it is there
             layout.Page(session, examples, _about(run_folder)).launch(host, port)
             if not is_loopback(host):
                 logger.warning(

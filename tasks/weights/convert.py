@@ -29,7 +29,6 @@ from calligrapher.model.export import (
 )
 from tasks.artifacts.disk import room_for
 from tasks.weights.checkpoints import SUFFIXES, Checkpoint, base_folder, find_checkpoint
-from tasks.weights.model_files import adapter_file as adapter_file
 from tasks.weights.model_files import whole_adapter
 
 logger = logging.getLogger(__name__)

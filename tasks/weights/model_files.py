@@ -25,10 +25,12 @@ from calligrapher.model.adapter_files import (
 )
 from calligrapher.model.export import Empty, cast, lora_pairs, own_adapter, scratch, with_lora
 from calligrapher.model.policy import Policy
-from calligrapher.tiny.pack import DATA
-from tasks.artifacts.run_dir import RunDir, fingerprint, path_digest
+from calligrapher.tiny.pack import DATA, TINY
+from tasks.artifacts.digests import path_digest
+from tasks.artifacts.provenance import fingerprint
+from tasks.artifacts.run_dir import RunDir
 from tasks.params.sections import ModelParams
-from tasks.weights.checkpoints import TINY, Checkpoint, base_folder, find_checkpoint
+from tasks.weights.checkpoints import Checkpoint, base_folder, find_checkpoint
 
 
 @dataclass(frozen=True)

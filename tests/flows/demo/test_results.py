@@ -13,7 +13,8 @@ from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError
 from flows.demo.results import Column, Heading, problem_html, results_html
 from flows.demo.scores import PictureScorer, picture_scorer
-from reward_server.client import FIELDS, RewardClient, RewardResult
+from reward_server.client import RewardClient, RewardResult
+from reward_server.components import NAMES
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_a_picture_that_nobody_scored_shows_why_and_no_number(case):
     results = PictureScorer(lambda: [f"http://127.0.0.1:{port}"], deadline_s=0.3).score(
         pictures(2), case
     )
-    assert [getattr(result, name) for result in results for name in FIELDS] == [None] * 12
+    assert [getattr(result, name) for result in results for name in NAMES] == [None] * 12
     html = results_html(heading([0, 1]), {"base": Column(pictures(2), results)})
     assert html.count("<em>not scored: ") == 2
     assert f"127.0.0.1:{port}" in html

@@ -5,13 +5,14 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from small_runs import rewrite_average
 
 from calligrapher.errors import CheckpointError, ParamsError
 from calligrapher.model.adapter_files import adapter_state
 from calligrapher.model.loading import load_model
 from calligrapher.tiny.pack import DATA
-from tasks.artifacts.run_dir import Artifact, path_digest
+from tasks.artifacts.digests import path_digest
 from tasks.params.sections import ModelParams
 from tasks.weights.model_files import model_files
 
@@ -45,20 +46,10 @@ def trained(train):
         torch.manual_seed(0)
         weights = load_file(update / "ema.safetensors")
         weights = {name: torch.randn(w.shape) * 0.2 for name, w in weights.items()}
-        rewrite(update, weights)
+        rewrite_average(update, weights)
         return folder, weights
 
     return trained
-
-
-def rewrite(folder, weights):
-    """Put other weights into a finished artifact, with a manifest that knows them."""
-    from tasks.artifacts.artifact import write_manifest
-
-    manifest = Artifact.load(folder).manifest
-    save_file(weights, folder / "ema.safetensors")
-    keys = ("stage", "stage_version", "params", "inputs", "extra", "meta", "seconds")
-    write_manifest(folder, **{key: getattr(manifest, key) for key in keys})
 
 
 def policy_of(model, files):
@@ -102,6 +93,19 @@ def test_lora_on_the_adapter_is_added_once_to_a_file_of_its_own(trained, section
     assert files[0] == files[1]
     assert files[0].lora is None
     assert list((tmp_path / "data/adapters").iterdir()) == [files[0].adapter]
+
+
+def test_training_goes_on_from_all_of_another_run(trained, train, tmp_path):
+    model = {"train_adapter": False, "lora": LORA}
+    _, weights = trained("first", **model)
+    second, _ = train("second", **ONE_ROUND, model=model | {"initial_adapter": "first"})
+    start = load_file(second / "warmup/trained.safetensors")
+    assert start.keys() == weights.keys()
+    assert all(torch.equal(start[name], weights[name]) for name in weights)
+    third, _ = train("third", **ONE_ROUND, model=model | {"initial_adapter": "second"})
+    began = load_file(third / "warmup/trained.safetensors")
+    left = load_file(second / "round-0000/update/ema.safetensors")
+    assert all(torch.equal(began[name], left[name]) for name in left)
 
 
 @pytest.mark.parametrize("train_adapter", [False, True])
