@@ -93,7 +93,7 @@ def _loaded(path: str, cache_dir: Path | None) -> Any:
     except ImportError as error:
         raise ParamsError(
             "kind must not be huggingface where the package datasets is not installed. Install it"
-            " with `pip install 'calligrapher[data]'`, or use another kind."
+            " with `pip install 'datasets>=4'`, or use another kind."
         ) from error
     try:
         if any((Path(path) / file).is_file() for file in SAVED):

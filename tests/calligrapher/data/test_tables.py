@@ -221,5 +221,5 @@ def test_what_datasets_cannot_read_is_refused(folder, name):
 
 def test_without_the_package_the_error_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ParamsError, match=r"pip install 'calligrapher\[data\]'"):
+    with pytest.raises(ParamsError, match="pip install 'datasets>=4'"):
         load_cases(folder, "huggingface", folder / "cache")
