@@ -15,7 +15,8 @@ from calligrapher.model import latents
 from calligrapher.model.adapter_files import load_adapter
 from calligrapher.model.conditioning import Encoders
 from calligrapher.model.ip_adapter import AdapterConfig, StyleAdapter
-from calligrapher.model.policy import Policy, StyledTransformer, add_loras
+from calligrapher.model.lora import add_loras
+from calligrapher.model.policy import Policy, StyledTransformer
 
 logger = logging.getLogger(__name__)
 

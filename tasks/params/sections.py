@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from calligrapher.data.dataset import DatasetKind
+from calligrapher.params import Count, Positive, Section, Weight
 from reward_server.components import WEIGHT_OF
 
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]

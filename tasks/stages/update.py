@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from calligrapher.rl.rows import Rows, grpo, nft
-from calligrapher.rl.train_loop import TRAINED, Loop, Plan, TrainState, new_state
-from calligrapher.sampling.sampler import Window
+from calligrapher.rl.rows import TrainRows
+from calligrapher.rl.train_loop import BatchSchedule, TrainLoop
+from calligrapher.rl.train_state import TRAINED, TrainState, new_state
+from calligrapher.sampling.exploration import Window
 from calligrapher.tables.parquet import read_shard, read_table
 from tasks.artifacts.artifact import Artifact
 from tasks.resources.resources import Resources
@@ -51,9 +52,9 @@ def update(
     num_steps = params.rollout.num_inference_steps
 
     def objective(batch: Rows, generator: torch.Generator):
-        if params.nft is not None:
-            return nft(policy, batch, generator, params.nft, num_steps, old_policy, reference)
-        return grpo(policy, batch, generator, params.grpo, num_steps, reference)
+        return params.rl.losses(
+            policy, batch, generator, num_steps=num_steps, old=old_policy, reference=reference
+        )
 
     settings = params.update
     plan = Plan(
@@ -103,7 +104,7 @@ def _state(resources: Resources, previous: Artifact, *, first: bool) -> TrainSta
     return state
 
 
-def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact) -> Rows:
+def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact) -> TrainRows:
     """The kept images of a round as training rows, in the order of the rollout."""
     table = read_table(advantages.file(ADVANTAGES_FILE), ["sample_id", "advantage", "kept"])
     names = ["sample_id", "case_id", "group_id", "x0"]
