@@ -15,6 +15,7 @@ from tasks.resources.resources import Bench
 from tasks.resources.rewards import RewardScorer
 from tasks.runs.preflight import preflight
 from tasks.runs.run import Run, open_run
+from tasks.weights.checkpoints import siglip_folder
 
 ENGINES = (
     "paddleocr",
@@ -25,6 +26,7 @@ ENGINES = (
     "torch",
     "transformers",
 )
+OWN_SERVER_FLAGS = {"vlm": "--vlm-model-path", "siglip": "--siglip-path"}
 
 
 @contextmanager
@@ -57,16 +59,27 @@ def lazy_scorer(params: RunParams, run_folder: Path, data_dir: Path) -> Iterator
 
 
 def identity_note(params: RunParams, data_dir: Path) -> Path:
-    """Where it is noted what our own server scores with: a name for its packages, its code and its
-    VLM."""
-    vlm = params.reward.vlm
+    """Return where it is noted what our own server scores with.
+
+    Its name stands for the server's packages, code and models.
+    """
     key = fingerprint(
         "identity",
         1,
         {"versions": {name: version(name) for name in ENGINES}, "code": code_version()},
-        {} if vlm is None else {"vlm": path_digest(vlm)},
+        {name: path_digest(folder) for name, folder in own_server_models(params).items()},
     )
     return data_dir / "reward-identity" / f"{key[:16]}.json"
+
+
+def own_server_models(params: RunParams) -> dict[str, str]:
+    """Return the model folders that the run's own server needs besides its OCR, by name."""
+    models = {}
+    if params.reward.vlm is not None:
+        models["vlm"] = params.reward.vlm
+    if params.reward.style_weight > 0:
+        models["siglip"] = str(siglip_folder(params.model.siglip))
+    return models
 
 
 def our_logs() -> None:
@@ -91,7 +104,9 @@ def reward_urls(params: RunParams, run_folder: Path) -> Iterator[list[str]]:
     from reward_server.processes.launch import ServerStartError, local_server
 
     run_folder.mkdir(parents=True, exist_ok=True)
-    flags = [] if reward.vlm is None else ["--vlm-model-path", reward.vlm]
+    flags = [
+        f"{OWN_SERVER_FLAGS[name]}={folder}" for name, folder in own_server_models(params).items()
+    ]
     with ExitStack() as stack:
         server = local_server(flags=flags, log_path=run_folder / "reward-server.log")
         try:

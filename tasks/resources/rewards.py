@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from reward_server.client import (
     RewardItem,
     RewardResult,
 )
-from reward_server.components import NAMES, SEES_REFERENCE
+from reward_server.components import MEASURED_BY, NAMES, SEES_REFERENCE, WEIGHT_OF
 from tasks.params.run_params import RewardParams
 
 DISABLED_REWARD = 0.5
@@ -73,7 +73,8 @@ class RewardScorer:
     def identity(self) -> dict[str, Any]:
         """Return what decides a score besides the picture: engines and digests of their weights.
 
-        Raises RewardError when the servers do not answer, are set up unlike, or make numbers up.
+        Raises RewardError when the servers do not answer, are set up unlike, make numbers up, or do
+        not measure what is weighed.
         """
         if self._note is not None and self._note.is_file():
             return json.loads(self._note.read_bytes())
@@ -87,11 +88,22 @@ class RewardScorer:
             ) from error
         if info.get("reward_model_disabled"):
             raise RewardError(MADE_UP)
+        self._check_measured(info.get("components", NAMES))  # a server of before does not say
         identity = {"scorers": info["scorers"]}
         if self._note is not None:
             self._note.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(self._note, json.dumps(identity).encode())
         return identity
+
+    def _check_measured(self, components: Collection[str]) -> None:
+        """Raise RewardError when something is weighed that no server measures."""
+        for component, weight in self.params.weights.items():
+            if component not in components:
+                raise RewardError(
+                    f"reward.{WEIGHT_OF[component]} must be 0 where the reward servers do not"
+                    f" measure {component}. Got {weight}. Set it to 0, or start them with"
+                    f" {MEASURED_BY[component]}."
+                )
 
     def score(self, images: Sequence[bytes], cases: Sequence[Case]) -> list[dict[str, Any]]:
         """Return a row of the score table, without `sample_id`, for each PNG picture and its case.

@@ -104,6 +104,15 @@ def test_a_reference_that_nobody_looks_at_stays_at_home(scorer, tmp_path):
     assert client.items[0].reference is None
 
 
+def test_what_no_server_measures_is_said_before_anything_is_painted(scorer):
+    client = Client()
+    client.info = lambda: {"scorers": {}, "components": ["ocr_text", "ocr_accuracy"]}
+    assert scorer(client).identity() == {"scorers": {}}
+    told = r"reward\.style_weight must be 0 .* measure style_score\. Got 0\.5\. .* --siglip-path"
+    with pytest.raises(RewardError, match=told):
+        scorer(client, style_weight=0.5).identity()
+
+
 def test_made_up_numbers_are_no_rewards(scorer, tmp_path):
     made_up = scorer(Client(RewardResult(ocr_accuracy=0.84, reward_model_disabled=True)))
     with pytest.raises(RewardError, match=r"made-up numbers.*reward\.disable_reward_model=true"):
