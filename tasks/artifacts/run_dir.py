@@ -221,6 +221,12 @@ def made_from(artifact: Artifact) -> dict[str, Any]:
     }
 
 
+_OTHER_ENGINES = (
+    " The reward servers score with other engines, versions or models now (scored_by): start"
+    " them as they were, on the same kind of CPU, to put that back."
+)
+
+
 def stale(artifact: Artifact, reads: dict[str, Any]) -> ArtifactError:
     """The error for an artifact that was made from something else than `reads`; it lists the
     differences."""
@@ -229,7 +235,7 @@ def stale(artifact: Artifact, reads: dict[str, Any]) -> ArtifactError:
         f"{artifact.path} was made from other params or inputs than are asked for now:{lines}\nA"
         " finished artifact is never overwritten. Put the old values back to go on with this run,"
         " give the changed run a new name, or change it from one stage on with `calligrapher"
-        " rerun`."
+        " rerun`." + (_OTHER_ENGINES if "\n  extra.scored_by." in lines else "")
     )
 
 
