@@ -12,7 +12,7 @@ from calligrapher.model.conditioning import Canvas
 from tasks.artifacts.digests import code_version, fingerprint, path_digest
 from tasks.params.run_params import RunParams, load_params
 from tasks.resources.resources import Bench
-from tasks.resources.rewards import RewardScorer
+from tasks.resources.rewards import RewardScorer, check_servers
 from tasks.runs.preflight import preflight
 from tasks.runs.run import Run, open_run
 from tasks.weights.checkpoints import siglip_folder
@@ -33,12 +33,15 @@ OWN_SERVER_FLAGS = {"vlm": "--vlm-model-path", "siglip": "--siglip-path"}
 def training_run(
     params_file: Path, overrides: list[str], name: str | None, runs_dir: Path
 ) -> Iterator[Run]:
-    """Everything that the flow needs. Raises ParamsError or RunLockedError before a model is
-    loaded."""
+    """Yield everything that the flow needs.
+
+    Raises ParamsError, RewardError or RunLockedError before a model is loaded.
+    """
     our_logs()
     params = load_params(params_file, overrides)
     name = name or params_file.stem
     preflight(params, runs_dir / "data")
+    check_servers(params.reward)
     data = runs_dir / "data"
     with (
         lazy_scorer(params, runs_dir / name, data) as scorer,

@@ -138,10 +138,13 @@ def split_settings(settings: Sequence[str]) -> tuple[str | None, Path, list[str]
 def _train(chosen: argparse.Namespace) -> int:
     run, runs_dir, overrides = split_settings(chosen.settings)
     from tasks.params.run_params import load_params
+    from tasks.resources.rewards import check_servers
     from tasks.runs.preflight import preflight
 
     # The user's mistakes are told before anything is started.
-    preflight(load_params(chosen.params, overrides), runs_dir / "data")
+    params = load_params(chosen.params, overrides)
+    preflight(params, runs_dir / "data")
+    check_servers(params.reward)
     from flows.services.prefect_api import QUIET, prefect_api
 
     for name, value in (QUIET | {"PREFECT_LOGGING_LEVEL": "WARNING"}).items():

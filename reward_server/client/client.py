@@ -35,6 +35,7 @@ __all__ = [
     "server_urls",
 ]
 
+_INFO = Request("GET", "/info")
 TOKEN_VARIABLE = "CALLIGRAPHER_REWARD_TOKEN"
 
 
@@ -158,7 +159,19 @@ class RewardClient:
         Servers that do not answer now are left out; their answers are compared when they come.
         """
         stop_at = time.monotonic() + self._deadline_s
-        return self._servers.ask_all(Request("GET", "/info"), stop_at)[0]
+        answers, _ = self._servers.ask_all(_INFO, stop_at)
+        return answers[0] if answers else self._servers.ask(_INFO, stop_at)
+
+    def check(self) -> list[dict]:
+        """Return `GET /info` of the servers that give it now; a loading server gives none yet.
+
+        Raises RewardRejectedError (wrong token, set up unlike) and RewardUnavailableError when no
+        server is there at all, without waiting for one.
+        """
+        answers, reasons = self._servers.ask_all(_INFO, time.monotonic() + self._deadline_s)
+        if not any(server.there for server in self._servers.servers):
+            raise RewardUnavailableError(f"no reward server is there ({'; '.join(reasons)})", [])
+        return answers
 
     def close(self) -> None:
         """End threads and connections."""
