@@ -132,7 +132,7 @@ class RewardClient:
         RewardUnavailableError (deadline passed).
         """
         stop_at = time.monotonic() + self._deadline_s
-        chunks = self._chunks([_body(item) for item in items])
+        chunks = self._chunks(_bodies(items))
         futures = [self._pool.submit(self._score_chunk, chunk, stop_at) for chunk in chunks]
         results: list[RewardResult | None] = []
         reason = ""
@@ -217,15 +217,26 @@ class RewardClient:
         return results
 
 
-def _body(item: RewardItem) -> dict:
-    body: dict[str, Any] = {"image": encode_png(item.image), "prompt": item.prompt}
-    if item.mask is not None:
-        body["mask"] = encode_png(item.mask)
-    if item.reference is not None:
-        body["reference"] = encode_png(item.reference)
-    if item.text is not None:
-        body["text"] = item.text
-    return body
+def _bodies(items: Sequence[RewardItem]) -> list[dict[str, str]]:
+    """Return the items as they travel; a picture that several share is encoded and held once."""
+    encoded: dict[int, str] = {}  # by identity: the items keep their pictures alive
+
+    def once(picture: Any) -> str:
+        if id(picture) not in encoded:
+            encoded[id(picture)] = encode_png(picture)
+        return encoded[id(picture)]
+
+    bodies = []
+    for item in items:
+        body = {"image": once(item.image), "prompt": item.prompt}
+        if item.mask is not None:
+            body["mask"] = once(item.mask)
+        if item.reference is not None:
+            body["reference"] = once(item.reference)
+        if item.text is not None:
+            body["text"] = item.text
+        bodies.append(body)
+    return bodies
 
 
 def _result(one: dict) -> RewardResult:

@@ -270,9 +270,9 @@ def test_a_picture_is_encoded_once_however_often_it_is_sent(monkeypatch):
         scripts(flaky) as (server,),
         RewardClient([DEAD, server.url], trip_after=9, concurrency=1) as client,
     ):
-        client.score_batch(items(3))
+        client.score_batch([*items(3), RewardItem(b"another", "p", mask=PICTURE, text="t3")])
     assert len(server.bodies) == 3
-    assert len(encoded) == 3
+    assert encoded == [PICTURE, b"another"]
     assert server.bodies[0] == server.bodies[2]
 
 
