@@ -1,20 +1,26 @@
-"""Puts a run together (params, reward servers, bench, folder) and takes it apart again."""
+"""With-blocks: what a flow needs, put together and taken apart in every case of exit."""
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from calligrapher.data.canvas import Canvas
 from calligrapher.errors import RewardError
-from calligrapher.model.conditioning import Canvas
-from tasks.artifacts.digests import code_version, fingerprint, path_digest
+from flows.stages import PrefectProgress
+from tasks.artifacts.digests import code_version, path_digest
+from tasks.artifacts.layout import RunsDir
+from tasks.artifacts.provenance import fingerprint
+from tasks.params.files import find_params_file
+from tasks.params.names import check_run_name
 from tasks.params.run_params import RunParams, load_params
-from tasks.resources.resources import Bench
+from tasks.progress import Progress
 from tasks.resources.rewards import RewardScorer, check_servers
 from tasks.runs.preflight import preflight
-from tasks.runs.run import Run, open_run
+from tasks.runs.run import Run, open_run, resources_of
 from tasks.weights.checkpoints import siglip_folder
 
 ENGINES = (
@@ -31,23 +37,40 @@ OWN_SERVER_FLAGS = {"vlm": "--vlm-model-path", "siglip": "--siglip-path"}
 
 @contextmanager
 def training_run(
-    params_file: Path, overrides: list[str], name: str | None, runs_dir: Path
+    params_file: str, overrides: list[str], name: str | None, runs_dir: Path
 ) -> Iterator[Run]:
     """Yield everything that the flow needs.
 
     Raises ParamsError, RewardError or RunLockedError before a model is loaded.
     """
     our_logs()
-    params = load_params(params_file, overrides)
-    name = name or params_file.stem
-    preflight(params, runs_dir / "data")
+    file = find_params_file(params_file)
+    params = load_params(file, overrides)
+    name = check_run_name(file.stem if name is None else name)
+    runs = RunsDir(runs_dir)
+    preflight(params, runs.data)
     check_servers(params.reward)
-    data = runs_dir / "data"
-    with (
-        lazy_scorer(params, runs_dir / name, data) as scorer,
-        open_run(params, name, runs_dir, Bench(params, data, scorer)) as run,
-    ):
+    with opened_run(params, runs.run(name), progress=PrefectProgress) as run:
         yield run
+
+
+@contextmanager
+def opened_run(
+    params: RunParams,
+    folder: Path,
+    *,
+    scorer: Any = None,
+    progress: Callable[..., Progress] = Progress,
+) -> Iterator[Run]:
+    """The run in `folder`, locked, with all that its stages need.
+
+    scorer: default, one that asks the reward servers of the params, or a server of our own.
+    """
+    runs = RunsDir(folder.parent)
+    with ExitStack() as stack:
+        scorer = scorer or stack.enter_context(lazy_scorer(params, folder, runs.data))
+        resources = resources_of(params, runs, scorer, progress=progress)
+        yield stack.enter_context(open_run(resources, folder))
 
 
 @contextmanager

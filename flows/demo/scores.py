@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from calligrapher.data.dataset import Case
+from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, load_rgb
 from reward_server.client import RewardClient, RewardClientError, RewardItem, RewardResult
 from reward_server.components import NAMES

@@ -11,17 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from calligrapher.data.dataset import Case, load_cases
+from calligrapher.data.case import Case
+from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError, ParamsError
+from calligrapher.tiny.pack import TINY
 from flows.contexts import our_logs
 from flows.demo.scores import reader
 from flows.demo.session import Studio
 from flows.services.loopback import ask_this_machine_directly
 from reward_server.processes.process import url_of
-from tasks.artifacts.lineage import PARAMS
+from tasks.artifacts.layout import PARAMS
 from tasks.inference.painter import WARM_UP, Painter, open_painter
 from tasks.params.run_params import DataParams, RunParams, load_params
-from tasks.resources.resources import TINY
 from tasks.tracking.locate import locate
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,10 @@ def _layout(folder: Path) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise ParamsError("The page needs the extra `demo`: pip install -e '.[demo]'") from None
+        raise ParamsError(
+            "The page needs the package gradio: `pip install 'gradio>=6.31,<7'`, or in the"
+            " repository `pip install -e '.[demo]'`."
+        ) from None
     return demo_page
 
 

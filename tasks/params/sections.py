@@ -12,8 +12,9 @@ from calligrapher.data.dataset import DatasetKind
 from reward_server.components import WEIGHT_OF
 
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+# Seeds are stored and given to generators as signed 64-bit numbers; no count needs more.
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -119,6 +120,13 @@ class DataParams(Section):
         None, description="Held-out cases for `evaluate`, of the same kind."
     )
     kind: DatasetKind = Field("self", description="How the cases are listed (docs/data.md).")
+    reconstruct: bool = Field(
+        False,
+        description=(
+            "Warm-up learns to paint the source of a case that has no target. Right only where the "
+            "source shows the text of the case already; false = such a case is refused."
+        ),
+    )
 
 
 class OptimizerParams(Section):

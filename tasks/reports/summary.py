@@ -4,34 +4,37 @@ import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from calligrapher.data.images import load_rgb
 from calligrapher.durable import atomic_write
 from calligrapher.rl.train_loop import EMA, TRAINED
 from calligrapher.tables.parquet import decode_png, read_shard, read_table
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import evaluation_name, round_number
-from tasks.artifacts.run_dir import Artifact
 from tasks.pictures import grids as report
 from tasks.stages import evaluate
+from tasks.tracking.tracker import METRICS, Tracker, read_pointer
 
 if TYPE_CHECKING:
     from tasks.runs.run import Run
 
 PICTURE = "best_and_worst"
+WHOLE_RUN = ("before_after.png", "learning_curve.png")
 SHOWN = 4  # best, and as many worst, samples of a round
 
 
-def show_grid(run: "Run", round: int, evaluation: Artifact) -> None:
+def show_grid(tracker: Tracker, round: int, evaluation: Artifact) -> None:
     """The same cases after every round; MLflow shows them with a slider."""
-    if not run.tracker.has_image("grid", round):
+    if not tracker.has_image("grid", round):
         path = evaluation.file(evaluate.GRID)
-        run.tracker.log_image("grid", lambda: report.open_picture(path), round)
+        tracker.log_image("grid", lambda: report.open_picture(path), round)
 
 
-def show_round(run: "Run", round: int, rollout: Artifact, scores: Artifact) -> None:
+def show_round(tracker: Tracker, round: int, rollout: Artifact, scores: Artifact) -> None:
     """Histogram of the rewards, and the best and worst images with what was read; drawn once per
     round."""
-    if run.tracker.has_image(PICTURE, round):
+    if tracker.has_image(PICTURE, round):
         return
     rows: dict[str, list[Any]] = {}
     for name in sorted(scores.files):
@@ -40,14 +43,14 @@ def show_round(run: "Run", round: int, rollout: Artifact, scores: Artifact) -> N
         for key, values in (table | shard).items():
             rows.setdefault(key, []).extend(values)
     ranked = sorted((r, i) for i, r in enumerate(rows["reward"]) if r is not None)
-    run.tracker.log_image(
+    tracker.log_image(
         "reward_histogram", lambda: report.score_histogram([r for r, _ in ranked]), round
     )
-    run.tracker.log_dataset(f"round-{round:04d}-rollout", rollout.digest, rollout.path, "rollout")
+    tracker.log_dataset(f"round-{round:04d}-rollout", rollout.digest, rollout.path, "rollout")
     best, worst = (
         [_sample(rows, i) for _, i in part] for part in (ranked[: -SHOWN - 1 : -1], ranked[:SHOWN])
     )
-    run.tracker.log_image(PICTURE, lambda: report.best_and_worst(best, worst), round)
+    tracker.log_image(PICTURE, lambda: report.best_and_worst(best, worst), round)
 
 
 def summarise(run: "Run", last: Artifact) -> dict[str, Any]:
@@ -108,10 +111,29 @@ def closing_lines(summary: dict[str, Any], runs_dir: Path) -> list[str]:
     lines += [
         f"  training {summary['training_seconds']:.0f} s; this start {summary['seconds']:.0f} s",
         f"  adapter {summary['adapter_digest'][:16]} in {summary['checkpoint']}",
-        f"Pictures: {folder / 'report'} (before_after.png, learning_curve.png)",
-        f"Curves:   mlflow ui --backend-store-uri sqlite:///{(runs_dir / 'mlflow.db').absolute()}",
+        *_where_pictures_are(folder / "report"),
+        f"Curves:   {_where_curves_are(folder)}",
     ]
     return lines
+
+
+def _where_pictures_are(report: Path) -> list[str]:
+    """Return a line that names the pictures of the whole run; none where there is no picture."""
+    if not report.is_dir():
+        return []
+    names = [name for name in WHOLE_RUN if (report / name).is_file()]
+    return [f"Pictures: {report}" + (f" ({', '.join(names)})" if names else "")]
+
+
+def _where_curves_are(folder: Path) -> str:
+    """Return how MLflow shows the curves of a run, or the file of them where it does not."""
+    uri = read_pointer(folder).get("uri", "")
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https"):
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    if uri and "@" not in uri:  # what stands before it may be a password
+        return f"mlflow ui --backend-store-uri {uri}"
+    return str(folder / METRICS)
 
 
 def _sample(rows: dict[str, list[Any]], i: int) -> report.Sample:
@@ -151,7 +173,7 @@ def _before_after(run: "Run", first: Artifact, final: Artifact) -> Any:
         rows = read_shard(found.file(evaluate.IMAGES), ["image", "text"])
         rows |= read_table(found.file(evaluate.SCORES), ["ocr_text", "reward"])
         sides.append([_sample(rows, i) for i in range(0, count * group, group)])
-    cases = run.bench.evaluation_cases[:count]
+    cases = run.resources.cases.evaluation[:count]
     sources, references = (
         [load_rgb(path) for path in paths]
         for paths in zip(*((c.source, c.reference) for c in cases), strict=True)

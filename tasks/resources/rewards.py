@@ -9,11 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from calligrapher.data.dataset import Case
+from calligrapher.data.canvas import Canvas
+from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, load_rgb, mask_to_tensor, png_bytes, to_image
 from calligrapher.durable import atomic_write
 from calligrapher.errors import ParamsError, RewardError
-from calligrapher.model.conditioning import Canvas
 from reward_server.client import (
     TOKEN_VARIABLE,
     RewardClient,

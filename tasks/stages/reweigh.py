@@ -9,7 +9,7 @@ from typing import Any
 from calligrapher.errors import RewardError
 from calligrapher.tables.parquet import read_table, write_scores
 from reward_server.components import WEIGHT_OF
-from tasks.artifacts.run_dir import Artifact
+from tasks.artifacts.artifact import Artifact
 from tasks.params.run_params import RewardParams
 from tasks.resources.rewards import reward_of
 

@@ -10,14 +10,13 @@ from safetensors import safe_open
 
 from calligrapher.errors import ArtifactError, CheckpointError
 from calligrapher.rl.train_loop import EMA, STATE, TRAINED
-from calligrapher.tiny.pack import DATA
-from tasks.artifacts.artifact import MANIFEST
+from calligrapher.tiny.pack import DATA, TINY
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.digests import file_sha256
-from tasks.artifacts.lineage import PARAMS
-from tasks.artifacts.run_dir import Artifact, RunDir
+from tasks.artifacts.layout import MANIFEST, PARAMS
+from tasks.artifacts.run_dir import RunDir
 from tasks.tracking.locate import locate
 
-TINY = "tiny"  # the word for the embedded model
 SUFFIXES = (".bin", ".safetensors")
 FILES = {"trained": TRAINED, "ema": EMA}
 
@@ -59,7 +58,14 @@ def find_checkpoint(text: str, runs_dir: Path, weights: str | None = None) -> Ch
     is_uri = text.startswith(("file:", "runs:"))
     if file and not is_uri and not (path.parent / MANIFEST).is_file():
         return path
-    run, name = locate(text, runs_dir)
+    try:
+        run, name = locate(text, runs_dir)
+    except ArtifactError as error:
+        if is_uri or text.startswith("models:"):
+            raise
+        raise ArtifactError(
+            f"There is no weights file ({' or '.join(SUFFIXES)}) of this name, and {error}"
+        ) from None
     artifact = RunDir(run).load(name or _newest(run))
     files = [file] if file else [FILES[weights]] if weights else [EMA, TRAINED]
     if not set(files) <= set(FILES.values()):

@@ -5,9 +5,9 @@ import io
 import pytest
 from PIL import Image
 
+from calligrapher.data.canvas import Canvas
 from calligrapher.data.case import Case
 from calligrapher.errors import RewardError
-from calligrapher.model.conditioning import Canvas
 from reward_server.client import RewardResult
 from reward_server.components import NAMES, WEIGHT_OF
 from tasks.params.run_params import RewardParams
