@@ -168,12 +168,15 @@ def _train(chosen: argparse.Namespace) -> int:
     from tasks.params.files import find_params_file
     from tasks.params.names import check_run_name
     from tasks.params.run_params import load_params
+    from tasks.resources.rewards import check_servers
     from tasks.runs.preflight import preflight
 
     # The user's mistakes are told before anything is started.
     file = find_params_file(chosen.params)
     run = check_run_name(file.stem if run is None else run)
-    preflight(load_params(file, overrides), runs_dir / "data")
+    params = load_params(file, overrides)
+    preflight(params, runs_dir / "data")
+    check_servers(params.reward)
     from flows.services.prefect_api import QUIET, prefect_api
 
     for name, value in (QUIET | {"PREFECT_LOGGING_LEVEL": "WARNING"}).items():

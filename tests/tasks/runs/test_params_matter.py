@@ -427,7 +427,7 @@ def test_the_vlm_is_told_to_the_runs_own_server(values, tmp_path, monkeypatch):
     )
     with reward_urls(params, tmp_path / "a") as found:
         assert found == ["http://own:1"]
-    assert asked["flags"] == ["--vlm-model-path", "/models/vlm"]
+    assert asked["flags"] == ["--vlm-model-path=/models/vlm"]
     assert asked["log_path"] == tmp_path / "a/reward-server.log"
 
 
