@@ -12,6 +12,7 @@ from tasks.params.run_params import RunParams, load_params
 from tasks.pipeline import artifact_name, descendants, parents, planned, round_of, stage_of
 from tasks.reports.summary import summarise
 from tasks.runs.fork import fork
+from tasks.runs.overrides import refuse_idle
 from tasks.runs.run import Run
 from tasks.stages.reweigh import RecordedScorer, can_reweigh
 
@@ -70,6 +71,8 @@ def prepare_rerun(
     stage = artifact_name(stage, planned(params))
     names = descendants(stage, planned(params)) if downstream else [stage]
     _must_matter(then, params, names)
+    if not downstream and then.reads(stage_of(stage)) == params.reads(stage_of(stage)):
+        refuse_idle(overrides, stage)
     for needed in parents(stage).values():
         artifact = RunDir(parent).load(needed)
         for gone in artifact.pruned():
