@@ -96,7 +96,7 @@ def _add_settings(how: argparse._ArgumentGroup) -> None:
 
 def _generate(chosen: argparse.Namespace) -> int:
     """Mistakes in cases and settings are told before a model is loaded."""
-    from tasks.inference.gallery import GenerateParams, paint_cases
+    from tasks.inference.gallery import GenerateParams, check_folder, paint_cases
     from tasks.inference.painter import AFTER, BASE, open_painter
     from tasks.params.errors import checked
 
@@ -107,6 +107,7 @@ def _generate(chosen: argparse.Namespace) -> int:
             f"--{' and --'.join(named)} must not be given with --run, which brings its model."
         )
     cases = _cases(chosen)
+    check_folder(chosen.out)
     painter = open_painter(
         chosen.run, runs_dir=chosen.runs_dir, **named, **_given(chosen, _INSTEAD)
     )

@@ -264,7 +264,8 @@ def test_all_broken_cases_of_a_bench_are_told_before_one_is_painted(generate, be
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_in_the_place_of_the_folder_is_told(generate, one, tmp_path):
+def test_a_file_in_the_place_of_the_folder_is_told(generate, one, tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.inference.painter.open_painter", None)  # before a model is loaded
     (tmp_path / "out").write_text("mine")
     status, _, said = generate(*one)
     assert status == 2
