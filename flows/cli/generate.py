@@ -61,8 +61,7 @@ def add_generate_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_settings(how: argparse._ArgumentGroup) -> None:
-    """The values themselves are checked as params; what is not given is the run's or the
-    model's."""
+    """Add options that are checked as params; what is not given is the run's or the model's."""
     how.add_argument("--scale", type=float, help="weight of the style (1); 0 = FLUX.1-Fill alone")
     how.add_argument(
         "--seed", type=int, help="seed of the first picture (0); the next ones count up"

@@ -1,5 +1,4 @@
-"""The commands on a run's folder, as a person calls them; rewards are switched off, so no server
-starts."""
+"""The commands on a run's folder, as a person calls them, without rewards and servers."""
 
 import json
 import signal
