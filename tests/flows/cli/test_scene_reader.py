@@ -26,7 +26,7 @@ SIGNS = (
 
 
 def scene(seed):
-    """(picture, text -> where its ink is, bool [H, W]) of three signs, each in a font of its own."""
+    """(picture, text -> where its ink is, bool [H, W]) of three signs in own fonts."""
     rng = np.random.default_rng(seed)
     image = Image.new("RGB", SIZE, tuple(rng.integers(185, 256, 3).tolist()))
     ink_of, top = {}, 15
