@@ -6,6 +6,8 @@ after the rename therefore finds the new name *and* its bytes on disk.
 
 import contextlib
 import os
+import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,15 +29,14 @@ def fsync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling to write to; it becomes `path` when the block ends without an
-    exception.
+    """Yield a temporary sibling file to write to; it becomes `path` when the block ends.
 
     After an exception the temporary file is removed and an older `path` is untouched. The suffix is
     kept, for writers that look at it. Raises OSError as the file system does (ENOSPC when the disk
     is full).
     """
     path = Path(path)
-    temporary = path.with_name(f"{_MARK}{os.getpid()}-{path.name}")
+    temporary = _sibling(path)
     try:
         yield temporary
         fsync_path(temporary)
@@ -48,10 +49,42 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     fsync_path(path.parent)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling folder to write to; it becomes `path` when the block ends.
+
+    For caches that several processes may make at once, each of them alike: the first one's folder
+    stays, and nobody ever sees half of one. The files are not flushed, since they can be made
+    again. Raises OSError as the file system does.
+    """
+    path = Path(path)
+    temporary = _sibling(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if not path.is_dir():  # Otherwise another process was first.
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sibling(path: Path) -> Path:
+    """Return a name beside `path` that no other process takes, on this host or on another."""
+    return path.with_name(f"{_MARK}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+
+
 def atomic_write(path: str | Path, data: bytes) -> None:
     """Write `data` to `path`: after any crash `path` is the old file or the whole new one."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is a leftover of an `atomic_path` that was killed."""
+    return path.name.startswith(_MARK)
 
 
 def save_tensors(
@@ -67,8 +100,3 @@ def save_tensors(
     mode = path.stat().st_mode
     save_file(dict(tensors), path, metadata=metadata)
     path.chmod(mode)
-
-
-def is_temporary(path: Path) -> bool:
-    """Whether `path` is a leftover of an `atomic_path` that was killed."""
-    return path.name.startswith(_MARK)

@@ -16,6 +16,7 @@ another reference's style.
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,15 +26,22 @@ from calligrapher.data.case import Case, CaseId, checked_text, slug
 from calligrapher.errors import DataError
 
 ListKind = Literal["self", "cross", "jsonl"]
-Entry = tuple[
-    str, list[Case] | DataError
-]  # where it stands, and its cases or what is wrong with it
 
+_BENCH_FILE = re.compile(r"(self|cross)_bench\.txt|test[0-9]+_(source|mask|ref|target)\.png")
 _SELF_LINE = re.compile(r"([0-9]{1,9})\s*-(.*)")
 _CROSS_LINE = re.compile(r"([0-9]{1,9})\s*-\s*([0-9]{1,9}(?:\s*,\s*[0-9]{1,9})*)\s*-(.*)")
 
 
-class Record(BaseModel):
+@dataclass(frozen=True)
+class ListEntry:
+    """One line of a list or row of a table: its cases, or what is wrong with it."""
+
+    where: str  # as `self_bench.txt line 3`
+    cases: tuple[Case, ...] = ()
+    error: DataError | None = None
+
+
+class ListedCase(BaseModel):
     """One line of a JSONL file, or one row of a table."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -46,8 +54,10 @@ class Record(BaseModel):
     target: str | None = None
 
     def case(self, folder: Path, name: str) -> Case:
-        """The case, its paths relative to `folder`; `name` begins the case_id of one that has
-        none."""
+        """Return the case, its paths relative to `folder`.
+
+        `name` begins the case_id of one that has none.
+        """
         text = checked_text(self.text)
         return Case(
             case_id=self.case_id or f"{name}-{slug(text)}",
@@ -60,15 +70,15 @@ class Record(BaseModel):
 
 
 def wrong_fields(error: ValidationError) -> str:
-    """The fields of a Record that are not as they must be, in one line."""
+    """Return what is wrong with the fields of a record, in one line."""
     return "; ".join(
         ".".join(map(str, item["loc"])) + (": " if item["loc"] else "") + item["msg"]
         for item in error.errors(include_url=False, include_input=False)
     )
 
 
-def listed_entries(listing: Path, kind: ListKind) -> Iterator[Entry]:
-    """The entries of a list, line by line; blank lines are layout."""
+def listed_entries(listing: Path, kind: ListKind) -> Iterator[ListEntry]:
+    """Yield the entries of a list, line by line; blank lines are layout."""
     parse = {"self": _parse_self, "cross": _parse_cross, "jsonl": _parse_jsonl}[kind]
     for number, line in enumerate(
         listing.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1
@@ -77,13 +87,13 @@ def listed_entries(listing: Path, kind: ListKind) -> Iterator[Entry]:
             continue
         where = f"{listing.name} line {number}"
         try:
-            yield where, parse(listing.parent, _decoded(line))
+            yield ListEntry(where, tuple(parse(listing.parent, _decoded(line))))
         except DataError as error:
-            yield where, error
+            yield ListEntry(where, error=error)
 
 
 def find_list(path: Path, kind: ListKind) -> Path:
-    """The file that lists the cases of a bench folder, or `path` itself for JSONL."""
+    """Return the file that lists the cases of a bench folder, or `path` itself for JSONL."""
     if kind == "jsonl":
         if not path.is_file():
             raise DataError(
@@ -100,6 +110,11 @@ def find_list(path: Path, kind: ListKind) -> Path:
     if not listing.is_file():
         raise DataError(f"{path} must hold {listing.name} for {kind} cases. Found no such file.")
     return listing
+
+
+def is_bench_file(name: str) -> bool:
+    """Return whether a file of a bench folder belongs to it: its lists and the cases' pictures."""
+    return _BENCH_FILE.fullmatch(name) is not None
 
 
 def _decoded(line: bytes) -> str:
@@ -137,7 +152,7 @@ def _parse_cross(folder: Path, line: str) -> list[Case]:
 
 def _parse_jsonl(folder: Path, line: str) -> list[Case]:
     try:
-        record = Record.model_validate_json(line)
+        record = ListedCase.model_validate_json(line)
     except ValidationError as error:
         raise DataError(
             f"must be {{source, mask, reference, text[, case_id][, target]}}. Found {line[:80]!r} "

@@ -20,6 +20,9 @@ def add_data_commands(commands: argparse._SubParsersAction) -> None:
         "--reference-context", action="store_true", help="as model.reference_context"
     )
     check.add_argument(
+        "--warmup", action="store_true", help="for warmup.steps > 0: each case must have a target"
+    )
+    check.add_argument(
         "--sheet", type=Path, help="draw a contact sheet here (more pages: NAME-2.png, ...)"
     )
     check.add_argument(
@@ -64,15 +67,21 @@ def count(text: str) -> int:
 
 
 def _check(chosen: argparse.Namespace) -> int:
-    from calligrapher.model.conditioning import Canvas
+    from calligrapher.data.canvas import Canvas
     from tasks.data.check import check
+    from tasks.data.demands import Demands
     from tasks.data.sheet import write_sheets
     from tasks.params.run_params import check_multiple
 
     for side in ("width", "height"):
         check_multiple(f"--{side}", getattr(chosen, side), 16)
     canvas = Canvas(chosen.width, chosen.height, chosen.reference_context)
-    checked = check(Path(chosen.path), chosen.kind, canvas, chosen.runs_dir / "data" / "pictures")
+    checked = check(
+        Path(chosen.path),
+        chosen.kind,
+        demands=Demands(canvas, warmup=chosen.warmup),
+        cache_dir=chosen.runs_dir / "data" / "pictures",
+    )
     print(checked.text())
     if chosen.sheet:
         for path in write_sheets(checked, chosen.sheet, chosen.sheet_cases):

@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image
 
-from calligrapher.data.dataset import Case
+from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, load_rgb
 from calligrapher.errors import CalligrapherError, DataError
 from flows.demo.results import problem_html

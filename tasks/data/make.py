@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from calligrapher.data.cutting import Place, Rules, cut_cases
+from calligrapher.data.cutting import Rules, TextPlace, cut_cases
 from calligrapher.data.images import load_rgb
 from calligrapher.durable import atomic_write, fsync_path, is_temporary
 from calligrapher.errors import DataError, ParamsError
+from calligrapher.files import files_below
 from tasks.artifacts.lock import run_lock
 from tasks.progress import Progress
 
-Reader = Callable[
-    [np.ndarray], Sequence[Place]
-]  # [H, W, 3] uint8 RGB -> its texts, in reading order
+# [H, W, 3] uint8 RGB -> its texts, in reading order
+SceneReader = Callable[[np.ndarray], Sequence[TextPlace]]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 LIST, RECORD, SETTINGS = "cases.jsonl", "record.json", "settings.json"
@@ -54,7 +54,7 @@ class Made:
 def make_cases(
     pictures: Path,
     out: Path,
-    read: Reader,
+    read: SceneReader,
     reads_with: Mapping[str, str],
     rules: Rules,
     max_cases: int | None = None,
@@ -66,8 +66,8 @@ def make_cases(
     lies in `pictures`, DataError when there is no picture, RunLockedError when another process
     works on `out`.
     """
-    found = _pictures(pictures, out)
-    with run_lock(out), Progress("data make", len(found), "picture") as progress:
+    paths = _pictures(pictures, out)
+    with run_lock(out), Progress("data make", len(paths), "picture") as progress:
         _same_settings(
             out / SETTINGS, {"rules": rules.model_dump(), "reads_with": dict(reads_with)}
         )
@@ -75,7 +75,7 @@ def make_cases(
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         records: list[dict[str, Any]] = []
         count = 0
-        for path in found:
+        for path in paths:
             if max_cases is not None and count >= max_cases:
                 break
             records.append(_record(path, path.relative_to(pictures).as_posix(), out, read, rules))
@@ -93,30 +93,32 @@ def make_cases(
 
 
 def _pictures(folder: Path, out: Path) -> list[Path]:
-    if out.absolute().is_relative_to(folder.absolute()):
+    if out.resolve().is_relative_to(folder.resolve()):
         raise ParamsError(f"OUT must not lie in the folder of pictures. Got {out} in {folder}.")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not found:
+    paths = []
+    if folder.is_dir():
+        paths = sorted(p for p in files_below(folder) if p.suffix.lower() in SUFFIXES)
+    if not paths:
         raise DataError(
             f"{folder} must be a folder that holds pictures ({', '.join(SUFFIXES)}). Found none."
         )
-    return found
+    return paths
 
 
 def _same_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Note the settings, or compare them with those that are noted."""
-    wanted = json.dumps(settings, indent=1, sort_keys=True) + "\n"
+    """Write the settings down. Raises ParamsError when other ones are written there already."""
+    text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
     if not path.exists():
-        atomic_write(path, wanted.encode())
-    elif path.read_text() != wanted:
+        atomic_write(path, text.encode())
+    elif path.read_text() != text:
         raise ParamsError(
             f"{path.parent} must be made with the settings that it was begun with ({path}). Got"
             f" others: {json.dumps(settings)}. Use the same, or another folder."
         )
 
 
-def _record(path: Path, name: str, out: Path, read: Reader, rules: Rules) -> dict[str, Any]:
-    """The record of one picture: the one that is there, or a new one."""
+def _record(path: Path, name: str, out: Path, read: SceneReader, rules: Rules) -> dict[str, Any]:
+    """Return the record of one picture: the one that is there, or a new one."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     plain = re.sub(r"[^A-Za-z0-9]+", "_", path.stem).strip("_")[:40] or "picture"
     place = f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -140,8 +142,8 @@ def _record(path: Path, name: str, out: Path, read: Reader, rules: Rules) -> dic
     return record
 
 
-def _built(path: Path, folder: Path, place: str, read: Reader, rules: Rules) -> dict[str, Any]:
-    """Write the pictures of the cases into `folder`; what the record says of them."""
+def _built(path: Path, folder: Path, place: str, read: SceneReader, rules: Rules) -> dict[str, Any]:
+    """Write the pictures of the cases into `folder`; return what the record says of them."""
     try:
         picture = load_rgb(path)
     except DataError:
@@ -172,7 +174,7 @@ def _built(path: Path, folder: Path, place: str, read: Reader, rules: Rules) -> 
 
 
 def _why_none(texts: int, cases: bool) -> str | None:
-    """Why a picture gave no case; None when it gave one."""
+    """Return why a picture gave no case; None when it gave one."""
     if cases:
         return None
     return {0: "no text", 1: "one text only, and that made no case"}.get(

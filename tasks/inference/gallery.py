@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import Field
 
-from calligrapher.data.dataset import Case
+from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, load_rgb
 from calligrapher.durable import atomic_path
 from calligrapher.errors import DataError, ParamsError

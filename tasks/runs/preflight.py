@@ -1,22 +1,19 @@
-"""Checks before a model, a server or an orchestrator is started: what can be known to be wrong by
-then."""
+"""Checks before a model, a server or an orchestrator is started: what can be known by then."""
 
 import functools
 import importlib.util
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 from calligrapher.errors import CheckpointError, DataError, ParamsError
 from tasks.params.run_params import RunParams, check_multiple
 
 
 def preflight(params: RunParams, data_dir: Path) -> None:
-    """Check folders, sizes, packages, every case and every prompt; `data_dir` is where tiny cases
-    are drawn.
+    """Check folders, sizes, packages, every case and every prompt.
 
-    Raises ParamsError, CheckpointError or DataError. Costs a decoding of each picture, once per
-    process.
+    `data_dir` is where tiny cases are drawn. Raises ParamsError, CheckpointError or DataError.
+    Costs a decoding of each picture, once per process.
     """
     _preflight(params.model_dump_json(), data_dir.absolute())
 
@@ -24,14 +21,15 @@ def preflight(params: RunParams, data_dir: Path) -> None:
 @functools.cache
 def _preflight(params_json: str, data_dir: Path) -> None:
     from calligrapher.model.loading import pick_device
-    from tasks.resources.resources import Bench
+    from tasks.resources.cases import Cases
+    from tasks.weights.model_files import model_files
 
     params = RunParams.model_validate_json(params_json)
-    bench = Bench(params, data_dir, scorer=None)  # type: ignore[arg-type]  # nothing is scored here
-    base, siglip, adapter = bench.model_paths
-    _weights_are_there(base, siglip, adapter)
+    files, cases = model_files(params.model, data_dir.parent), Cases(params, data_dir)
+    base = files.base
+    _weights_are_there(base, files.siglip, files.adapter)
     _canvas_fits(params, base)
-    _lora_has_layers(params, base, siglip, adapter)
+    _lora_has_layers(params, base, files.siglip, files.adapter)
     pick_device(params.model.device)
     eight_bit = [n for n in ("warmup", "update") if getattr(params, n).use_8bit_adam]
     if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
@@ -39,10 +37,29 @@ def _preflight(params_json: str, data_dir: Path) -> None:
             f"{eight_bit[0]}.use_8bit_adam must be false where the package bitsandbytes is not"
             " installed. Got true. Install it (`pip install bitsandbytes`), or set it to false."
         )
-    lists = {"data.train": (bench.train_folder, bench.train_cases)}
+    lists = {"data.train": (cases.train_folder, cases.train)}
     if params.evaluate.every > 0:
-        lists["data.evaluation"] = (bench.evaluation_folder, bench.evaluation_cases)
+        lists["data.evaluation"] = (cases.evaluation_folder, cases.evaluation)
     _prompts_fit(params, base, lists)
+    _demands_are_met(params, lists)
+
+
+def _demands_are_met(params: RunParams, lists: dict) -> None:
+    from calligrapher.data.canvas import Canvas
+    from tasks.data.demands import Demands, require
+
+    m = params.model
+    learns = params.warmup.steps > 0 and not params.data.reconstruct
+    for key, (where, cases) in lists.items():
+        demands = Demands(
+            Canvas(m.width, m.height, m.reference_context),
+            warmup=learns and key == "data.train",
+            scored=not params.reward.disable_reward_model,
+        )
+        try:
+            require(cases, demands)
+        except DataError as error:
+            raise DataError(f"{key} {where} has {error}") from None
 
 
 def _weights_are_there(base: Path, siglip: Path, adapter: Path | None) -> None:
@@ -82,12 +99,11 @@ def _lora_has_layers(params: RunParams, base: Path, siglip: Path, adapter: Path 
 def _prompts_fit(params: RunParams, base: Path, lists: dict) -> None:
     from transformers import AutoTokenizer
 
-    from calligrapher.model.conditioning import Encoders
+    from calligrapher.model.conditioning import check_prompts
 
-    pipeline = SimpleNamespace(tokenizer_2=AutoTokenizer.from_pretrained(base / "tokenizer_2"))
-    encoders = Encoders(pipeline, None, None, "", params.model.max_sequence_length)  # type: ignore[arg-type]
+    tokenizer = AutoTokenizer.from_pretrained(base / "tokenizer_2")
     for key, (where, cases) in lists.items():
         try:
-            encoders.check_prompts(cases)
+            check_prompts(tokenizer, cases, params.model.max_sequence_length)
         except DataError as error:
             raise DataError(f"{key} {where}: {error}") from None

@@ -1,4 +1,4 @@
-"""Files that are written whole, and that others may read whom the user's umask lets."""
+"""Files and folders are written whole, and others may read them whom the umask lets."""
 
 import os
 
@@ -6,7 +6,35 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from calligrapher.durable import atomic_path, save_tensors
+from calligrapher.durable import atomic_folder, atomic_path, save_tensors
+
+
+def half_made(folder):
+    with atomic_folder(folder) as aside:
+        (aside / "file").write_text("half")
+        raise KeyError
+
+
+def test_after_an_exception_there_is_no_folder_and_no_leftover(tmp_path):
+    with pytest.raises(KeyError):
+        half_made(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_that_make_one_folder_the_first_to_end_stays(tmp_path):
+    with atomic_folder(tmp_path / "a") as slow:
+        (slow / "file").write_text("second")
+        with atomic_folder(tmp_path / "a") as quick:
+            (quick / "file").write_text("first")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a" / "file").read_text() == "first"
+
+
+def test_a_file_in_the_way_is_an_error(tmp_path):
+    (tmp_path / "a").touch()
+    with pytest.raises(OSError, match="a"), atomic_folder(tmp_path / "a"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077])

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from calligrapher.data.dataset import Case, load_cases, prompt_for
+from calligrapher.data.case import Case, prompt_for
+from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError, ParamsError
 
 SIZE = (24, 18)

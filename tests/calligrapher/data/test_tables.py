@@ -92,6 +92,16 @@ def test_a_folder_of_tables_is_read_in_the_order_of_its_files(folder):
     ]
 
 
+def test_tables_behind_a_linked_folder_are_read_as_if_they_lay_there(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (folder / "parts").mkdir()
+    table(folder / "parts", row(folder, 1), name="1.parquet")
+    table(elsewhere, row(folder, 2), row(folder, 3), name="2.parquet")
+    (folder / "parts" / "more").symlink_to(elsewhere)
+    cases = load_cases(folder / "parts", "parquet", folder / "cache")
+    assert [case.text for case in cases] == ["word 1", "word 2", "word 3"]
+
+
 def test_more_rows_than_a_batch_keep_their_order(folder):
     path = table(folder, *(row(folder, 1, case_id=f"case{n}") for n in range(35)))
     cases = load_cases(path, "parquet", folder / "cache")

@@ -21,7 +21,7 @@ def test_plan_tells_people_a_table_and_programs_json(capsys):
     assert not found["fits"]
     assert "model.mixed_precision=bf16" in found["changes"]
     assert found["needed_after_gib"] <= found["gpu_gib"]
-    assert [stage["stage"] for stage in found["stages"]] == ["warm-up", "rollout", "update"]
+    assert [stage["stage"] for stage in found["stages"]] == ["rollout", "update"]
 
 
 def test_a_mistake_is_one_line(capsys):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from calligrapher.data import cutting as scenes
-from calligrapher.data.cutting import Place, Rules
+from calligrapher.data.cutting import Rules, TextPlace
 from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError, ParamsError
 from tasks.data import make as data_make
@@ -28,7 +28,7 @@ def read(rgb):
         red, green, _ = rgb[top + 15, 60].tolist()
         if red == 255:
             box = ((10, top + 5), (100, top + 5), (100, top + 23), (10, top + 23))
-            bars.append(Place(f"text {green}", 0.95, box))
+            bars.append(TextPlace(f"text {green}", 0.95, box))
     return bars
 
 
@@ -91,6 +91,22 @@ def test_what_gave_no_case_is_counted_with_why(pictures, tmp_path):
     }
     assert made.left_out == {"does not match the pattern": 1, "no other text for the reference": 1}
     assert made.text().splitlines()[1:3] == ["pictures that gave no case: 3", "       1  no text"]
+
+
+def test_pictures_behind_a_linked_folder_make_the_cases_that_they_make_in_it(pictures, tmp_path):
+    (pictures / "sub").rename(tmp_path / "elsewhere")
+    (pictures / "sub").symlink_to(tmp_path / "elsewhere")
+    linked = make(pictures, tmp_path / "out")
+    (pictures / "sub").unlink()
+    (tmp_path / "elsewhere").rename(pictures / "sub")
+    assert linked.cases == 5
+    assert tree(tmp_path / "out") == tree(make(pictures, tmp_path / "again").path.parent)
+
+
+def test_the_results_may_not_lie_among_the_pictures_through_a_link_either(pictures, tmp_path):
+    (tmp_path / "link").symlink_to(pictures)
+    with pytest.raises(ParamsError, match="OUT must not lie in the folder of pictures"):
+        make(pictures, tmp_path / "link" / "out")
 
 
 def test_with_itself_as_reference_one_text_is_enough(pictures, tmp_path):

@@ -6,10 +6,10 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
+from calligrapher.data.canvas import Canvas
 from calligrapher.data.dataset import load_cases
 from calligrapher.data.images import load_rgb
 from calligrapher.errors import ArtifactError, CheckpointError, ParamsError
-from calligrapher.model.conditioning import Canvas
 from calligrapher.rl.train_loop import EMA, TRAINED
 from tasks.inference.painter import open_painter
 
