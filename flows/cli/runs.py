@@ -124,9 +124,11 @@ def _gc(chosen: argparse.Namespace) -> int:
     from tasks.artifacts.layout import PARAMS
     from tasks.artifacts.run_dir import RunDir
     from tasks.params.run_params import load_params
+    from tasks.runs.overrides import refuse_others
     from tasks.runs.retention import collect
 
     folder, _ = _located(chosen)
+    refuse_others(chosen.settings, "retention")
     params = load_params(folder / PARAMS, chosen.settings)
     run_dir = RunDir(folder)
     with nullcontext() if chosen.dry_run else run_dir.lock():
