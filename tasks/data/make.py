@@ -7,6 +7,7 @@ there. `OUT/cases.jsonl` lists the cases of all pictures, written last.
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -26,10 +27,13 @@ from calligrapher.files import files_below
 from tasks.artifacts.lock import run_lock
 from tasks.progress import Progress
 
+logger = logging.getLogger(__name__)
+
 # [H, W, 3] uint8 RGB -> its texts, in reading order
 SceneReader = Callable[[np.ndarray], Sequence[TextPlace]]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+UNREADABLE = "not a readable picture"
 LIST, RECORD, SETTINGS = "cases.jsonl", "record.json", "settings.json"
 
 
@@ -42,12 +46,15 @@ class Made:
     cases: int
     skipped: Counter[str]  # reason -> pictures that gave no case
     left_out: Counter[str]  # reason -> texts that gave no case
+    unreadable: tuple[str, ...]  # the pictures that could not be read
 
     def text(self) -> str:
         lines = [f"{self.cases} cases of {self.pictures} pictures are in {self.path}."]
         for what, counts in (("pictures", self.skipped), ("texts", self.left_out)):
             lines.append(f"{what} that gave no case: {counts.total()}")
             lines += [f"{count:>8}  {reason}" for reason, count in sorted(counts.items())]
+        if self.unreadable:
+            lines.append(f"{UNREADABLE}: {', '.join(self.unreadable)}")
         return "\n".join(lines)
 
 
@@ -78,7 +85,7 @@ def make_cases(
         for path in paths:
             if max_cases is not None and count >= max_cases:
                 break
-            records.append(_record(path, path.relative_to(pictures).as_posix(), out, read, rules))
+            records.append(_record(path, path.relative_to(pictures), out, read, rules))
             count += len(records[-1]["cases"])
             progress.advance(cases=count)
         cases = [case for record in records for case in record["cases"]][:max_cases]
@@ -89,6 +96,7 @@ def make_cases(
         cases=len(cases),
         skipped=Counter(record["skipped"] for record in records if record["skipped"]),
         left_out=sum((Counter(record["left_out"]) for record in records), Counter()),
+        unreadable=tuple(r["picture"] for r in records if r["skipped"] == UNREADABLE),
     )
 
 
@@ -117,11 +125,15 @@ def _same_settings(path: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _record(path: Path, name: str, out: Path, read: SceneReader, rules: Rules) -> dict[str, Any]:
-    """Return the record of one picture: the one that is there, or a new one."""
+def _record(path: Path, name: Path, out: Path, read: SceneReader, rules: Rules) -> dict[str, Any]:
+    """Return the record of one picture: the one that is there, or a new one.
+
+    name: the picture's path below the folder; its bytes may be no UTF-8.
+    """
+    name_bytes = os.fsencode(name.as_posix())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     plain = re.sub(r"[^A-Za-z0-9]+", "_", path.stem).strip("_")[:40] or "picture"
-    place = f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    place = f"{plain}-{hashlib.sha256(name_bytes).hexdigest()[:8]}"
     final = out / place
     if (final / RECORD).is_file():
         record = json.loads((final / RECORD).read_bytes())
@@ -130,7 +142,8 @@ def _record(path: Path, name: str, out: Path, read: SceneReader, rules: Rules) -
         shutil.rmtree(final)  # The picture has changed since.
     building = out / f".writing-{place}"
     building.mkdir()
-    record = {"picture": name, "sha256": digest} | _built(path, building, place, read, rules)
+    shown = name_bytes.decode(errors="backslashreplace")
+    record = {"picture": shown, "sha256": digest} | _built(path, building, place, read, rules)
     (building / RECORD).write_text(
         json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
@@ -146,8 +159,9 @@ def _built(path: Path, folder: Path, place: str, read: SceneReader, rules: Rules
     """Write the pictures of the cases into `folder`; return what the record says of them."""
     try:
         picture = load_rgb(path)
-    except DataError:
-        return {"cases": [], "skipped": "not a readable picture", "left_out": {}}
+    except DataError as error:
+        logger.warning("no case: %s", error)
+        return {"cases": [], "skipped": UNREADABLE, "left_out": {}}
     places = read(np.asarray(picture))
     cuts, left_out = cut_cases(picture.size, places, rules)
     cases = []

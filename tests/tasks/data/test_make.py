@@ -90,7 +90,24 @@ def test_what_gave_no_case_is_counted_with_why(pictures, tmp_path):
         "one text only, and that made no case": 1,
     }
     assert made.left_out == {"does not match the pattern": 1, "no other text for the reference": 1}
-    assert made.text().splitlines()[1:3] == ["pictures that gave no case: 3", "       1  no text"]
+    lines = made.text().splitlines()
+    assert lines[1:3] == ["pictures that gave no case: 3", "       1  no text"]
+    assert lines[-1] == "not a readable picture: broken.jpg"
+
+
+def test_an_unreadable_picture_is_told_when_it_is_met(pictures, tmp_path, caplog):
+    make(pictures, tmp_path / "out")
+    (told,) = caplog.messages
+    assert "broken.jpg must be an image" in told
+
+
+def test_a_name_that_is_no_utf_8_makes_cases_like_any_other(tmp_path):
+    draw(tmp_path / "pictures" / os.fsdecode(b"caf\xe9.png"), 1, 2)
+    (tmp_path / "pictures" / os.fsdecode(b"\xff.png")).touch()
+    made = make(tmp_path / "pictures", tmp_path / "out")
+    assert len(load_cases(made.path, "jsonl")) == 2
+    assert made.unreadable == (r"\xff.png",)
+    assert make(tmp_path / "pictures", tmp_path / "out") == made
 
 
 def test_pictures_behind_a_linked_folder_make_the_cases_that_they_make_in_it(pictures, tmp_path):
