@@ -34,6 +34,7 @@ ONLY_PRINT = {"data", "plan", "status", "verify", "why"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. A user's mistake is one clear line, not a
     traceback."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # A file's name may be no UTF-8.
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["reward-server"]:
         from reward_server.processes.launch import main as reward_server
