@@ -61,17 +61,17 @@ class Made:
 def make_cases(
     pictures: Path,
     out: Path,
+    *,
     read: SceneReader,
     reads_with: Mapping[str, str],
     rules: Rules,
     max_cases: int | None = None,
 ) -> Made:
-    """Make the cases of all pictures below `pictures`, in the order of their names, at most
-    `max_cases`.
+    """Make the cases of all pictures below `pictures`, in the order of their names.
 
-    `reads_with` says what `read` is. Raises ParamsError when `out` was made with other settings or
-    lies in `pictures`, DataError when there is no picture, RunLockedError when another process
-    works on `out`.
+    At most `max_cases` are made. `reads_with` says what `read` is. Raises ParamsError when `out`
+    was made with other settings or lies in `pictures`, DataError when there is no picture,
+    RunLockedError when another process works on `out`.
     """
     paths = _pictures(pictures, out)
     with run_lock(out), Progress("data make", len(paths), "picture") as progress:
@@ -85,7 +85,8 @@ def make_cases(
         for path in paths:
             if max_cases is not None and count >= max_cases:
                 break
-            records.append(_record(path, path.relative_to(pictures), out, read, rules))
+            name = path.relative_to(pictures)
+            records.append(_record(path, name, out=out, read=read, rules=rules))
             count += len(records[-1]["cases"])
             progress.advance(cases=count)
         cases = [case for record in records for case in record["cases"]][:max_cases]
@@ -125,13 +126,15 @@ def _same_settings(path: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _record(path: Path, name: Path, out: Path, read: SceneReader, rules: Rules) -> dict[str, Any]:
+def _record(
+    path: Path, name: Path, *, out: Path, read: SceneReader, rules: Rules
+) -> dict[str, Any]:
     """Return the record of one picture: the one that is there, or a new one.
 
     name: the picture's path below the folder; its bytes may be no UTF-8.
     """
     name_bytes = os.fsencode(name.as_posix())
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = _digest(path)
     plain = re.sub(r"[^A-Za-z0-9]+", "_", path.stem).strip("_")[:40] or "picture"
     place = f"{plain}-{hashlib.sha256(name_bytes).hexdigest()[:8]}"
     final = out / place
@@ -143,7 +146,8 @@ def _record(path: Path, name: Path, out: Path, read: SceneReader, rules: Rules) 
     building = out / f".writing-{place}"
     building.mkdir()
     shown = name_bytes.decode(errors="backslashreplace")
-    record = {"picture": shown, "sha256": digest} | _built(path, building, place, read, rules)
+    record = {"picture": shown, "sha256": digest}
+    record |= _built(path, building, place=place, read=read, rules=rules)
     (building / RECORD).write_text(
         json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
@@ -155,7 +159,17 @@ def _record(path: Path, name: Path, out: Path, read: SceneReader, rules: Rules) 
     return record
 
 
-def _built(path: Path, folder: Path, place: str, read: SceneReader, rules: Rules) -> dict[str, Any]:
+def _digest(path: Path) -> str:
+    """Return the sha256 of a picture; "" for one that may not be read: it is tried again."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _built(
+    path: Path, folder: Path, *, place: str, read: SceneReader, rules: Rules
+) -> dict[str, Any]:
     """Write the pictures of the cases into `folder`; return what the record says of them."""
     try:
         picture = load_rgb(path)

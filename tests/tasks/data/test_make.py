@@ -54,7 +54,8 @@ def pictures(tmp_path):
 
 
 def make(pictures, out, rules=None, reader=read, **options):
-    return make_cases(pictures, out, reader, WITH, rules or Rules(), **options)
+    rules = rules or Rules()
+    return make_cases(pictures, out, read=reader, reads_with=WITH, rules=rules, **options)
 
 
 def tree(folder):
@@ -163,7 +164,9 @@ def test_other_settings_need_another_folder(pictures, tmp_path):
     with pytest.raises(ParamsError, match="must be made with the settings that it was begun with"):
         make(pictures, tmp_path / "out", Rules(min_height=10))
     with pytest.raises(ParamsError, match="settings"):
-        make_cases(pictures, tmp_path / "out", read, {"reader": "other"}, Rules())
+        make_cases(
+            pictures, tmp_path / "out", read=read, reads_with={"reader": "other"}, rules=Rules()
+        )
 
 
 def test_a_folder_without_pictures_or_with_the_cases_in_it_is_refused(pictures, tmp_path):
