@@ -1,21 +1,24 @@
-"""Puts a run together (params, reward servers, bench, folder) and takes it apart in every case of
-exit."""
+"""With-blocks: what a flow needs, put together and taken apart in every case of exit."""
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from calligrapher.data.canvas import Canvas
 from calligrapher.errors import RewardError
-from tasks.artifacts.digests import code_version, fingerprint, path_digest
+from flows.stages import PrefectProgress
+from tasks.artifacts.digests import code_version, path_digest
+from tasks.artifacts.layout import RunsDir
+from tasks.artifacts.provenance import fingerprint
 from tasks.params.run_params import RunParams, load_params
-from tasks.resources.resources import Bench
-from tasks.resources.rewards import Scorer
+from tasks.progress import Progress
+from tasks.resources.rewards import RewardScorer
 from tasks.runs.preflight import preflight
-from tasks.runs.run import Run, open_run
+from tasks.runs.run import Run, open_run, resources_of
 
 ENGINES = (
     "paddleocr",
@@ -36,26 +39,40 @@ def training_run(
     loaded."""
     our_logs()
     params = load_params(params_file, overrides)
-    name = name or params_file.stem
-    preflight(params, runs_dir / "data")
-    data = runs_dir / "data"
-    with (
-        lazy_scorer(params, runs_dir / name, data) as scorer,
-        open_run(params, name, runs_dir, Bench(params, data, scorer)) as run,
-    ):
+    runs = RunsDir(runs_dir)
+    preflight(params, runs.data)
+    with opened_run(params, runs.run(name or params_file.stem), progress=PrefectProgress) as run:
         yield run
 
 
 @contextmanager
-def lazy_scorer(params: RunParams, run_folder: Path, data_dir: Path) -> Iterator[Scorer]:
-    """The scorer of a run; a server of our own is started when something is to be scored, not
-    before."""
+def opened_run(
+    params: RunParams,
+    folder: Path,
+    *,
+    scorer: Any = None,
+    progress: Callable[..., Progress] = Progress,
+) -> Iterator[Run]:
+    """The run in `folder`, locked, with all that its stages need.
+
+    scorer: default, one that asks the reward servers of the params, or a server of our own.
+    """
+    runs = RunsDir(folder.parent)
+    with ExitStack() as stack:
+        scorer = scorer or stack.enter_context(lazy_scorer(params, folder, runs.data))
+        resources = resources_of(params, runs, scorer, progress=progress)
+        yield stack.enter_context(open_run(resources, folder))
+
+
+@contextmanager
+def lazy_scorer(params: RunParams, run_folder: Path, data_dir: Path) -> Iterator[RewardScorer]:
+    """Yield the scorer of a run; a server of its own starts when something is to be scored."""
     canvas = Canvas(params.model.width, params.model.height, params.model.reference_context)
     own = not params.reward.disable_reward_model and not params.reward.server_urls
     with ExitStack() as stack:
         urls = functools.cache(lambda: stack.enter_context(reward_urls(params, run_folder)))
         note = identity_note(params, data_dir) if own else None
-        yield Scorer(params.reward, urls, canvas, identity_note=note)
+        yield RewardScorer(params.reward, urls, canvas, identity_note=note)
 
 
 def identity_note(params: RunParams, data_dir: Path) -> Path:

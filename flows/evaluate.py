@@ -13,9 +13,9 @@ from prefect.events import emit_event
 from pydantic import Field
 
 from flows.contexts import lazy_scorer, our_logs
-from tasks.artifacts.run_dir import Artifact
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.layout import RunsDir
 from tasks.evaluation.evaluation import (
-    EVALUATIONS,
     Evaluation,
     load_evaluation_params,
     newest_checkpoint,
@@ -25,7 +25,7 @@ from tasks.evaluation.evaluation import (
 from tasks.evaluation.measures import CASES, MEASURES
 from tasks.evaluation.mlflow_run import track_evaluation
 from tasks.evaluation.report import picture, verdict_report
-from tasks.resources.resources import Bench
+from tasks.runs.run import resources_of
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def show(
             {"prefect.resource.id": f"calligrapher.run.{verdict['run']}"},
             payload=payload,
         )
-    if this.bench.params.tracking.enabled:
+    if this.resources.params.tracking.enabled:
         checkpoint = this.checkpoint(verdict["checkpoint"]).path
         try:
             track_evaluation(
@@ -107,10 +107,10 @@ def evaluation(run: Path, params_file: Path) -> Iterator[Evaluation]:
     """Everything that the flow needs for one run, taken apart in every case of exit."""
     settings = load_evaluation_params(params_file)
     params = params_of(run, settings)
-    data = run.parent / "data"
+    runs = RunsDir(run.parent)
     with (
-        lazy_scorer(params, run.parent / EVALUATIONS / run.name, data) as scorer,
-        open_evaluation(run, settings, Bench(params, data, scorer)) as this,
+        lazy_scorer(params, runs.evaluations(run.name), runs.data) as scorer,
+        open_evaluation(run, settings, resources_of(params, runs, scorer)) as this,
     ):
         yield this
 

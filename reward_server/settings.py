@@ -9,8 +9,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Settings(BaseModel):
-    """Options of one server process; each is a flag of `python -m reward_server` with the same
-    name."""
+    """Options of one server process: `ocr_mode` is `--ocr-mode` of `python -m reward_server`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

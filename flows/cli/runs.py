@@ -119,7 +119,7 @@ def _told_damage(folder: Path, where) -> int:
 
 
 def _gc(chosen: argparse.Namespace) -> int:
-    from tasks.artifacts.lineage import PARAMS
+    from tasks.artifacts.layout import PARAMS
     from tasks.artifacts.run_dir import RunDir
     from tasks.params.run_params import load_params
     from tasks.runs.retention import collect

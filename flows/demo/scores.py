@@ -10,7 +10,8 @@ from PIL import Image
 
 from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, load_rgb
-from reward_server.client import FIELDS, RewardClient, RewardClientError, RewardItem, RewardResult
+from reward_server.client import RewardClient, RewardClientError, RewardItem, RewardResult
+from reward_server.components import NAMES
 from reward_server.processes.launch import ServerStartError, local_server
 
 DEADLINE_S = 30.0  # Longer than any answer takes; somebody waits in front of the page.
@@ -53,7 +54,7 @@ MADE_UP = "the reward server runs with --disable-reward-model: its numbers are m
 
 
 def _unscored(reason: str) -> RewardResult:
-    return RewardResult(errors=dict.fromkeys(FIELDS, reason))
+    return RewardResult(errors=dict.fromkeys(NAMES, reason))
 
 
 @contextmanager

@@ -14,14 +14,15 @@ from types import ModuleType
 from calligrapher.data.case import Case
 from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError, ParamsError
+from calligrapher.tiny.pack import TINY
 from flows.contexts import our_logs
 from flows.demo.scores import reader
 from flows.demo.session import Studio
+from flows.services.loopback import ask_this_machine_directly
 from reward_server.processes.process import url_of
-from tasks.artifacts.lineage import PARAMS
+from tasks.artifacts.layout import PARAMS
 from tasks.inference.painter import WARM_UP, Painter, open_painter
 from tasks.params.run_params import DataParams, RunParams, load_params
-from tasks.resources.resources import TINY
 from tasks.tracking.locate import locate
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def serve(
         urls = reward_urls or (params.reward.server_urls if params else [])
         with reader(urls, folder) as asked:
             studio = Studio(painter, _shown(painter, params), asked, folder)
+            ask_this_machine_directly()  # Gradio asks its own page whether it is there
             layout.Page(studio, examples, _about(run_folder)).launch(host, port)
             print(f"The page is at {url_of(host, port)} (Ctrl-C ends it).", flush=True)
             threading.Event().wait()

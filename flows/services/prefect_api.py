@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from calligrapher.errors import CalligrapherError
+from flows.services.loopback import ask_this_machine_directly
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ def prefect_api() -> Iterator[str]:
     """
     from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
+    ask_this_machine_directly()
     if configured := PREFECT_API_URL.value():
         if _answers(configured):
             yield configured

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from calligrapher.errors import CalligrapherError
 from flows.services.daemons import Daemons
+from flows.services.loopback import ask_this_machine_directly
 from flows.services.prefect_api import QUIET
 
 START_TIMEOUT_S = 300.0  # ten seconds on an idle machine
@@ -32,6 +33,7 @@ def start(runs_dir: Path, prefect_port: int, mlflow_port: int) -> list[str]:
     Raises CalligrapherError when a server does not answer in time; none of ours is left running
     then.
     """
+    ask_this_machine_directly()
     runs_dir = runs_dir.absolute()
     api, mlflow = f"http://127.0.0.1:{prefect_port}/api", f"http://127.0.0.1:{mlflow_port}"
     environment = QUIET | {

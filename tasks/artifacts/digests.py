@@ -25,29 +25,6 @@ def canonical_json(value: Any) -> bytes:
     return text.encode(errors="surrogateescape")  # File names may be bytes that are no UTF-8.
 
 
-def fingerprint(
-    stage: str,
-    stage_version: int,
-    params: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    **extra: Any,
-) -> str:
-    """What a stage's result depends on, as one sha256: equal fingerprints mean equal work.
-
-    `params`: only what the stage reads. `inputs`: name -> digest. `extra`: anything else that
-    decides the result (reward model ids). Devices, addresses, worker counts and folders stay out:
-    they do not.
-    """
-    reads = {
-        "stage": stage,
-        "stage_version": stage_version,
-        "params": params,
-        "inputs": inputs,
-        **extra,
-    }
-    return hashlib.sha256(canonical_json(reads)).hexdigest()
-
-
 def path_digest(path: str | Path) -> str:
     """Return the digest of an input that is not an artifact: a weights file or a folder of them.
 

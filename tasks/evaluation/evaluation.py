@@ -23,15 +23,17 @@ from calligrapher.durable import atomic_write
 from calligrapher.errors import ArtifactError, DataError, ParamsError
 from calligrapher.model.policy import Weights
 from calligrapher.rl.train_loop import EMA, TRAINED
-from tasks.artifacts.digests import fingerprint
-from tasks.artifacts.layout import round_number
-from tasks.artifacts.run_dir import Artifact, RunDir
+from tasks import pipeline
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.layout import RunsDir, round_number
+from tasks.artifacts.provenance import Provenance, fingerprint
+from tasks.artifacts.run_dir import RunDir
 from tasks.evaluation import measures, second_ocr, verdict
 from tasks.params.errors import describe
 from tasks.params.files import read_yaml
 from tasks.params.run_params import RunParams
 from tasks.params.sections import EvaluateParams, Positive, Section
-from tasks.resources.resources import Bench
+from tasks.resources.resources import Resources
 from tasks.stages import evaluate as evaluate_stage
 from tasks.tracking.tracker import METRICS
 
@@ -85,12 +87,12 @@ def newest_checkpoint(run: Path) -> str | None:
 class Evaluation:
     """The evaluations of one run, with this process as the only one at work on them."""
 
-    def __init__(self, run: Path, bench: Bench, folder: RunDir, *, second: bool):
-        self.run, self.bench, self.folder, self.second = run, bench, folder, second
+    def __init__(self, run: Path, resources: Resources, folder: RunDir, *, second: bool):
+        self.run, self.resources, self.folder, self.second = run, resources, folder, second
 
     def earlier(self, checkpoint: str) -> list[str]:
         """What `checkpoint` is compared with: the base, the warm-up, the best so far."""
-        names = [BASE] + [WARMUP] * (self.bench.params.warmup.steps > 0)
+        names = [BASE] + [WARMUP] * (self.resources.params.warmup.steps > 0)
         best = verdict.champion(self.folder.path)
         return names + [best] * (best not in (None, checkpoint))
 
@@ -100,25 +102,27 @@ class Evaluation:
         path, sha256 = self._weights(name)
 
         def build(out: Path) -> dict[str, Any]:
-            bench = self.bench
+            resources = self.resources
             weights: Weights = (
-                bench.weights(path) if path else bench.fresh_model().policy.snapshot()
+                resources.weights(path) if path else resources.initial_model().policy.snapshot()
             )
-            cases = bench.params.evaluate.num_cases
-            counts = evaluate_stage.evaluate(bench, 0, weights, sha256, cases, out)
-            found = measures.measure(bench, out, second=self.second)
+            counts = evaluate_stage.evaluate_weights(
+                resources,
+                weights,
+                out,
+                policy_digest=sha256,
+                round_index=0,
+                num_cases=resources.params.evaluate.num_cases,
+            )
+            found = measures.measure(resources, out, second=self.second)
             found |= {"images": counts["images"], "unscored": counts["unscored"]}
-            (out / evaluate_stage.METRICS).write_text(json.dumps(found, indent=1) + "\n")
+            (out / evaluate_stage.EVALUATION_FILE).write_text(json.dumps(found, indent=1) + "\n")
             return found
 
-        return self.folder.ensure(
-            name,
-            build,
-            stage="evaluation",
-            params={},  # they are in the folder's name
-            inputs={"model": self.bench.model_digest, "weights": sha256},
-            stage_version=VERSION,
-        )
+        inputs = {"model": self.resources.files.digest, "weights": sha256}
+        # The params are in the folder's name.
+        asked = Provenance("evaluation", VERSION, params={}, inputs=inputs)
+        return self.folder.ensure(name, asked, build)
 
     def judge(self, checkpoint: str, made: Artifact, others: dict[str, Artifact]) -> dict[str, Any]:
         """Compare, crown, warn; the verdict is also written to `verdicts/CHECKPOINT.json`."""
@@ -152,7 +156,7 @@ class Evaluation:
         if name == BASE:
             return None, BASE
         made = self.checkpoint(name)
-        file = EMA if name != WARMUP and self.bench.params.ema.use_ema else TRAINED
+        file = EMA if name != WARMUP and self.resources.params.ema.use_ema else TRAINED
         done = self.folder.stage_path(name)
         path = (
             made.path / file if done.exists() else made.file(file)
@@ -177,9 +181,11 @@ class Evaluation:
 
 
 @contextmanager
-def open_evaluation(run: Path, settings: EvaluationParams, bench: Bench) -> Iterator[Evaluation]:
+def open_evaluation(
+    run: Path, settings: EvaluationParams, resources: Resources
+) -> Iterator[Evaluation]:
     """Take the lock of this run's evaluations of this kind. Raises ParamsError, RunLockedError."""
-    _ = bench.evaluation_cases  # Too few of them, or none, are told before anything is started.
+    _ = resources.cases.evaluation  # Too few of them, or none, are told before anything is started.
     version = second_ocr.version() if settings.second_ocr != "none" else None
     if version is None and settings.second_ocr == "tesseract":
         raise ParamsError(
@@ -189,12 +195,12 @@ def open_evaluation(run: Path, settings: EvaluationParams, bench: Bench) -> Iter
     key = fingerprint(
         "evaluation",
         VERSION,
-        bench.params.reads("evaluate"),
-        {"evaluation_data": bench.evaluation_digest},
-        scored_by=bench.scorer.identity(),
+        pipeline.reads(resources.params, "evaluate"),
+        {"evaluation_data": resources.cases.evaluation_digest},
+        scored_by=resources.scorer.identity(),
         second_ocr=version,
     )
-    folder = RunDir(run.parent / EVALUATIONS / run.name / key[:8])
+    folder = RunDir(RunsDir(run.parent).evaluations(run.name) / key[:8])
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
-        yield Evaluation(run, bench, folder, second=version is not None)
+        yield Evaluation(run, resources, folder, second=version is not None)

@@ -6,7 +6,7 @@ from typing import Any
 from calligrapher.data.images import load_rgb
 from calligrapher.durable import atomic_path
 from calligrapher.tables.parquet import decode_png, read_shard, read_table
-from tasks.artifacts.run_dir import Artifact
+from tasks.artifacts.artifact import Artifact
 from tasks.evaluation.evaluation import BASE, Evaluation
 from tasks.evaluation.measures import METRICS
 from tasks.pictures import grids as report
@@ -52,7 +52,7 @@ def picture(
 ) -> Path:
     """The first cases under the base and under this checkpoint, each with what was read."""
     settings = this.bench.params.evaluate
-    cases = this.bench.evaluation_cases[: settings.grid_cases]
+    cases = this.resources.cases.evaluation[: settings.grid_cases]
     sources = [load_rgb(case.source) for case in cases]
     references = [load_rgb(case.reference) for case in cases]
     step = settings.num_images_per_case

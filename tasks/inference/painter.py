@@ -23,14 +23,16 @@ from calligrapher.model.loading import Model
 from calligrapher.model.policy import Weights
 from calligrapher.rl.train_loop import TRAINED
 from calligrapher.sampling.generate import BATCH_SIZE, FEATHER, GROW, Scene, look, paint
+from calligrapher.tiny.pack import TINY
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.lineage import PARAMS
+from tasks.artifacts.layout import PARAMS
 from tasks.artifacts.run_dir import RunDir
 from tasks.params.errors import checked
 from tasks.params.run_params import RunParams, load_params
 from tasks.pipeline import WARMUP
-from tasks.resources.resources import Bench
-from tasks.weights.checkpoints import TINY, find_checkpoint
+from tasks.resources.resources import ModelFiles, open_model
+from tasks.weights.checkpoints import find_checkpoint
+from tasks.weights.model_files import model_files
 
 BASE, WARM_UP, AFTER = "base", "warm-up", "trained"  # the variants
 
@@ -125,25 +127,24 @@ def open_painter(
         raise ParamsError(f"The sampling steps must be at least 1. Got {num_steps}.")
     if run is None:
         params = params_from(_untrained(base, siglip, adapter))
-        bench = Bench(params, runs_dir / "data", scorer=None)  # type: ignore[arg-type]  # nothing is scored
-        return _painter(bench, num_steps, {})
+        return _painter(params, model_files(params.model, runs_dir), num_steps, {})
     found = find_checkpoint(run, runs_dir)
     if isinstance(found, Path):
         raise ParamsError(
             f"A run must be named, or weights in one. Got {run}; name it as the adapter."
         )
     params = params_from(load_params(found.run / PARAMS).resolved())
-    bench = Bench(params, found.run.parent / "data", scorer=None)  # type: ignore[arg-type]
+    files = model_files(params.model, found.run.parent)
     start = RunDir(found.run).load(WARMUP)
-    if start.inputs["model"] != bench.model_digest:
+    if start.inputs["model"] != files.digest:
         raise ParamsError(
-            f"The weights in {', '.join(str(p) for p in bench.model_paths if p)} must be those that"
+            f"The weights in {', '.join(str(p) for p in files.paths)} must be those that"
             f" {found.run} started from. They have changed since."
         )
     trained = (
         {} if found.artifact.stage == start.stage else {AFTER: (found.artifact, found.path.name)}
     )
-    return _painter(bench, num_steps, {WARM_UP: (start, TRAINED)} | trained)
+    return _painter(params, files, num_steps, {WARM_UP: (start, TRAINED)} | trained)
 
 
 def _untrained(base: str, siglip: str | None, adapter: str | None) -> dict[str, Any]:
@@ -165,21 +166,27 @@ def _untrained(base: str, siglip: str | None, adapter: str | None) -> dict[str, 
     }
 
 
-def _painter(bench: Bench, num_steps: int | None, made: dict[str, tuple[Artifact, str]]) -> Painter:
+def _painter(
+    params: RunParams,
+    files: ModelFiles,
+    num_steps: int | None,
+    made: dict[str, tuple[Artifact, str]],
+) -> Painter:
     """`made`: further variants, each a file of an artifact."""
-    m, policy = bench.params.model, bench.model.policy
+    m, model = params.model, open_model(params, files)
     # Not copies: `use` swaps pointers, and nothing trains here.
-    variants = {BASE: {name: parameter.data for name, parameter in policy.parameters.items()}}
+    parameters = model.policy.parameters.items()
+    variants = {BASE: {name: parameter.data for name, parameter in parameters}}
     variants |= {name: load_file(artifact.file(file)) for name, (artifact, file) in made.items()}
-    sources = {BASE: f"initial/{bench.params.seed}"}
+    sources = {BASE: f"initial/{params.seed}"}
     sources |= {name: artifact.files[file].sha256 for name, (artifact, file) in made.items()}
     return Painter(
-        model=bench.model,
+        model=model,
         canvas=Canvas(m.width, m.height, m.reference_context),
-        num_steps=num_steps or bench.params.rollout.num_inference_steps,
+        num_steps=num_steps or params.rollout.num_inference_steps,
         variants=variants,
         digests={
-            name: hashlib.sha256(f"{bench.model_digest}/{source}".encode()).hexdigest()
+            name: hashlib.sha256(f"{files.digest}/{source}".encode()).hexdigest()
             for name, source in sources.items()
         },
     )

@@ -93,7 +93,7 @@ def reward_answers(params: "RunParams") -> None:
             "reward.vlm_weight must be 0 when no VLM answers (reward.vlm is null and"
             f" reward.server_urls is empty). Got {reward.vlm_weight}. Set it to 0, or name a VLM."
         )
-    if reward.ocr_weight + reward.likelihood_weight + reward.vlm_weight + reward.style_weight == 0:
+    if not reward.weights:
         raise ValueError(
             "reward.ocr_weight, or another weight of the reward, must be greater than 0. All are 0."
         )

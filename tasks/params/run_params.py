@@ -3,7 +3,7 @@ starts.
 
 ```
 params = load_params("params/tiny-nft.yaml", ["rounds=5", "nft.nft_beta=0.1"])
-params.reads("update")    # exactly what the stage `update` depends on, for its fingerprint
+pipeline.reads(params, "update")    # exactly what the stage `update` depends on
 ```
 """
 
@@ -54,25 +54,6 @@ __all__ = [
     "check_multiple",
     "load_params",
 ]
-
-Stage = Literal["warmup", "rollout", "score", "advantage", "update", "refresh", "evaluate"]
-
-# They say where and how fast, or name what an input digest stands for; no result depends on them.
-_OUTSIDE: dict[str, set[str]] = {
-    "model": {
-        "base",
-        "siglip",
-        "initial_adapter",
-        "device",
-        "gradient_checkpointing",
-        "offload_text_encoder_two",
-    },
-    "warmup": {"checkpointing_steps"},
-    "reward": {"server_urls", "vlm", "timeout_s", "max_unscored_share"},
-    "update": {"checkpointing_steps"},
-    "evaluate": {"every"},
-}
-_ROLLOUT_GRPO = {"noise_level", "noise", "sampler", "window_size", "timestep_fraction", "guard"}
 
 
 class RunParams(Section):
@@ -135,56 +116,10 @@ class RunParams(Section):
         """All values, defaults included, as plain JSON: stored with the run."""
         return self.model_dump(mode="json")
 
-    def reads(self, stage: Stage) -> dict[str, Any]:
-        """What `stage` depends on besides its inputs, as plain JSON.
-
-        Left out: devices, addresses, time-outs, memory savers, and the paths of data and weights,
-        for which the inputs carry digests. `rounds` is left out too, so that a run can be
-        prolonged, unless the learning rate falls towards the last step.
-        """
-        everything = self.resolved()
-        for section, keys in _OUTSIDE.items():
-            everything[section] = {k: v for k, v in everything[section].items() if k not in keys}
-        everything["ema"]["decay"] = self.ema_decay
-        sampling = {
-            key: everything["rollout"][key] for key in ("num_inference_steps", "batch_size")
-        }
-        schedule = {"num_inference_steps": self.rollout.num_inference_steps}
-        grpo = everything["grpo"] or {}
-        algorithm = {"algorithm": self.algorithm}
-        match stage:
-            case "warmup":
-                return _pick(everything, "seed", "model", "warmup")
-            case "rollout":
-                explores = {"grpo": {k: v for k, v in grpo.items() if k in _ROLLOUT_GRPO}}
-                return _pick(everything, "seed", "model", "rollout") | algorithm | explores
-            case "score":
-                return _pick(everything, "reward")
-            case "advantage":
-                return _pick(everything, "advantage")
-            case "update":
-                horizon = (
-                    {}
-                    if self.update.lr_scheduler.startswith("constant")
-                    else {"steps": self.total_updates}
-                )
-                sections = _pick(everything, "seed", "model", "update", "ema", self.algorithm)
-                return sections | algorithm | schedule | horizon
-            case "refresh":
-                old = {"old_policy": self.nft.old_policy} if self.nft is not None else {}
-                return algorithm | old
-            case "evaluate":
-                return _pick(everything, "model", "evaluate", "reward") | sampling
-        raise AssertionError(f"no stage is called {stage!r}")
-
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         check_all(self)
         return self
-
-
-def _pick(everything: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: everything[name] for name in names}
 
 
 def check_multiple(name: str, value: int, multiple: int) -> None:

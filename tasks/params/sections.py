@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from calligrapher.data.dataset import DatasetKind
+from reward_server.components import WEIGHT_OF
 
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 Positive = Annotated[int, Field(ge=1)]
@@ -215,6 +216,13 @@ class RewardParams(Section):
     vlm: str | None = Field(
         None, description="VLM for the run's own server (a model folder); null = none."
     )
+    token_file: str | None = Field(
+        None,
+        description=(
+            "File with the token that the reward servers ask for. The environment variable "
+            "CALLIGRAPHER_REWARD_TOKEN, where it is set, is sent in its place."
+        ),
+    )
     timeout_s: Annotated[float, Field(gt=0)] = Field(
         60.0, description="Seconds to wait for one answer."
     )
@@ -222,6 +230,12 @@ class RewardParams(Section):
         0.1,
         description="The round stops when more than this share of its images could not be scored.",
     )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Component -> weight, for those that make up the reward; none of the weights is 0."""
+        given = {component: getattr(self, key) for component, key in WEIGHT_OF.items()}
+        return {component: weight for component, weight in given.items() if weight > 0}
 
 
 class UpdateParams(OptimizerParams):

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 
+from reward_server.text import normalise
 from tasks.pictures.sheets import (
     ACCENT,
     BAD,
@@ -219,8 +220,8 @@ def _heading(text: str, width: int) -> Image.Image:
 
 
 def _same(read: str, target: str) -> bool:
-    """Whether the reading is the target, as the reward sees it: without spaces and letter case."""
-    return "".join(read.split()).casefold() == "".join(target.split()).casefold()
+    """Return whether the reading is the target, as the reward sees it."""
+    return normalise(read) == normalise(target)
 
 
 def _nice_step(rough: float, *, whole: bool = False) -> float:

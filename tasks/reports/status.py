@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict
 
 from calligrapher.errors import ArtifactError
 from calligrapher.rl.train_loop import STATE
-from tasks.artifacts.artifact import PARTIAL_SUFFIX
-from tasks.artifacts.lineage import PARAMS
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.layout import PARAMS, PARTIAL_SUFFIX
 from tasks.artifacts.lock import lock_holder
-from tasks.artifacts.run_dir import Artifact, RunDir
+from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RunParams, load_params
 from tasks.pipeline import planned, round_of, stage_of
 

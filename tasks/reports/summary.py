@@ -9,10 +9,11 @@ from calligrapher.data.images import load_rgb
 from calligrapher.durable import atomic_write
 from calligrapher.rl.train_loop import EMA, TRAINED
 from calligrapher.tables.parquet import decode_png, read_shard, read_table
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import evaluation_name, round_number
-from tasks.artifacts.run_dir import Artifact
 from tasks.pictures import grids as report
 from tasks.stages import evaluate
+from tasks.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from tasks.runs.run import Run
@@ -21,17 +22,17 @@ PICTURE = "best_and_worst"
 SHOWN = 4  # best, and as many worst, samples of a round
 
 
-def show_grid(run: "Run", round: int, evaluation: Artifact) -> None:
+def show_grid(tracker: Tracker, round: int, evaluation: Artifact) -> None:
     """The same cases after every round; MLflow shows them with a slider."""
-    if not run.tracker.has_image("grid", round):
+    if not tracker.has_image("grid", round):
         path = evaluation.file(evaluate.GRID)
-        run.tracker.log_image("grid", lambda: report.open_picture(path), round)
+        tracker.log_image("grid", lambda: report.open_picture(path), round)
 
 
-def show_round(run: "Run", round: int, rollout: Artifact, scores: Artifact) -> None:
+def show_round(tracker: Tracker, round: int, rollout: Artifact, scores: Artifact) -> None:
     """Histogram of the rewards, and the best and worst images with what was read; drawn once per
     round."""
-    if run.tracker.has_image(PICTURE, round):
+    if tracker.has_image(PICTURE, round):
         return
     rows: dict[str, list[Any]] = {}
     for name in sorted(scores.files):
@@ -40,14 +41,14 @@ def show_round(run: "Run", round: int, rollout: Artifact, scores: Artifact) -> N
         for key, values in (table | shard).items():
             rows.setdefault(key, []).extend(values)
     ranked = sorted((r, i) for i, r in enumerate(rows["reward"]) if r is not None)
-    run.tracker.log_image(
+    tracker.log_image(
         "reward_histogram", lambda: report.score_histogram([r for r, _ in ranked]), round
     )
-    run.tracker.log_dataset(f"round-{round:04d}-rollout", rollout.digest, rollout.path, "rollout")
+    tracker.log_dataset(f"round-{round:04d}-rollout", rollout.digest, rollout.path, "rollout")
     best, worst = (
         [_sample(rows, i) for _, i in part] for part in (ranked[: -SHOWN - 1 : -1], ranked[:SHOWN])
     )
-    run.tracker.log_image(PICTURE, lambda: report.best_and_worst(best, worst), round)
+    tracker.log_image(PICTURE, lambda: report.best_and_worst(best, worst), round)
 
 
 def summarise(run: "Run", last: Artifact) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def _before_after(run: "Run", first: Artifact, final: Artifact) -> Any:
         rows = read_shard(found.file(evaluate.IMAGES), ["image", "text"])
         rows |= read_table(found.file(evaluate.SCORES), ["ocr_text", "reward"])
         sides.append([_sample(rows, i) for i in range(0, count * group, group)])
-    cases = run.bench.evaluation_cases[:count]
+    cases = run.resources.cases.evaluation[:count]
     sources, references = (
         [load_rgb(path) for path in paths]
         for paths in zip(*((c.source, c.reference) for c in cases), strict=True)

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calligrapher.errors import ArtifactError
-from tasks.artifacts.artifact import MANIFEST, PARTIAL_SUFFIX
-from tasks.artifacts.run_dir import Artifact, RunDir
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.layout import MANIFEST, PARTIAL_SUFFIX
+from tasks.artifacts.run_dir import RunDir
 from tasks.pipeline import parents
 
 

@@ -18,10 +18,11 @@ from typing import Literal
 
 from calligrapher.durable import atomic_write, fsync_path
 from calligrapher.errors import ArtifactError, ParamsError
-from tasks.artifacts.artifact import MANIFEST, PRUNED
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.digests import canonical_json
-from tasks.artifacts.lineage import PARAMS, Fork, read_fork, write_fork
-from tasks.artifacts.run_dir import Artifact, RunDir
+from tasks.artifacts.layout import MANIFEST, PARAMS, PRUNED
+from tasks.artifacts.lineage import Fork, read_fork, write_fork
+from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RunParams
 from tasks.tracking.tracker import METRICS
 

@@ -21,12 +21,13 @@ def preflight(params: RunParams, data_dir: Path) -> None:
 @functools.cache
 def _preflight(params_json: str, data_dir: Path) -> None:
     from calligrapher.model.loading import pick_device
-    from tasks.resources.resources import Bench
+    from tasks.resources.cases import Cases
+    from tasks.weights.model_files import model_files
 
     params = RunParams.model_validate_json(params_json)
-    bench = Bench(params, data_dir, scorer=None)  # type: ignore[arg-type]  # nothing is scored here
-    base, siglip, adapter = bench.model_paths
-    _weights_are_there(base, siglip, adapter)
+    files, cases = model_files(params.model, data_dir.parent), Cases(params, data_dir)
+    base = files.base
+    _weights_are_there(base, files.siglip, files.adapter)
     _canvas_fits(params, base)
     pick_device(params.model.device)
     eight_bit = [n for n in ("warmup", "update") if getattr(params, n).use_8bit_adam]
@@ -35,9 +36,9 @@ def _preflight(params_json: str, data_dir: Path) -> None:
             f"{eight_bit[0]}.use_8bit_adam must be false where the package bitsandbytes is not"
             " installed. Got true. Install it (`pip install bitsandbytes`), or set it to false."
         )
-    lists = {"data.train": (bench.train_folder, bench.train_cases)}
+    lists = {"data.train": (cases.train_folder, cases.train)}
     if params.evaluate.every > 0:
-        lists["data.evaluation"] = (bench.evaluation_folder, bench.evaluation_cases)
+        lists["data.evaluation"] = (cases.evaluation_folder, cases.evaluation)
     _prompts_fit(params, base, lists)
     _demands_are_met(params, lists)
 

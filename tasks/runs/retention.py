@@ -8,9 +8,9 @@ from pathlib import Path
 
 from calligrapher.durable import is_temporary
 from calligrapher.rl.train_loop import EMA, OPTIMIZER, TRAINED
-from tasks.artifacts.artifact import MANIFEST, PARTIAL_SUFFIX
-from tasks.artifacts.layout import round_number
-from tasks.artifacts.run_dir import Artifact, RunDir, prune
+from tasks.artifacts.artifact import Artifact, prune
+from tasks.artifacts.layout import MANIFEST, PARTIAL_SUFFIX, round_number
+from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RetentionParams
 from tasks.stages.refresh import OLD
 

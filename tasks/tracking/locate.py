@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from calligrapher.errors import ArtifactError
-from tasks.artifacts.lineage import PARAMS
+from tasks.artifacts.layout import PARAMS
 from tasks.tracking.mirror import TrackedRun, model_path
 from tasks.tracking.tracker import POINTER, read_pointer
 

@@ -10,14 +10,13 @@ from safetensors import safe_open
 
 from calligrapher.errors import ArtifactError, CheckpointError
 from calligrapher.rl.train_loop import EMA, STATE, TRAINED
-from calligrapher.tiny.pack import DATA
-from tasks.artifacts.artifact import MANIFEST
+from calligrapher.tiny.pack import DATA, TINY
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.digests import file_sha256
-from tasks.artifacts.lineage import PARAMS
-from tasks.artifacts.run_dir import Artifact, RunDir
+from tasks.artifacts.layout import MANIFEST, PARAMS
+from tasks.artifacts.run_dir import RunDir
 from tasks.tracking.locate import locate
 
-TINY = "tiny"  # the word for the embedded model
 SUFFIXES = (".bin", ".safetensors")
 FILES = {"trained": TRAINED, "ema": EMA}
 

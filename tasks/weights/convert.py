@@ -30,10 +30,12 @@ from calligrapher.model.export import (
     write_lora,
     write_merged_transformer,
 )
-from calligrapher.tiny.pack import DATA
+from calligrapher.tiny.pack import DATA, TINY
+from tasks.artifacts.digests import path_digest
 from tasks.artifacts.disk import room_for
-from tasks.artifacts.run_dir import RunDir, fingerprint, path_digest
-from tasks.weights.checkpoints import SUFFIXES, TINY, Checkpoint, base_folder, find_checkpoint
+from tasks.artifacts.provenance import fingerprint
+from tasks.artifacts.run_dir import RunDir
+from tasks.weights.checkpoints import SUFFIXES, Checkpoint, base_folder, find_checkpoint
 
 WRITERS = {"ip-adapter": write_ip_adapter_bin, "calligrapher": write_calligrapher_bin}
 NAMES = [f"{stem}{suffix}" for stem in WRITERS for suffix in (".bin", ".safetensors")]

@@ -4,7 +4,7 @@ import pytest
 
 from flows import contexts as setup
 from tasks.params.run_params import RunParams
-from tasks.resources.rewards import Scorer
+from tasks.resources.rewards import RewardScorer
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_the_reward_server_of_a_run_starts_when_it_is_needed_and_stops_with_it(
 
 def test_what_a_server_scores_with_is_known_without_starting_it_again(params, started, tmp_path):
     note = setup.identity_note(params, tmp_path / "data")
-    first = Scorer(params.reward, [], None, identity_note=note)
+    first = RewardScorer(params.reward, [], None, identity_note=note)
     first.client = Client()
     assert first.identity() == {"scorers": {"ocr": {"weights": "abc"}}}
     with setup.lazy_scorer(params, tmp_path / "two", tmp_path / "data") as scorer:

@@ -18,12 +18,10 @@ def folder(random_model, tmp_path_factory):
     """A finished run of one round. The tests leave it as it is."""
     from calligrapher.data.canvas import Canvas
     from calligrapher.tiny.world import write_bench
+    from tasks.artifacts.layout import RunsDir
     from tasks.params.run_params import RunParams
-    from tasks.pipeline import planned
-    from tasks.resources.resources import Bench
-    from tasks.resources.rewards import Scorer
-    from tasks.runs.rerun import build_stage
-    from tasks.runs.run import open_run
+    from tasks.resources.rewards import RewardScorer
+    from tasks.runs.run import open_run, resources_of
 
     runs = tmp_path_factory.mktemp("runs")
     write_bench(runs / "cases", num_cases=3, split="train", seed=1)
@@ -43,10 +41,9 @@ def folder(random_model, tmp_path_factory):
             "tracking": {"enabled": False},
         }
     )
-    bench = Bench(params, runs / "data", Scorer(params.reward, [], Canvas(48, 32, False)))
-    with open_run(params, "first", runs, bench) as run:
-        for name in planned(params):
-            build_stage(run, name)
+    scorer = RewardScorer(params.reward, [], Canvas(48, 32, False))
+    with open_run(resources_of(params, RunsDir(runs), scorer), runs / "first") as run:
+        run.make_planned()
     return run.folder.path
 
 

@@ -36,12 +36,10 @@ def run(tmp_path_factory):
     """A finished run of the tiny model: two steps of warm-up, one round without rewards."""
     pytest.importorskip("gradio", reason="the extra `demo` is not installed")
     from calligrapher.data.canvas import Canvas
+    from tasks.artifacts.layout import RunsDir
     from tasks.params.run_params import load_params
-    from tasks.pipeline import planned
-    from tasks.resources.resources import Bench
-    from tasks.resources.rewards import Scorer
-    from tasks.runs.rerun import build_stage
-    from tasks.runs.run import open_run
+    from tasks.resources.rewards import RewardScorer
+    from tasks.runs.run import open_run, resources_of
 
     settings = {
         "rounds": 1,
@@ -58,10 +56,9 @@ def run(tmp_path_factory):
     params = load_params(
         ROOT / "params/tiny-nft.yaml", [f"{key}={value}" for key, value in settings.items()]
     )
-    bench = Bench(params, runs / "data", Scorer(params.reward, [], Canvas(96, 32, False)))
-    with open_run(params, "short", runs, bench) as opened:
-        for name in planned(params):
-            build_stage(opened, name)
+    scorer = RewardScorer(params.reward, [], Canvas(96, 32, False))
+    with open_run(resources_of(params, RunsDir(runs), scorer), runs / "short") as opened:
+        opened.make_planned()
     return opened.folder.path
 
 

@@ -13,7 +13,8 @@ from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError
 from flows.demo.results import Column, problem_html, results_html
 from flows.demo.scores import Reader, reader
-from reward_server.client import FIELDS, RewardResult
+from reward_server.client import RewardResult
+from reward_server.components import NAMES
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_a_picture_that_nobody_scored_shows_why_and_no_number(case):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     results = Reader(lambda: [f"http://127.0.0.1:{port}"], deadline_s=0.3).read(pictures(2), case)
-    assert [getattr(result, name) for result in results for name in FIELDS] == [None] * 12
+    assert [getattr(result, name) for result in results for name in NAMES] == [None] * 12
     html = results_html({"base": Column(pictures(2), results)}, [0, 1])
     assert html.count("<em>not scored: ") == 2
     assert f"127.0.0.1:{port}" in html

@@ -36,7 +36,8 @@ def free_ports(count: int) -> int:
 
 
 def health(url: str) -> dict:
-    with urllib.request.urlopen(url + "/health", timeout=5) as answer:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url + "/health", timeout=5) as answer:
         return json.load(answer)
 
 
@@ -58,7 +59,9 @@ def port_is_free(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) != 0
 
 
-def test_a_local_server_scores_and_is_gone_after_the_block():
+def test_a_local_server_scores_and_is_gone_after_the_block(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY"):  # a proxy that is not there is not asked
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
     with local_server(disable_reward_model=True) as url:
         port, pid = int(url.rsplit(":", 1)[1]), health(url)["pid"]
         assert port in LOCAL_PORTS

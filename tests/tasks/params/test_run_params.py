@@ -4,6 +4,7 @@ import yaml
 from calligrapher.errors import ParamsError
 from tasks.params.errors import valid_keys
 from tasks.params.run_params import RunParams, check_multiple, load_params
+from tasks.pipeline import STAGES, reads
 
 MINIMAL = {
     "rounds": 3,
@@ -12,7 +13,6 @@ MINIMAL = {
     "rollout": {"num_cases": 3, "num_images_per_prompt": 5},
     "reward": {"vlm_weight": 0},
 }
-STAGES = ("warmup", "rollout", "score", "advantage", "update", "refresh", "evaluate")
 # What decides no result: where things are, how fast they are, what is kept.
 UNREAD = {
     "rounds",
@@ -30,6 +30,7 @@ UNREAD = {
     "update.checkpointing_steps",
     "reward.server_urls",
     "reward.vlm",
+    "reward.token_file",
     "reward.timeout_s",
     "reward.max_unscored_share",
     "evaluate.every",
@@ -275,29 +276,29 @@ def test_every_parameter_that_decides_a_result_is_read_by_a_stage(load, algorith
     for key in leaves:
         values = before.resolved()
         after = RunParams.model_validate(_replaced(values, key, _changed(key, _get(values, key))))
-        readers = [stage for stage in STAGES if before.reads(stage) != after.reads(stage)]
+        readers = [stage for stage in STAGES if reads(before, stage) != reads(after, stage)]
         assert (not readers) == (key in UNREAD), f"{key} is read by {readers}"
 
 
 def test_a_run_can_be_prolonged_unless_its_learning_rate_falls(load):
-    assert load("rounds=3").reads("update") == load("rounds=6").reads("update")
+    assert reads(load("rounds=3"), "update") == reads(load("rounds=6"), "update")
     cosine = "update.lr_scheduler=cosine"
-    assert load("rounds=3", cosine).reads("update") != load("rounds=6", cosine).reads("update")
+    assert reads(load("rounds=3", cosine), "update") != reads(load("rounds=6", cosine), "update")
 
 
 def test_the_clip_range_does_not_make_rollouts_stale_but_the_noise_level_does(load):
     base = load(algorithm="grpo")
     clip = load("grpo.clip_range=1e-4", algorithm="grpo")
     noise = load("grpo.noise_level=0.5", algorithm="grpo")
-    assert clip.reads("rollout") == base.reads("rollout")
-    assert clip.reads("update") != base.reads("update")
-    assert noise.reads("rollout") != base.reads("rollout")
+    assert reads(clip, "rollout") == reads(base, "rollout")
+    assert reads(clip, "update") != reads(base, "update")
+    assert reads(noise, "rollout") != reads(base, "rollout")
 
 
 def test_rescoring_needs_no_new_rollout(load):
     base, other = load(), load("reward.ocr_weight=0.5")
-    assert other.reads("score") != base.reads("score")
-    assert other.reads("rollout") == base.reads("rollout")
+    assert reads(other, "score") != reads(base, "score")
+    assert reads(other, "rollout") == reads(base, "rollout")
 
 
 def test_every_parameter_is_described_where_it_is_declared():

@@ -3,6 +3,7 @@ whole."""
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -182,7 +183,7 @@ def test_a_changed_param_is_named_and_what_is_made_from_it_too(train, encodings)
 
 
 def test_a_changed_input_and_a_changed_version_are_named(train, encodings, monkeypatch):
-    from tasks.runs import reads
+    from tasks.pipeline import STAGES
 
     folder, _ = train("a")
     other, _ = train("b", seed=4)
@@ -191,7 +192,7 @@ def test_a_changed_input_and_a_changed_version_are_named(train, encodings, monke
     reason, *_ = why(folder, "round-0001/score", [], encodings).reasons
     assert reason.startswith("inputs.rollout: ")
     assert reason.endswith("(round-0001/rollout has other bytes now)")
-    monkeypatch.setitem(reads.VERSIONS, "refresh", 2)
+    monkeypatch.setitem(STAGES, "refresh", replace(STAGES["refresh"], version=2))
     assert "stage_version: 1 -> 2" in why(folder, "round-0000/refresh", [], encodings).reasons
 
 

@@ -6,13 +6,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from tasks.stages import advantage, evaluate, refresh, rollout, score, update, warmup
-
-STAGES = {
-    m.__name__.removeprefix("tasks.stages."): m
-    for m in (warmup, rollout, score, advantage, update, refresh)
-}
-STAGES["evaluate"] = evaluate
+from tasks.launch.dispatch import FUNCTIONS
 
 
 def manifests(folder):
@@ -31,8 +25,8 @@ def built(monkeypatch):
     def counted(name, real):
         return lambda *args, **kwargs: names.append(name) or real(*args, **kwargs)
 
-    for name, module in STAGES.items():
-        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    for name, real in FUNCTIONS.items():
+        monkeypatch.setitem(FUNCTIONS, name, counted(name, real))
     return names
 
 

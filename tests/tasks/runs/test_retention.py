@@ -2,7 +2,8 @@
 
 import json
 
-from tasks.artifacts.run_dir import Artifact, RunDir
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RetentionParams
 from tasks.reports.verify import verify
 from tasks.runs.rerun import prepare_rerun

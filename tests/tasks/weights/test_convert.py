@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from calligrapher.errors import ArtifactError, CheckpointError, ParamsError
 from calligrapher.model.adapter_files import adapter_state, load_adapter, write_calligrapher_bin
 from calligrapher.model.policy import StyledTransformer
-from tasks.artifacts.run_dir import Artifact
+from tasks.artifacts.artifact import Artifact
 from tasks.weights.convert import convert
 
 ONE_ROUND = {
@@ -128,16 +128,16 @@ def velocity(transformer, adapter):
     ("lora", "rest"), [("merged", False), ("separate", False), ("separate", True)]
 )
 def test_what_a_lora_run_leaves_computes_what_it_trained(
-    train, make_bench, random_model, tmp_path, lora, rest
+    train, make_resources, random_model, tmp_path, lora, rest
 ):
     model = {"model": LORA["model"] | {"train_adapter": rest}}
     tuned, _ = train("tuned", **ONE_ROUND, **model)
-    bench = make_bench(**ONE_ROUND, **model)
+    resources = make_resources(**ONE_ROUND, **model)
     # Weights that have moved far, so that a wrong scale or a left out pair would show.
-    weights = {n: torch.randn(w.shape) * 0.2 for n, w in bench.model.policy.snapshot().items()}
+    weights = {n: torch.randn(w.shape) * 0.2 for n, w in resources.model.policy.snapshot().items()}
     rewrite(tuned / "round-0000/update", weights)
-    bench.model.policy.load(weights)
-    model = bench.model.policy.model
+    resources.model.policy.load(weights)
+    model = resources.model.policy.model
     wanted = velocity(model.transformer, model.adapter)
 
     out = tmp_path / "out" / "calligrapher.bin"
@@ -194,24 +194,24 @@ def test_lora_without_the_adapter_that_it_was_trained_on_is_refused(
 # --- any checkpoint continues training ---
 
 
-def test_a_run_can_begin_with_what_another_left(plain, make_bench, tmp_path):
+def test_a_run_can_begin_with_what_another_left(plain, make_resources, tmp_path):
     update = plain / "round-0000/update"
     files = [update, update / "trained.safetensors"]
     for name in ("calligrapher.bin", "ip-adapter.safetensors"):
         files += convert(str(update), str(tmp_path / name))
     for file in files:
-        bench = make_bench(**ONE_ROUND, model={"initial_adapter": str(file)})
+        resources = make_resources(**ONE_ROUND, model={"initial_adapter": str(file)})
         wanted = trained(plain, "trained" if file.stem == "trained" else "ema")
-        assert equal(bench.model.policy.snapshot(), wanted)
+        assert equal(resources.model.policy.snapshot(), wanted)
 
 
-def test_a_run_can_begin_with_the_adapter_that_a_lora_run_left(tuned, make_bench, tmp_path):
+def test_a_run_can_begin_with_the_adapter_that_a_lora_run_left(tuned, make_resources, tmp_path):
     (whole, _) = convert(str(tuned), str(tmp_path / "calligrapher.bin"))
-    bench = make_bench(**ONE_ROUND, model={"initial_adapter": str(tuned)})
+    resources = make_resources(**ONE_ROUND, model={"initial_adapter": str(tuned)})
     wanted = {f"adapter.{name}": weight for name, weight in adapter_state(whole).items()}
-    assert equal(bench.model.policy.snapshot(), wanted)
+    assert equal(resources.model.policy.snapshot(), wanted)
     (kept,) = (tmp_path / "data/adapters").iterdir()
-    assert bench.model_paths[2] == kept
+    assert resources.files.adapter == kept
 
 
 def test_lora_on_the_adapter_of_another_run_is_exported_from_anywhere(
@@ -229,17 +229,16 @@ def test_lora_on_the_adapter_of_another_run_is_exported_from_anywhere(
     assert {name for name in found if not torch.equal(found[name], began[name])} == changed
 
 
-def test_the_name_of_a_run_is_looked_up_where_the_runs_are(plain, make_bench, tmp_path):
-    bench = make_bench(model={"initial_adapter": "plain"})
-    assert bench.model_paths[2] == tmp_path / "plain/round-0000/update/ema.safetensors"
+def test_the_name_of_a_run_is_looked_up_where_the_runs_are(plain, make_resources, tmp_path):
+    resources = make_resources(model={"initial_adapter": "plain"})
+    assert resources.files.adapter == tmp_path / "plain/round-0000/update/ema.safetensors"
 
 
-def test_an_adapter_that_is_nowhere_is_told_by_its_key(make_bench):
-    bench = make_bench(model={"initial_adapter": "no-such-run"})
+def test_an_adapter_that_is_nowhere_is_told_by_its_key(make_resources):
     with pytest.raises(
         CheckpointError, match=r"model\.initial_adapter must name weights. Got no-such-run"
     ):
-        assert bench.model_paths
+        make_resources(model={"initial_adapter": "no-such-run"})
 
 
 # --- refused ---
