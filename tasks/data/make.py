@@ -74,6 +74,7 @@ def make_cases(
     RunLockedError when another process works on `out`.
     """
     paths = _pictures(pictures, out)
+    logger.info("%d pictures are below %s", len(paths), pictures)
     with run_lock(out), Progress("data make", len(paths), "picture") as progress:
         _same_settings(
             out / SETTINGS, {"rules": rules.model_dump(), "reads_with": dict(reads_with)}
