@@ -40,8 +40,9 @@ def training_run(
     our_logs()
     params = load_params(params_file, overrides)
     runs = RunsDir(runs_dir)
-    preflight(params, runs.data)
-    with opened_run(params, runs.run(name or params_file.stem), progress=PrefectProgress) as run:
+    folder = runs.run(name or params_file.stem)
+    preflight(params, runs.data, run=folder)
+    with opened_run(params, folder, progress=PrefectProgress) as run:
         yield run
 
 

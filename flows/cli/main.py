@@ -142,7 +142,8 @@ def _train(chosen: argparse.Namespace) -> int:
     from tasks.runs.preflight import preflight
 
     # The user's mistakes are told before anything is started.
-    preflight(load_params(chosen.params, overrides), runs_dir / "data")
+    folder = runs_dir / (run or Path(chosen.params).stem)
+    preflight(load_params(chosen.params, overrides), runs_dir / "data", run=folder)
     from flows.services.prefect_api import QUIET, prefect_api
 
     for name, value in (QUIET | {"PREFECT_LOGGING_LEVEL": "WARNING"}).items():

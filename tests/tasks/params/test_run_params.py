@@ -25,7 +25,6 @@ UNREAD = {
     "data.train",
     "data.evaluation",
     "data.kind",
-    "data.reconstruct",  # allows or refuses a warm-up; what one learns is in its data
     "warmup.checkpointing_steps",
     "update.checkpointing_steps",
     "reward.server_urls",
