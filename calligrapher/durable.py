@@ -8,8 +8,12 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MARK = ".writing-"
 
@@ -79,3 +83,18 @@ def atomic_write(path: str | Path, data: bytes) -> None:
 def is_temporary(path: Path) -> bool:
     """Whether `path` is a leftover of an `atomic_path` that was killed."""
     return path.name.startswith(_MARK)
+
+
+def save_tensors(
+    tensors: Mapping[str, "Tensor"], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write `tensors` to the safetensors file `path`, with the mode that the user's umask gives.
+
+    safetensors itself makes a file that its owner alone may read.
+    """
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata=metadata)
+    path.chmod(mode)

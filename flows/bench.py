@@ -38,7 +38,7 @@ from tasks.launch.calls import StageAnswer, StageCall
 from tasks.launch.in_process import InProcess
 from tasks.tracking.tracker import Tracker
 
-PARAMS = "params/tiny-nft.yaml"
+PARAMS = "tiny-nft"
 
 
 @dataclass
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="changes to params/tiny-nft.yaml"
     )
-    chosen = parser.parse_args(argv)
+    chosen = parser.parse_intermixed_args(argv)
     with (
         tempfile.TemporaryDirectory() as temporary,
         prefect_api(),

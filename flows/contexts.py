@@ -14,6 +14,8 @@ from flows.stages import PrefectProgress
 from tasks.artifacts.digests import code_version, path_digest
 from tasks.artifacts.layout import RunsDir
 from tasks.artifacts.provenance import fingerprint
+from tasks.params.files import find_params_file
+from tasks.params.names import check_run_name
 from tasks.params.run_params import RunParams, load_params
 from tasks.progress import Progress
 from tasks.resources.rewards import RewardScorer
@@ -33,14 +35,16 @@ ENGINES = (
 
 @contextmanager
 def training_run(
-    params_file: Path, overrides: list[str], name: str | None, runs_dir: Path
+    params_file: str, overrides: list[str], name: str | None, runs_dir: Path
 ) -> Iterator[Run]:
     """Everything that the flow needs. Raises ParamsError or RunLockedError before a model is
     loaded."""
     our_logs()
-    params = load_params(params_file, overrides)
+    file = find_params_file(params_file)
+    params = load_params(file, overrides)
+    name = check_run_name(file.stem if name is None else name)
     runs = RunsDir(runs_dir)
-    folder = runs.run(name or params_file.stem)
+    folder = runs.run(name)
     preflight(params, runs.data, run=folder)
     with opened_run(params, folder, progress=PrefectProgress) as run:
         yield run

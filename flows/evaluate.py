@@ -25,6 +25,8 @@ from tasks.evaluation.evaluation import (
 from tasks.evaluation.measures import CASES, MEASURES
 from tasks.evaluation.mlflow_run import track_evaluation
 from tasks.evaluation.report import picture, verdict_report
+from tasks.params.files import find_params_file
+from tasks.params.names import check_run_name
 from tasks.runs.run import resources_of
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ def evaluate(
     run: Annotated[str | None, Field(examples=["tiny-nft"])] = None,
     checkpoint: Annotated[str | None, Field(examples=["round-0003"])] = None,
     runs_dir: str = "runs",
-    params: Annotated[str, Field(examples=["params/evaluate.yaml"])] = "params/evaluate.yaml",
+    params: Annotated[str, Field(examples=["params/evaluate.yaml"])] = "evaluate",
 ) -> list[dict[str, Any]]:
     """Evaluate checkpoints; what was evaluated before is found again.
 
@@ -45,7 +47,7 @@ def evaluate(
         run: Name of the run. Default: every run that has a checkpoint.
         checkpoint: Its round, as `round-0003`. Default: the newest.
         runs_dir: Folder of all runs.
-        params: Path of the file that says how (params/evaluate.yaml).
+        params: Path of the file that says how; `evaluate` is the shipped one.
 
     Returns one verdict a run (tasks/evaluation/evaluation.py).
     """
@@ -53,7 +55,7 @@ def evaluate(
     found = []
     for folder in _runs(Path(runs_dir), run):
         name = (checkpoint or newest_checkpoint(folder) or "").split("/")[0]
-        with evaluation(folder, Path(params)) as this:
+        with evaluation(folder, params) as this:
             others = {other: measure(this, other) for other in this.earlier(name)}
             made = measure(this, name)
             verdict = this.judge(name, made, others)
@@ -103,9 +105,9 @@ def show(
 
 
 @contextmanager
-def evaluation(run: Path, params_file: Path) -> Iterator[Evaluation]:
+def evaluation(run: Path, params_file: str) -> Iterator[Evaluation]:
     """Everything that the flow needs for one run, taken apart in every case of exit."""
-    settings = load_evaluation_params(params_file)
+    settings = load_evaluation_params(find_params_file(params_file))
     params = params_of(run, settings)
     runs = RunsDir(run.parent)
     with (
@@ -117,6 +119,6 @@ def evaluation(run: Path, params_file: Path) -> Iterator[Evaluation]:
 
 def _runs(runs_dir: Path, run: str | None) -> list[Path]:
     if run is not None:
-        return [runs_dir / run]
+        return [runs_dir / check_run_name(run)]
     folders = sorted(path.parent for path in runs_dir.glob("*/params.json"))
     return [folder for folder in folders if newest_checkpoint(folder)]

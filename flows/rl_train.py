@@ -13,7 +13,7 @@ from tasks.reports.summary import summarise
 
 @flow(name="rl-train", flow_run_name="{run}")
 def rl_train(
-    params: Annotated[str, Field(examples=["params/nft.yaml"])] = "params/tiny-nft.yaml",
+    params: Annotated[str, Field(examples=["params/nft.yaml"])] = "tiny-nft",
     overrides: Annotated[
         list[str] | None, Field(examples=[["rounds=20", "nft.nft_beta=0.1"]])
     ] = None,
@@ -23,7 +23,8 @@ def rl_train(
     """Train with reinforcement learning; the same call again goes on where the last one ended.
 
     Args:
-        params: Path of a params file: one YAML file is one experiment.
+        params: Path of a params file, or the name of a shipped one: one YAML file is one
+            experiment.
         overrides: Changes to it by dotted key, each as `section.key=value`.
         run: Name of the run's folder; the name of a run goes on with it.
             Default: that of the params file.
@@ -31,7 +32,7 @@ def rl_train(
 
     Returns the summary that is also written to `summary.json`.
     """
-    with training_run(Path(params), overrides or [], run, Path(runs_dir)) as training:
+    with training_run(params, overrides or [], run, Path(runs_dir)) as training:
         start = checkpoint = old = stages.warmup(training)
         stages.evaluate(training, 0, checkpoint=checkpoint)
         for round_index in range(training.params.rounds):

@@ -15,13 +15,13 @@ from typing import Any
 import PIL
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from calligrapher.data.canvas import Canvas, prepare
 from calligrapher.data.case import Case
 from calligrapher.data.crop import Box
-from calligrapher.durable import atomic_path
+from calligrapher.durable import atomic_path, save_tensors
 from calligrapher.errors import DataError
 from calligrapher.model import latents
 from calligrapher.model.policy import Conditioning
@@ -192,7 +192,7 @@ class ConditioningCache:
         entry = encode(case, self.canvas, self.device)
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
-            save_file(entry, temporary)
+            save_tensors(entry, temporary)
         return entry
 
     def _name(self, kind: str, case: Case) -> str:

@@ -16,10 +16,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from calligrapher.durable import atomic_path, fsync_path
+from calligrapher.durable import atomic_path, fsync_path, save_tensors
 from calligrapher.errors import CheckpointError
 from calligrapher.model.adapter_files import ADAPTER, TRANSFORMER
 
@@ -105,7 +105,7 @@ def write_lora(pairs: Pairs, scale: float, dtype: torch.dtype | None, path: Path
         layers[f"{TRANSFORMER}.{layer}.lora_A.weight"] = a.to(dtype or a.dtype)
         layers[f"{TRANSFORMER}.{layer}.lora_B.weight"] = (b * scale).to(dtype or b.dtype)
     with atomic_path(path) as partial:
-        save_file(layers, partial, metadata={"format": "pt"})
+        save_tensors(layers, partial, metadata={"format": "pt"})
 
 
 def check_layers(source: Path, pairs: Pairs) -> None:
@@ -143,7 +143,7 @@ def write_merged_transformer(source: Path, pairs: Pairs, scale: float, out: Path
                         layer: pair for layer, pair in pairs.items() if f"{layer}.weight" in state
                     }
                     merged = with_lora(state, here, scale, empty)
-                    save_file(merged, made / file.name, metadata={"format": "pt"})
+                    save_tensors(merged, made / file.name, metadata={"format": "pt"})
             fsync_path(made / file.name)
         if out.exists():
             shutil.rmtree(out)

@@ -49,13 +49,20 @@ def add_data_commands(commands: argparse._SubParsersAction) -> None:
         "--self-reference", action="store_true", help="the text itself is the reference"
     )
     make.add_argument("--max-cases", type=positive, help="stop after so many")
-    make.set_defaults(command=_make)
+    make.set_defaults(command=_make, resumes=True)
 
 
 def positive(text: str) -> int:
     """A whole number from 1, as argparse wants it said."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1. Got {text!r}.")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """A whole number from 0, as argparse wants it said."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0. Got {text!r}.")
     return int(text)
 
 

@@ -57,7 +57,7 @@ def add_generate_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of the results"
     )
-    parser.set_defaults(command=_generate)
+    parser.set_defaults(command=_generate, resumes=True)
 
 
 def _add_settings(how: argparse._ArgumentGroup) -> None:

@@ -35,6 +35,7 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
 
     rerun = _add(commands, "rerun", _rerun, "make a stage anew, in a fork that shares the rest")
     _stage_and_settings(rerun, "changed params")
+    rerun.set_defaults(resumes=True)
     rerun.add_argument("--fork", required=True, metavar="NAME", help="name of the new run")
     rerun.add_argument(
         "--downstream", action="store_true", help="also all that is made from the stage"
@@ -44,6 +45,7 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
         commands, "replay", _replay, "train anew, in a fork, on the images that a run sampled"
     )
     replay.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="changed params")
+    replay.set_defaults(resumes=True)
     replay.add_argument("--fork", required=True, metavar="NAME", help="name of the new run")
 
 

@@ -84,7 +84,10 @@ def _layout(folder: Path) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise ParamsError("The page needs the extra `demo`: pip install -e '.[demo]'") from None
+        raise ParamsError(
+            "The page needs the package gradio: `pip install 'gradio>=6.31,<7'`, or in the"
+            " repository `pip install -e '.[demo]'`."
+        ) from None
     return demo_page
 
 

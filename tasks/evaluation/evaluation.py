@@ -32,7 +32,7 @@ from tasks.evaluation import measures, second_ocr, verdict
 from tasks.params.errors import describe
 from tasks.params.files import read_yaml
 from tasks.params.run_params import RunParams
-from tasks.params.sections import EvaluateParams, Positive, Section
+from tasks.params.sections import Count, EvaluateParams, Positive, Section
 from tasks.resources.resources import Resources
 from tasks.stages import evaluate as evaluate_stage
 from tasks.tracking.tracker import METRICS
@@ -51,7 +51,7 @@ class EvaluationParams(Section):
     num_images_per_case: Positive = Field(
         4, description="Images per case; 1 leaves the spread unmeasured."
     )
-    seed: int = Field(1000, ge=0, description="Seed of the noise.")
+    seed: Count = Field(1000, description="Seed of the noise.")
     second_ocr: Literal["auto", "tesseract", "none"] = Field(
         "auto",
         description="A recogniser that no reward uses; auto takes Tesseract where it is installed.",
@@ -61,7 +61,7 @@ class EvaluationParams(Section):
 def load_evaluation_params(path: Path) -> EvaluationParams:
     """Read the YAML file. Raises ParamsError that names every problem."""
     try:
-        return EvaluationParams.model_validate(read_yaml(path))
+        return EvaluationParams.model_validate(read_yaml(path, EvaluationParams))
     except ValidationError as error:
         raise ParamsError(f"{path}: " + "; ".join(describe(error, EvaluationParams))) from None
 

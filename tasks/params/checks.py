@@ -12,6 +12,19 @@ from calligrapher.sampling.schedule import trained_steps
 if TYPE_CHECKING:
     from tasks.params.run_params import RunParams
 
+MLFLOW_SCHEMES = (
+    "sqlite",
+    "file",
+    "http",
+    "https",
+    "postgresql",
+    "mysql",
+    "mssql",
+    "databricks",
+    "databricks-uc",
+    "uc",
+)
+
 
 def check_all(params: "RunParams") -> None:
     """Raise the ValueError of the first check that fails."""
@@ -22,6 +35,7 @@ def check_all(params: "RunParams") -> None:
     reward_answers(params)
     evaluates(params)
     learning_rate_rises(params)
+    tracking_has_a_store(params)
 
 
 def one_algorithm(params: "RunParams") -> None:
@@ -121,3 +135,13 @@ def learning_rate_rises(params: "RunParams") -> None:
                 f" no rise. Got {section.lr_warmup_steps}. Set {name}.lr_scheduler to"
                 " 'constant_with_warmup'."
             )
+
+
+def tracking_has_a_store(params: "RunParams") -> None:
+    uri = params.tracking.uri or ""
+    scheme, separator, _ = uri.partition("://")
+    if separator and scheme.partition("+")[0] not in MLFLOW_SCHEMES:
+        raise ValueError(
+            "tracking.uri must be a folder, or a URI that begins with one of"
+            f" {', '.join(MLFLOW_SCHEMES)}. Got {scheme}://, which MLflow cannot open."
+        )

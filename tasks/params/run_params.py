@@ -20,14 +20,16 @@ from calligrapher.rl.grpo import GRPOParams
 from calligrapher.rl.nft import NFTParams
 from tasks.params.checks import check_all
 from tasks.params.errors import describe
-from tasks.params.files import apply_override, read_yaml
+from tasks.params.files import absolute_path, apply_override, read_yaml
 from tasks.params.sections import (
+    Count,
     DataParams,
     EmaParams,
     EvaluateParams,
     LoraParams,
     ModelParams,
     OptimizerParams,
+    Positive,
     RetentionParams,
     RewardParams,
     RolloutParams,
@@ -56,11 +58,19 @@ __all__ = [
 ]
 
 
+# What may name a file or a folder, besides words, runs and names on the hub.
+_PATHS = {
+    "model": ("base", "siglip", "initial_adapter"),
+    "data": ("train", "evaluation"),
+    "reward": ("vlm", "token_file"),
+}
+
+
 class RunParams(Section):
     """Everything that a run is told. `seed` and `rounds` stand at the top, the rest in sections."""
 
-    seed: int = Field(0, ge=0, description="Every random number of the run derives from it.")
-    rounds: int = Field(ge=1, description="Rounds of rollout, score, advantage, update, refresh.")
+    seed: Count = Field(0, description="Every random number of the run derives from it.")
+    rounds: Positive = Field(description="Rounds of rollout, score, advantage, update, refresh.")
     model: ModelParams
     data: DataParams
     warmup: WarmupParams = WarmupParams()
@@ -116,6 +126,15 @@ class RunParams(Section):
         """All values, defaults included, as plain JSON: stored with the run."""
         return self.model_dump(mode="json")
 
+    def anywhere(self) -> Self:
+        """Return these params with absolute paths: a run can be looked at from any folder."""
+        sections = {}
+        for section, keys in _PATHS.items():
+            texts = {key: getattr(getattr(self, section), key) for key in keys}
+            paths = {k: absolute_path(t) for k, t in texts.items() if t not in (None, "tiny")}
+            sections[section] = getattr(self, section).model_copy(update=paths)
+        return self.model_copy(update=sections)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         check_all(self)
@@ -140,11 +159,11 @@ def load_params(path: str | Path, overrides: Sequence[str] = ()) -> RunParams:
     """
     path = Path(path)
     source = str(path) + (f" with {' '.join(overrides)}" if overrides else "")
-    values = read_yaml(path)
+    values = read_yaml(path, RunParams)
     for override in overrides:
         apply_override(values, override, RunParams)
     try:
-        return RunParams.model_validate(values)
+        return RunParams.model_validate(values).anywhere()
     except ValidationError as error:
         problems = describe(error, RunParams)
     if len(problems) == 1:

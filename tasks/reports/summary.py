@@ -4,6 +4,7 @@ import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from calligrapher.data.images import load_rgb
 from calligrapher.durable import atomic_write
@@ -13,12 +14,13 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import evaluation_name, round_number
 from tasks.pictures import grids as report
 from tasks.stages import evaluate
-from tasks.tracking.tracker import Tracker
+from tasks.tracking.tracker import METRICS, Tracker, read_pointer
 
 if TYPE_CHECKING:
     from tasks.runs.run import Run
 
 PICTURE = "best_and_worst"
+WHOLE_RUN = ("before_after.png", "learning_curve.png")
 SHOWN = 4  # best, and as many worst, samples of a round
 
 
@@ -109,10 +111,29 @@ def closing_lines(summary: dict[str, Any], runs_dir: Path) -> list[str]:
     lines += [
         f"  training {summary['training_seconds']:.0f} s; this start {summary['seconds']:.0f} s",
         f"  adapter {summary['adapter_digest'][:16]} in {summary['checkpoint']}",
-        f"Pictures: {folder / 'report'} (before_after.png, learning_curve.png)",
-        f"Curves:   mlflow ui --backend-store-uri sqlite:///{(runs_dir / 'mlflow.db').absolute()}",
+        *_where_pictures_are(folder / "report"),
+        f"Curves:   {_where_curves_are(folder)}",
     ]
     return lines
+
+
+def _where_pictures_are(report: Path) -> list[str]:
+    """Return a line that names the pictures of the whole run; none where there is no picture."""
+    if not report.is_dir():
+        return []
+    names = [name for name in WHOLE_RUN if (report / name).is_file()]
+    return [f"Pictures: {report}" + (f" ({', '.join(names)})" if names else "")]
+
+
+def _where_curves_are(folder: Path) -> str:
+    """Return how MLflow shows the curves of a run, or the file of them where it does not."""
+    uri = read_pointer(folder).get("uri", "")
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https"):
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    if uri and "@" not in uri:  # what stands before it may be a password
+        return f"mlflow ui --backend-store-uri {uri}"
+    return str(folder / METRICS)
 
 
 def _sample(rows: dict[str, list[Any]], i: int) -> report.Sample:

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Literal
 
 from calligrapher.durable import atomic_write, fsync_path
-from calligrapher.errors import ArtifactError, ParamsError
+from calligrapher.errors import ArtifactError
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.digests import canonical_json
 from tasks.artifacts.layout import MANIFEST, PARAMS, PRUNED
 from tasks.artifacts.lineage import Fork, read_fork, write_fork
 from tasks.artifacts.run_dir import RunDir
+from tasks.params.names import check_run_name
 from tasks.params.run_params import RunParams
 from tasks.tracking.tracker import METRICS
 
@@ -47,10 +48,7 @@ def fork(
     It appears whole or not at all. Raises ArtifactError when another run has the name, or an
     artifact of the parent is damaged.
     """
-    if name in {"", ".", ".."} or Path(name).name != name:
-        raise ParamsError(
-            f"the fork's name must be the name of a folder beside {parent}. Got {name!r}."
-        )
+    check_run_name(name, "the fork's name")
     final = parent.absolute().parent / name
     if final.exists():
         _must_be(final, (kind, os.path.relpath(parent, final), stage, overrides))

@@ -32,6 +32,7 @@ def _preflight(params_json: str, data_dir: Path, *, learns: bool) -> None:
     base = files.base
     _weights_are_there(base, files.siglip, files.adapter)
     _canvas_fits(params, base)
+    _lora_has_layers(params, base, files.siglip, files.adapter)
     pick_device(params.model.device)
     eight_bit = [n for n in ("warmup", "update") if getattr(params, n).use_8bit_adam]
     if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
@@ -87,6 +88,14 @@ def _canvas_fits(params: RunParams, base: Path) -> None:
         check_multiple(
             f"model.{side}", getattr(params.model, side), 2**levels
         )  # 2x2 packing included
+
+
+def _lora_has_layers(params: RunParams, base: Path, siglip: Path, adapter: Path | None) -> None:
+    """Raise ParamsError for a target of model.lora that no layer has; no weights are loaded."""
+    from calligrapher.sizing.meta_model import build
+
+    if params.model.lora is not None:
+        build(base, siglip, adapter, lora=params.model.lora.model_dump())
 
 
 def _prompts_fit(params: RunParams, base: Path, lists: dict) -> None:

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from calligrapher.durable import save_tensors
 from calligrapher.rl.ema import lerp_, old_policy_decay
 from calligrapher.rl.train_loop import STATE, TRAINED
 from tasks.artifacts.artifact import Artifact
@@ -32,5 +33,5 @@ def refresh(
     decay = old_policy_decay(params.nft.old_policy, step) if params.nft is not None else 0.0
     weights = load_file(old_weights(old))
     lerp_(weights, load_file(updated.file(TRAINED)), decay)
-    save_file(weights, out / OLD)
+    save_tensors(weights, out / OLD)
     return {"old_decay": decay}

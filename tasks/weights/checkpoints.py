@@ -58,7 +58,14 @@ def find_checkpoint(text: str, runs_dir: Path, weights: str | None = None) -> Ch
     is_uri = text.startswith(("file:", "runs:"))
     if file and not is_uri and not (path.parent / MANIFEST).is_file():
         return path
-    run, name = locate(text, runs_dir)
+    try:
+        run, name = locate(text, runs_dir)
+    except ArtifactError as error:
+        if is_uri or text.startswith("models:"):
+            raise
+        raise ArtifactError(
+            f"There is no weights file ({' or '.join(SUFFIXES)}) of this name, and {error}"
+        ) from None
     artifact = RunDir(run).load(name or _newest(run))
     files = [file] if file else [FILES[weights]] if weights else [EMA, TRAINED]
     if not set(files) <= set(FILES.values()):

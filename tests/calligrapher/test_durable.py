@@ -1,8 +1,12 @@
-"""Folders that appear whole or not at all."""
+"""Files and folders are written whole, and others may read them whom the umask lets."""
+
+import os
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from calligrapher.durable import atomic_folder
+from calligrapher.durable import atomic_folder, atomic_path, save_tensors
 
 
 def half_made(folder):
@@ -31,3 +35,18 @@ def test_a_file_in_the_way_is_an_error(tmp_path):
     with pytest.raises(OSError, match="a"), atomic_folder(tmp_path / "a"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077])
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_tensors_have_the_mode_of_any_other_file(tmp_path, umask):
+    weights = {"a": torch.arange(3.0)}
+    with atomic_path(tmp_path / "a.safetensors") as partial:
+        save_tensors(weights, partial, {"format": "pt"})
+    assert torch.equal(load_file(tmp_path / "a.safetensors")["a"], weights["a"])
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask

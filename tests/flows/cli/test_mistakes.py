@@ -102,6 +102,26 @@ SETTINGS = {
         ["evaluate.every=1"],
         ["data.evaluation", "evaluate.every"],
     ),
+    "a name that is empty, as an unset variable of the shell": (["run="], ["run must", "Got ''"]),
+    "a name that leads elsewhere": (["run=../x"], ["run must be a name", "../x"]),
+    "a name of what all runs share": (["run=data"], ["run must be a name", "'data'"]),
+    "a layer for LoRA that the transformer has not": (
+        ["model.lora.targets=[to_q, to_x]"],
+        ["model.lora", "FluxTransformer2DModel", "Got to_x", "to_out.0"],
+    ),
+    "a layer for LoRA that the adapter has not": (
+        ["model.lora.adapter_targets=[to_q]"],
+        ["model.lora", "StyleAdapter", "Got to_q", "to_k_ip"],
+    ),
+    "a seed that no generator takes": (
+        ["seed=99999999999999999999999"],
+        ["seed must be less than 9223372036854775808. Got 99999999999999999999999."],
+    ),
+    "a word in place of a number": (["rounds=true"], ["rounds must be a whole number. Got 'true'"]),
+    "a store that MLflow has not": (
+        ["tracking.uri=foo://user:secret@bar"],
+        ["tracking.uri must be", "sqlite", "Got foo://, which"],
+    ),
     "both algorithms": (["grpo={}"], ["nft and grpo"]),
 }
 

@@ -112,6 +112,12 @@ def test_an_override_switches_the_algorithm(load):
         (["rounds"], "must look like section.key=value. Got 'rounds'"),
         (["rounds=[1"], "must be YAML"),
         (["rounds=0"], "rounds must be at least 1. Got 0."),
+        (["seed=9223372036854775808"], "seed must be less than 9223372036854775808"),
+        (
+            ["evaluate.seed=1e30"],
+            r"evaluate.seed must be a whole number of fewer digits. Got 1e\+30",
+        ),
+        (["tracking.uri=foo://bar"], "tracking.uri must be a folder, or a URI .* Got foo://"),
         (["seed=1.5"], "seed must be a whole number. Got 1.5."),
         (["update.learning_rate=fast"], "update.learning_rate must be a number. Got 'fast'."),
         (
@@ -172,6 +178,39 @@ def test_a_vlm_weight_is_welcome_where_a_vlm_may_answer(load):
         "reward.disable_reward_model=true",
     ):
         assert load("reward.vlm_weight=0.3", reason).reward.vlm_weight == 0.3
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://a:5000", "sqlite:////tmp/x.db", "postgresql+psycopg2://a/b", "./folder", "uc:x"]
+)
+def test_a_store_of_mlflow_is_welcome(load, uri):
+    assert load(f"tracking.uri={uri}").tracking.uri == uri
+
+
+def test_paths_of_what_is_there_are_stored_absolute_and_decide_nothing(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = {"held", "cases#1", "siglip", "vlm", "tiny"}
+    for name in names:
+        (tmp_path / name).mkdir()
+    given = {
+        "data.train": "held",
+        "data.evaluation": "held#train",
+        "model.siglip": "~/siglip",
+        "model.initial_adapter": "tiny",
+        "reward.vlm": "./vlm",
+    }
+    params = load(*(f"{key}={value}" for key, value in given.items()))
+    assert params.data.train == f"{tmp_path}/held"
+    assert params.data.evaluation == f"{tmp_path}/held#train"
+    assert params.model.siglip == f"{tmp_path}/siglip"
+    assert params.reward.vlm == f"{tmp_path}/vlm"
+    assert (params.model.base, params.model.initial_adapter) == ("tiny", "tiny")
+    assert load("data.train=cases#1").data.train == f"{tmp_path}/cases#1"
+    elsewhere = load("data.train=user/set", "model.initial_adapter=a-run", "data.evaluation=none")
+    assert (elsewhere.data.train, elsewhere.data.evaluation) == ("user/set", "none")
+    assert elsewhere.model.initial_adapter == "a-run"
+    assert [params.reads(stage) for stage in STAGES] == [elsewhere.reads(s) for s in STAGES]
 
 
 def test_all_problems_of_a_file_are_named_at_once(load):

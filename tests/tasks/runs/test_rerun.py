@@ -149,7 +149,7 @@ def test_the_same_rerun_goes_on_and_another_one_under_the_same_name_is_refused(t
         prepare_rerun(parent, "round-0001/update", ["nft.nft_beta=0.3"], "b")
     with pytest.raises(ArtifactError, match="It is a run"):
         prepare_rerun(parent, "round-0001/update", [], "a")
-    with pytest.raises(ParamsError, match="name of a folder"):
+    with pytest.raises(ParamsError, match="must be a name of at most"):
         prepare_rerun(parent, "round-0001/update", [], "../b")
 
 
