@@ -21,7 +21,7 @@ _LONGEST_COUNT = 40  # kinds of characters or sizes that are counted out
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedDataset:
     """A dataset's samples, with what is wrong with each on the canvas of the model."""
 
     path: Path
@@ -50,7 +50,9 @@ class Checked:
         return "\n".join([self.title, *broken, *advice(cases, self.demands), *rows])
 
 
-def check(path: Path, kind: DatasetKind | None, *, demands: Demands, cache_dir: Path) -> Checked:
+def check(
+    path: Path, kind: DatasetKind | None, *, demands: Demands, cache_dir: Path
+) -> CheckedDataset:
     """Return every sample of `path`, checked; without a `kind` it is told by what lies there."""
     if kind is None:
         path, kind = detect(path)
@@ -60,7 +62,7 @@ def check(path: Path, kind: DatasetKind | None, *, demands: Demands, cache_dir: 
             samples.append(_demanded(sample, demands))
             broken += bool(samples[-1].problems)
             progress.advance(broken=broken)
-    return Checked(path, kind, demands, samples)
+    return CheckedDataset(path, kind, demands, samples)
 
 
 def detect(path: Path) -> tuple[Path, DatasetKind]:

@@ -38,7 +38,7 @@ LIST, RECORD, SETTINGS = "cases.jsonl", "record.json", "settings.json"
 
 
 @dataclass(frozen=True)
-class Made:
+class MadeCases:
     """What came of the pictures."""
 
     path: Path
@@ -66,7 +66,7 @@ def make_cases(
     reads_with: Mapping[str, str],
     rules: Rules,
     max_cases: int | None = None,
-) -> Made:
+) -> MadeCases:
     """Make the cases of all pictures below `pictures`, in the order of their names.
 
     At most `max_cases` are made. `reads_with` says what `read` is. Raises ParamsError when `out`
@@ -92,7 +92,7 @@ def make_cases(
             progress.advance(cases=count)
         cases = [case for record in records for case in record["cases"]][:max_cases]
         atomic_write(out / LIST, "".join(map(_line, cases)).encode())
-    return Made(
+    return MadeCases(
         path=out / LIST,
         pictures=len(records),
         cases=len(cases),
