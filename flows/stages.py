@@ -53,9 +53,7 @@ def rollout(run: Run, round_index: int, *, old: Artifact) -> Artifact:
 
 @task(cache_policy=NO_CACHE, task_run_name="round {round_index} score")
 def score(run: Run, round_index: int, *, rollout: Artifact) -> Artifact:
-    scores = run.make(name_of("score", round_index), rollout=rollout)
-    logger.info("round %d: mean reward %.3f", round_index, scores.meta["reward_mean"])
-    return scores
+    return run.make(name_of("score", round_index), rollout=rollout)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="round {round_index} advantage")

@@ -48,7 +48,7 @@ def add_generate_commands(commands: argparse._SubParsersAction) -> None:
         "--runs-dir", type=Path, default=Path("runs"), help="where names are looked up"
     )
     model.add_argument(
-        "--variant", help="base, warm-up or trained; default: trained where there is a run"
+        "--variant", help="base, warmup or trained; default: trained where there is a run"
     )
     model.add_argument("--base", help="folder of a diffusers FLUX.1-Fill, or tiny")
     model.add_argument("--siglip", help="folder of its SigLIP")
@@ -97,8 +97,9 @@ def _add_settings(how: argparse._ArgumentGroup) -> None:
 def _generate(chosen: argparse.Namespace) -> int:
     """Mistakes in cases and settings are told before a model is loaded."""
     from tasks.inference.gallery import GenerateParams, paint_cases
-    from tasks.inference.painter import AFTER, BASE, open_painter
+    from tasks.inference.painter import BASE, TRAINED, open_painter
     from tasks.params.errors import checked
+    from tasks.pipeline import WARMUP
 
     how = checked(GenerateParams, _given(chosen, _HOW))
     named = _given(chosen, _MODEL)
@@ -110,7 +111,9 @@ def _generate(chosen: argparse.Namespace) -> int:
     painter = open_painter(
         chosen.run, runs_dir=chosen.runs_dir, **named, **_given(chosen, _INSTEAD)
     )
-    variant = chosen.variant or (AFTER if AFTER in painter.variants else BASE)
+    variant = chosen.variant or (TRAINED if TRAINED in painter.variants else BASE)
+    if variant == "warm-up":  # as it is spelt in prose
+        variant = WARMUP
     print("\n".join(map(str, paint_cases(painter, variant, cases, how, chosen.out))))
     return 0
 

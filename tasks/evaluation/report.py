@@ -63,11 +63,11 @@ def picture(
     return path
 
 
-def _samples(made: Artifact, count: int, step: int) -> list[report.Sample]:
+def _samples(made: Artifact, count: int, step: int) -> list[report.CaptionedImage]:
     rows = read_shard(made.file(IMAGES), ["image", "text"])
     rows |= read_table(made.file(SCORES), ["ocr_text", "reward"])
     return [
-        report.Sample(
+        report.CaptionedImage(
             decode_png(rows["image"][i]), rows["text"][i], rows["ocr_text"][i], rows["reward"][i]
         )
         for i in range(0, count * step, step)

@@ -58,8 +58,7 @@ class GenerateParams(Section):
 def paint_cases(
     painter: Painter, variant: str, cases: Sequence[Case], params: GenerateParams, out: Path
 ) -> list[Path]:
-    """Paint every case with `num_images` seeds; returns the pictures' paths, and those of the
-    sheets last.
+    """Paint every case with `num_images` seeds; returns the pictures' paths, the sheets' last.
 
     A whole picture with the same settings that is there already is kept, so that a stopped call
     goes on. Raises, before anything is painted, DataError naming every text that is too long, and
@@ -85,8 +84,7 @@ def paint_cases(
 
 
 def settings_of(path: Path) -> str | None:
-    """The settings in a picture's text chunk, as JSON; None where there is no whole picture of
-    ours."""
+    """Return the settings in a picture's text chunk as JSON; None without a whole picture."""
     if not path.is_file():
         return None
     try:
@@ -111,7 +109,7 @@ def _paint(
     if not missing:
         return 0
     how = params.model_dump(exclude={"seed", "num_images"})
-    images = dict(zip(paths, painter.paint(variant, case, list(paths), **how), strict=True))
+    images = dict(zip(paths, painter.paint(variant, case, seeds=list(paths), **how), strict=True))
     for seed in missing:
         chunk = PngInfo()
         chunk.add_itxt(CHUNK, settings[seed])

@@ -1,5 +1,4 @@
-"""A model opened for painting: the weights that it starts from and, of a run, those that training
-made.
+"""A model opened for painting: the weights it starts from and, of a run, those of its training.
 
 ```
 painter = open_painter("runs/first")
@@ -21,7 +20,7 @@ from calligrapher.data.case import Case
 from calligrapher.errors import ParamsError
 from calligrapher.model.loading import Model
 from calligrapher.model.policy import Weights
-from calligrapher.rl.train_loop import TRAINED
+from calligrapher.rl.train_loop import TRAINED as TRAINED_FILE
 from calligrapher.sampling.generate import BATCH_SIZE, FEATHER, GROW, Scene, look, paint
 from calligrapher.tiny.pack import TINY
 from tasks.artifacts.artifact import Artifact
@@ -30,11 +29,11 @@ from tasks.artifacts.run_dir import RunDir
 from tasks.params.errors import checked
 from tasks.params.run_params import RunParams, load_params
 from tasks.pipeline import WARMUP
-from tasks.resources.resources import ModelFiles, open_model
-from tasks.weights.checkpoints import find_checkpoint
-from tasks.weights.model_files import model_files
+from tasks.resources.resources import open_model
+from tasks.weights.checkpoints import Checkpoint, find_checkpoint
+from tasks.weights.model_files import ModelFiles, has_transformer_lora, model_files
 
-BASE, WARM_UP, AFTER = "base", "warm-up", "trained"  # the variants
+BASE, TRAINED = "base", "trained"  # two variants; the third is WARMUP
 
 # What the embedded model was pretrained with.
 TINY_MODEL = {
@@ -54,12 +53,12 @@ class Painter:
     model: Model
     canvas: Canvas
     num_steps: int
-    variants: dict[str, Weights]  # `base` and, of a run, `warm-up` and `trained`
+    variants: dict[str, Weights]  # `base` and, of a run, `warmup` and `trained`
     digests: dict[str, str]  # variant -> sha256 of all weights, the frozen ones too
     _seen: dict[tuple[Any, ...], Scene] = field(default_factory=dict, repr=False)
 
     def weights(self, variant: str) -> Weights:
-        """Those of `variant`. Raises ParamsError when there are none."""
+        """Return the weights of `variant`. Raises ParamsError when there are none."""
         if variant not in self.variants:
             raise ParamsError(
                 f"The weights must be {' or '.join(self.variants)} here. Got {variant!r}."
@@ -70,8 +69,8 @@ class Painter:
         self,
         variant: str,
         case: Case,
-        seeds: Sequence[int],
         *,
+        seeds: Sequence[int],
         scale: float = 1.0,
         num_steps: int | None = None,
         crop: bool = True,
@@ -110,8 +109,7 @@ def open_painter(
     num_steps: int | None = None,
     **model: Any,
 ) -> Painter:
-    """Load a model to paint with: that of `run`, or without one that in `base`, `siglip` and
-    `adapter`.
+    """Load a model to paint with: that of `run`, or else that in `base`, `siglip`, `adapter`.
 
     A run (its folder, name or URI, or an update of it) brings its params, its weights after the
     warm-up and, as `trained`, the average of its newest or the named checkpoint; the trained
@@ -126,6 +124,7 @@ def open_painter(
     if num_steps is not None and num_steps < 1:
         raise ParamsError(f"The sampling steps must be at least 1. Got {num_steps}.")
     if run is None:
+        _check_is_adapter(adapter, runs_dir)
         params = params_from(_untrained(base, siglip, adapter))
         return _painter(params, model_files(params.model, runs_dir), num_steps, {})
     found = find_checkpoint(run, runs_dir)
@@ -142,9 +141,21 @@ def open_painter(
             f" {found.run} started from. They have changed since."
         )
     trained = (
-        {} if found.artifact.stage == start.stage else {AFTER: (found.artifact, found.path.name)}
+        {} if found.artifact.stage == start.stage else {TRAINED: (found.artifact, found.path.name)}
     )
-    return _painter(params, files, num_steps, {WARM_UP: (start, TRAINED)} | trained)
+    return _painter(params, files, num_steps, {WARMUP: (start, TRAINED_FILE)} | trained)
+
+
+def _check_is_adapter(adapter: str | None, runs_dir: Path) -> None:
+    """Raise ParamsError when the run that `adapter` names learned more than an adapter holds."""
+    if adapter in (None, TINY):
+        return
+    checkpoint = find_checkpoint(adapter, runs_dir)
+    if isinstance(checkpoint, Checkpoint) and has_transformer_lora(checkpoint):
+        raise ParamsError(
+            f"The adapter must be all that was learned. {adapter} also trained LoRA on the"
+            f" transformer. Name it as the run: --run {adapter}."
+        )
 
 
 def _untrained(base: str, siglip: str | None, adapter: str | None) -> dict[str, Any]:

@@ -54,8 +54,7 @@ def show_round(tracker: Tracker, round: int, rollout: Artifact, scores: Artifact
 
 
 def summarise(run: "Run", last: Artifact) -> dict[str, Any]:
-    """Write `summary.json`, the learning curve and the before-and-after picture; returns the
-    summary."""
+    """Write `summary.json` and the before-and-after picture; returns the summary."""
     params = run.params
     rounds = round_number(last.path.parent.name) + 1  # max_train_steps may have ended the run early
     first, final = _evaluation(run, 0), _evaluation(run, rounds)
@@ -72,12 +71,6 @@ def summarise(run: "Run", last: Artifact) -> dict[str, Any]:
     for name in ("ocr_accuracy", "exact_match"):
         for when, artifact in (("before", first), ("after", final)):
             found[f"{name}_{when}"] = _interval(artifact, name)
-    curve = run.tracker.history("evaluate/ocr_accuracy")
-    if len(curve) > 1:
-        drawn = {"held-out OCR accuracy": curve}
-        run.tracker.log_image(
-            "learning_curve", lambda: report.learning_curve(drawn), rounds, slider=False
-        )
     if first and final:
         run.tracker.log_image(
             "before_after", lambda: _before_after(run, first, final), rounds, slider=False
@@ -136,8 +129,8 @@ def _where_curves_are(folder: Path) -> str:
     return str(folder / METRICS)
 
 
-def _sample(rows: dict[str, list[Any]], i: int) -> report.Sample:
-    return report.Sample(
+def _sample(rows: dict[str, list[Any]], i: int) -> report.CaptionedImage:
+    return report.CaptionedImage(
         decode_png(rows["image"][i]), rows["text"][i], rows["ocr_text"][i], rows["reward"][i]
     )
 

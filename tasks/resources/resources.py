@@ -5,8 +5,6 @@ only on its inputs and params, never on what an earlier stage left here.
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -17,32 +15,12 @@ from calligrapher.model.loading import Model, load_model
 from calligrapher.model.policy import INITIAL, Weights
 from calligrapher.rl.train_loop import TRAINED
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.digests import path_digest
 from tasks.params.run_params import RunParams, check_multiple
 from tasks.pipeline import Sources
 from tasks.progress import Progress
 from tasks.resources.cases import Cases
 from tasks.resources.rewards import RewardScorer
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """Where the model that a run starts from lies; adapter None: a new one."""
-
-    base: Path
-    siglip: Path
-    adapter: Path | None
-
-    @property
-    def paths(self) -> list[Path]:
-        """Those that there are."""
-        return [path for path in (self.base, self.siglip, self.adapter) if path]
-
-    @cached_property
-    def digest(self) -> str:
-        """Digest of the frozen weights and of the adapter."""
-        paths = (self.base, self.siglip, self.adapter)
-        return "+".join(path_digest(path) if path else "new" for path in paths)
+from tasks.weights.model_files import ModelFiles
 
 
 def open_model(params: RunParams, files: ModelFiles) -> Model:
@@ -63,6 +41,7 @@ def open_model(params: RunParams, files: ModelFiles) -> Model:
         train_adapter=m.train_adapter,
         device=m.device,
     )
+    files.load_lora(model.policy)
     for side, pixels in (("width", m.width), ("height", m.height)):
         check_multiple(f"model.{side}", pixels, model.multiple)
     return model

@@ -10,10 +10,11 @@ from typing import Any
 
 from tasks import pipeline
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.layout import PREVIEW
+from tasks.artifacts.layout import PREVIEW, round_name
 from tasks.artifacts.run_dir import RunDir
-from tasks.params.run_params import RetentionParams
+from tasks.params.run_params import RunParams
 from tasks.reports import summary
+from tasks.reports.learning_curve import show_learning_curve
 from tasks.runs import retention
 from tasks.stages.checkpointed_loop import STEP_METRICS_FILE
 from tasks.tracking.tracker import Tracker
@@ -23,11 +24,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AfterStage:
-    """Tracks the artifacts of the run in `folder`, and deletes what retention does not keep."""
+    """Tracks the artifacts of the run in `folder`, and deletes what retention does not keep.
+
+    Only artifacts that were made just now are told in the log.
+    """
 
     folder: RunDir
     tracker: Tracker
-    retention: RetentionParams
+    params: RunParams
 
     def __call__(
         self, name: str, artifact: Artifact, *, is_new: bool, cost: dict[str, float]
@@ -47,14 +51,17 @@ class AfterStage:
                 speed = {"seconds": seconds, "images_per_second": artifact.meta["images"] / seconds}
                 self.tracker.log(name, round_index, _prefixed(stage, speed))
             case "evaluate":
-                self._track_evaluation(name, artifact)
+                self._track_evaluation(name, artifact, is_new=is_new)
             case _:
                 self.tracker.log(name, round_index, _prefixed(stage, artifact.meta))
         if stage == "score":
             rollout = self._parent(name, "rollout")
             summary.show_round(self.tracker, round_index, rollout, artifact)
+            if is_new:
+                self._tell_reward(round_index, artifact)
         if stage == "refresh" and is_new:
-            retention.retain(self.folder, self.retention)
+            self._tell_time(round_index)
+            retention.retain(self.folder, self.params.retention)
 
     def _track_time(self, name: str, artifact: Artifact, cost: dict[str, float]) -> None:
         measured = {"seconds": artifact.manifest.seconds, **cost}
@@ -71,7 +78,33 @@ class AfterStage:
         stage = pipeline.stage_of(name)
         self.tracker.log_rows(name, [(row.pop("step"), _prefixed(stage, row)) for row in rows])
 
-    def _track_evaluation(self, name: str, artifact: Artifact) -> None:
+    def _tell_reward(self, round_index: int, scores: Artifact) -> None:
+        logger.info(
+            "%s: mean reward %.3f of at most %g",
+            self._round(round_index),
+            scores.meta["reward_mean"],
+            self._highest_reward(),
+        )
+
+    def _tell_time(self, round_index: int) -> None:
+        """Log what the round took, and what the rounds to come will take at that pace."""
+        names = [pipeline.name_of(stage, round_index) for stage in pipeline.ROUND]
+        seconds = sum(self.folder.load(name).manifest.seconds for name in names)
+        left = (self.params.rounds - round_index - 1) * seconds
+        logger.info(
+            "%s took %s; about %s of training left",
+            self._round(round_index),
+            _duration(seconds),
+            _duration(left),
+        )
+
+    def _round(self, round_index: int) -> str:
+        return f"{round_name(round_index)} ({round_index + 1} of {self.params.rounds})"
+
+    def _highest_reward(self) -> float:
+        return sum(self.params.reward.weights.values())
+
+    def _track_evaluation(self, name: str, artifact: Artifact, *, is_new: bool) -> None:
         done = pipeline.rounds_done(name)
         if not name.endswith(PREVIEW):
             metrics = _prefixed("evaluate", artifact.meta)
@@ -80,11 +113,23 @@ class AfterStage:
             self.tracker.log_checkpoint(
                 f"round-{done:04d}", checkpoint.digest, checkpoint.path, done, metrics
             )
-            logger.info("after %d rounds: %s", done, summary.describe(artifact.meta))
+            if is_new:
+                outcome = summary.describe(artifact.meta)
+                logger.info("after %d of %d rounds: %s", done, self.params.rounds, outcome)
+                highest = self._highest_reward()
+                show_learning_curve(self.tracker, done, highest_reward=highest)
         summary.show_grid(self.tracker, done, artifact)
 
     def _parent(self, name: str, key: str) -> Artifact:
         return self.folder.load(pipeline.parents(name)[key])
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def _prefixed(stage: str, metrics: dict[str, Any]) -> dict[str, Any]:

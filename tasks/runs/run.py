@@ -48,7 +48,7 @@ class Run:
         self.folder, self.resources = folder, resources
         self.tracker, self.launcher = tracker, launcher
         self.sources = resources.sources
-        self.after_stage = AfterStage(folder, tracker, resources.params.retention)
+        self.after_stage = AfterStage(folder, tracker, resources.params)
         self.started = time.monotonic()
         self.built: set[str] = set()
 

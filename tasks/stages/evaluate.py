@@ -14,7 +14,7 @@ from calligrapher.sampling.sampler import sample_seed
 from calligrapher.tables.parquet import encode_png, write_scores, write_shard
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import WARMUP
-from tasks.pictures.grids import image_grid
+from tasks.pictures.grids import image_grid, reward_label
 from tasks.resources.resources import Resources
 from tasks.stages.sampling import rows_of, sample_batches, table_columns
 
@@ -100,8 +100,7 @@ def evaluate_weights(
 def caption(case: Case, row: dict[str, Any]) -> str:
     """What was asked for, what was read, and the reward."""
     read = "?" if row["ocr_text"] is None else row["ocr_text"] or "(nothing)"
-    reward = "unscored" if row["reward"] is None else f"{row['reward']:.2f}"
-    return f"{case.text} · {read} · {reward}"
+    return f"{case.text} · {read} · {reward_label(row['reward'])}"
 
 
 def summarise(scored: list[dict[str, Any]], group: int) -> dict[str, Any]:

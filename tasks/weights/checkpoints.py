@@ -1,5 +1,4 @@
-"""Finds trained weights: a file, or what a run's artifact, folder, name or MLflow URI stands
-for."""
+"""Finds trained weights: a file, or what a run's or artifact's folder, name or URI stands for."""
 
 import json
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ class Checkpoint:
 
 
 def find_checkpoint(text: str, runs_dir: Path, weights: str | None = None) -> Checkpoint | Path:
-    """The weights that `text` names: a Path for a file that is no artifact's.
+    """Return the weights that `text` names: a Path for a file that is no artifact's.
 
     A run stands for its newest update. `weights` is `ema`, `trained`, or None: ema where there is
     one. Raises ArtifactError when there is no such run, and when the weights are damaged or were

@@ -11,9 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -28,6 +30,7 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 PATIENCE_MS, TRY_MS = 120_000, 5_000  # for a busy machine; idle, each step takes a few seconds
+FAINT_WORDS = (Path(__file__).parent / "faint_words.js").read_text()
 LOOPBACK = ("127.0.0.1", "::1")
 
 
@@ -174,12 +177,16 @@ def test_a_person_paints_a_text_and_compares_what_base_and_trained_made_of_it(de
     problem(page, "text must have a visible character.")
 
     text.fill("KAWO")
-    page.click("#generate")
+    text.press("Enter")
     page.wait_for_function("document.querySelectorAll('.results figcaption b').length == 6")
     assert page.locator(".problem").count() == 0
+    assert page.locator("#results h2").inner_text().startswith("KAWO")
+    with page.expect_download() as download:
+        page.click("#download")
+    assert len(zipfile.ZipFile(download.value.path()).namelist()) == 6
     assert "accuracy" in page.locator(".results figcaption").first.inner_text()
     source = np.asarray(load_rgb(case.source))
-    pictures = {variant: painted(page, variant) for variant in ("base", "warm-up", "trained")}
+    pictures = {variant: painted(page, variant) for variant in ("base", "warmup", "trained")}
     for picture in itertools.chain(*pictures.values()):
         assert picture.shape == source.shape
         differs = (picture != source).any(-1)
@@ -193,6 +200,9 @@ def test_a_person_paints_a_text_and_compares_what_base_and_trained_made_of_it(de
     assert (pictures["base"][0] != pictures["base"][1]).any()
     assert (pictures["base"][0] != pictures["trained"][0]).any()
 
+    page.locator("#source-gallery button").nth(2).click()
+    expect(page.locator(".results")).to_have_count(0, timeout=PATIENCE_MS)
+
     remote = {c.raddr.ip for c in psutil.Process(process.pid).net_connections("inet") if c.raddr}
     assert remote <= set(LOOPBACK)
     page.close()
@@ -202,6 +212,44 @@ def test_a_person_paints_a_text_and_compares_what_base_and_trained_made_of_it(de
     assert process.wait(PATIENCE_MS / 1000) == 130
     assert psutil.wait_procs(children, timeout=60)[1] == []
     assert list(tmp_path.glob("calligrapher-demo-*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_phone_in_the_dark_shows_results_below_generate_and_every_word_can_be_read(demo, page):
+    from playwright.sync_api import expect
+
+    address, _ = demo
+    answer = httpx.get(address, headers={"Host": "evil.example"})
+    assert (answer.status_code, "Got 'evil.example'" in answer.text) == (421, True)
+    page.emulate_media(color_scheme="dark")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(address)
+    text = page.locator("#text textarea, #text input")
+    expect(text).not_to_have_value("", timeout=PATIENCE_MS)
+    text.fill("KAŁO")
+    page.locator("#steps input[type=number]").fill("50")
+    text.press("Enter")
+    expect(page.locator("#stop")).to_be_enabled(timeout=PATIENCE_MS)
+    page.click("#stop")
+    page.locator("#generate:enabled").wait_for()
+    assert page.locator("figure", has_text="stopped").count() > 0
+    page.locator("#steps input[type=number]").fill("2")
+    text.press("Enter")
+    page.wait_for_function("document.querySelectorAll('.results figcaption b').length == 6")
+    assert "does not know Ł" in page.locator(".notice").inner_text()
+    example, go, results = (
+        page.locator(part).first.bounding_box()
+        for part in ("#source-gallery button", "#generate", "#results h2")
+    )
+    assert example["width"] >= 80
+    assert 0 < results["y"] - (go["y"] + go["height"]) < 100
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate(FAINT_WORDS) == {}
+    page.emulate_media(color_scheme="light")
+    page.goto(f"{address}/?__theme=light")
+    expect(text).not_to_have_value("", timeout=PATIENCE_MS)
+    assert page.evaluate(FAINT_WORDS) == {}
 
 
 def test_without_the_extra_the_command_says_how_to_get_it(monkeypatch, capsys):

@@ -210,7 +210,7 @@ def test_paths_of_what_is_there_are_stored_absolute_and_decide_nothing(load, tmp
     elsewhere = load("data.train=user/set", "model.initial_adapter=a-run", "data.evaluation=none")
     assert (elsewhere.data.train, elsewhere.data.evaluation) == ("user/set", "none")
     assert elsewhere.model.initial_adapter == "a-run"
-    assert [params.reads(stage) for stage in STAGES] == [elsewhere.reads(s) for s in STAGES]
+    assert [reads(params, stage) for stage in STAGES] == [reads(elsewhere, s) for s in STAGES]
 
 
 def test_all_problems_of_a_file_are_named_at_once(load):

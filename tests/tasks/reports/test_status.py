@@ -43,7 +43,11 @@ def test_a_finished_run_is_told_stage_by_stage(train):
     assert found.bytes == sum(s.bytes for s in found.stages) == sum(p.stat().st_size for p in files)
     score = next(s for s in found.stages if s.name == "round-0001/score")
     meta = json.loads((folder / "round-0001/score/artifact.json").read_text())["meta"]
-    assert score.reward == meta["reward_mean"]
+    assert (score.reward, score.ocr_accuracy) == (meta["reward_mean"], None)
+    evaluation = next(s for s in found.stages if s.name == "evaluate")
+    meta = json.loads((folder / "evaluate/artifact.json").read_text())["meta"]
+    assert (evaluation.reward, evaluation.ocr_accuracy) == (None, meta["ocr_accuracy"])
+    assert f"accuracy {meta['ocr_accuracy']:.3f}" in found.text()
     assert score.seconds >= 0
     assert json.loads(found.model_dump_json())["stages"][0]["name"] == "warmup"
     assert f"{folder}: nft, 2 of 2 rounds, finished (nobody works on it)" in found.text()
