@@ -48,9 +48,10 @@ def training_run(
     params = load_params(file, overrides)
     name = check_run_name(file.stem if name is None else name)
     runs = RunsDir(runs_dir)
-    preflight(params, runs.data)
+    folder = runs.run(name)
+    preflight(params, runs.data, run=folder)
     check_servers(params.reward)
-    with opened_run(params, runs.run(name), progress=PrefectProgress) as run:
+    with opened_run(params, folder, progress=PrefectProgress) as run:
         yield run
 
 

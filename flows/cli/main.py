@@ -44,6 +44,7 @@ ONLY_PRINT = {"data", "plan", "status", "verify", "why"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's mistake is one line on stderr."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # A file's name may be no UTF-8.
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["reward-server"]:
         from reward_server.processes.launch import main as reward_server
@@ -179,7 +180,7 @@ def _train(chosen: argparse.Namespace) -> int:
     file = find_params_file(chosen.params)
     run = check_run_name(file.stem if run is None else run)
     params = load_params(file, overrides)
-    preflight(params, runs_dir / "data")
+    preflight(params, runs_dir / "data", run=runs_dir / run)
     check_servers(params.reward)
     from flows.services.prefect_api import QUIET, prefect_api
 
