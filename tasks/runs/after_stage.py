@@ -116,6 +116,7 @@ class AfterStage:
             if is_new:
                 outcome = summary.describe(artifact.meta)
                 logger.info("after %d of %d rounds: %s", done, self.params.rounds, outcome)
+            if is_new or done == self.params.rounds:  # the start that made the last may have died
                 highest = self._highest_reward()
                 show_learning_curve(self.tracker, done, highest_reward=highest)
         summary.show_grid(self.tracker, done, artifact)

@@ -269,3 +269,8 @@ def test_a_file_in_the_place_of_the_folder_is_told(generate, one, tmp_path, monk
     assert status == 2
     assert "need a folder" in said
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_the_warm_up_may_be_spelt_as_in_prose(generate, one):
+    status, _, said = generate(*one, "--variant", "warm-up")
+    assert (status, "The weights must be base here. Got 'warmup'" in said) == (2, True)
