@@ -19,7 +19,7 @@ LAYERS = {
         {"model"},
         {"tables"},
         {"data"},
-        {"params", "files", "durable", "errors"},
+        {"params", "files", "threads", "durable", "errors"},
     ),
     "reward_server": (
         {"__main__", "bench"},

@@ -31,6 +31,7 @@ from pathlib import Path
 
 from calligrapher import __version__
 from calligrapher.errors import CalligrapherError
+from calligrapher.threads import wait_asleep
 from flows.cli.convert import add_convert_commands
 from flows.cli.data import add_data_commands, count, positive
 from flows.cli.demo import add_demo_commands
@@ -45,6 +46,7 @@ ONLY_PRINT = {"data", "plan", "status", "verify", "why"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's mistake is one line on stderr."""
     sys.stdout.reconfigure(errors="backslashreplace")  # A file's name may be no UTF-8.
+    wait_asleep()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["reward-server"]:
         from reward_server.processes.launch import main as reward_server

@@ -77,8 +77,7 @@ def _compare(
         if made.state != "up to date"
     ]
     notes = [
-        f"not compared: {line}"
-        for line in differences(artifact.manifest.code, code_version(), "code")
+        f"not compared: {line}" for line in differences(_versions(artifact), code_version(), "code")
     ]
     try:
         asked = _asked(run_dir, name, params, sources, artifact)
@@ -99,6 +98,11 @@ def _asked(
     digests = {key: Artifact.load(run_dir.stage_path(p)).digest for key, p in parents(name).items()}
     scored_by = artifact.manifest.extra.get("scored_by")
     return provenance(name, params, {**sources, "scored_by": lambda: scored_by}, digests)
+
+
+def _versions(artifact: Artifact) -> dict[str, str]:
+    """Return the versions of the code that made it, without the machine that it ran on."""
+    return {k: v for k, v in artifact.manifest.code.items() if k not in ("threads", "cpu")}
 
 
 def _with_parent(line: str, name: str) -> str:
