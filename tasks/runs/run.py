@@ -203,7 +203,7 @@ def open_run(
     with folder.lock():
         _refuse_other_params(folder, params)
         _tell_other_machine(folder, params)
-        retention.sweep(folder)
+        retention.remove_leftovers(folder)
         atomic_write(folder.path / PARAMS, canonical_json(params.resolved()) + b"\n")
         with Tracker(folder.path, params, tags=lineage_tags(folder.path)) as tracker:
             yield Run(folder, resources, tracker, launcher or InProcess(resources))
