@@ -64,6 +64,11 @@ class Algorithm(Section, ABC):
         as `old`, so that one forward serves as both.
         """
 
+    @property
+    def decides_old(self) -> dict[str, Any]:
+        """Return the settings that decide how the sampling policy follows; read by `refresh`."""
+        return {}
+
     @abstractmethod
     def old_policy_decay(self, step: int) -> float:
         """Return the share of the sampling policy that stays after a round.

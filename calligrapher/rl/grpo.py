@@ -111,7 +111,6 @@ class GRPOParams(Exploration, Algorithm):
             ) from None
 
 
-
 def grpo_loss(
     log_prob: Tensor,  # [B] of the trained policy, with gradient
     old_log_prob: Tensor,  # [B] from the rollout

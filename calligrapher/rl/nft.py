@@ -156,6 +156,10 @@ class NFTParams(Algorithm):
             )
             yield loss / len(sigmas_KB), metrics | {"loss": loss.detach()}
 
+    @property
+    def decides_old(self) -> dict[str, Any]:
+        return {"old_policy": self.old_policy}
+
     def old_policy_decay(self, step: int) -> float:
         return old_policy_decay(self.old_policy, step)
 
@@ -169,7 +173,6 @@ class NFTParams(Algorithm):
                 f"nft.num_train_sigmas must be at most {available} (nft.timestep_fraction of"
                 f" {num_steps} rollout.num_inference_steps). Got {self.num_train_sigmas}."
             )
-
 
 
 def nft_loss(

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from calligrapher.errors import CalligrapherError
 from calligrapher.model.policy import Policy
-from calligrapher.rl.ema import ema_decay, lerp_
 from calligrapher.rl.algorithm import Losses
+from calligrapher.rl.ema import ema_decay, lerp_
 from calligrapher.rl.rows import TrainRows
 from calligrapher.rl.train_state import TrainState
 
@@ -118,8 +118,10 @@ class TrainLoop:
         limit: int | None = None,
         on_step: Callable[[dict[str, float]], None] = lambda metrics: None,
     ) -> None:
-        """Take the schedule's optimizer steps from number `done` on, at most up to `limit` steps of the
-        state."""
+        """Take the optimizer steps of `schedule` from number `done` on.
+
+        limit: optimizer steps that the state may have at most. on_step: gets each step's metrics.
+        """
         self.policy.loaded = None
         for batches in schedule.steps()[done:]:
             if limit is not None and self.state.step >= limit:

@@ -1,4 +1,4 @@
-"""What moves while training besides the weights: optimizer, step count, average; saved and loaded."""
+"""What moves while training besides the weights: optimizer, step count, average."""
 
 import json
 from collections.abc import Mapping

@@ -127,7 +127,14 @@ def windows_of(
 ) -> list[int]:
     """The window's start for each row: one per case and round."""
     return [
-        window_start(seed, round_index, case_id, num_steps, exploration.window_size, exploration.timestep_fraction)
+        window_start(
+            seed,
+            round_index,
+            case_id,
+            num_steps,
+            exploration.window_size,
+            exploration.timestep_fraction,
+        )
         for case_id in case_ids
     ]
 
@@ -141,10 +148,20 @@ def stochastic_step(
     exploration: Exploration,
     **given: Tensor,
 ) -> Step:
-    """`sde_step` or `cps_step`, as `exploration` says; `given` is `noise` (to sample) or `x_next` (to
-    score)."""
+    """Return `sde_step` or `cps_step`, as `exploration` says.
+
+    given: `noise` (to sample) or `x_next` (to score).
+    """
     if exploration.sampler == "cps":
-        return cps_step(velocity, x, sigma, sigma_next, noise_level=exploration.noise_level, **given)
+        return cps_step(
+            velocity, x, sigma, sigma_next, noise_level=exploration.noise_level, **given
+        )
     return sde_step(
-        velocity, x, sigma, sigma_next, noise_level=exploration.noise_level, sigma_max=sigma_max, **given
+        velocity,
+        x,
+        sigma,
+        sigma_next,
+        noise_level=exploration.noise_level,
+        sigma_max=sigma_max,
+        **given,
     )

@@ -63,7 +63,11 @@ def sample(
     x = noise(
         [torch.Generator().manual_seed(seed) for seed in starts_from] if starts_from else streams
     )
-    width = window_length(num_steps, exploration.window_size, exploration.timestep_fraction) if exploration else 0
+    width = (
+        window_length(num_steps, exploration.window_size, exploration.timestep_fraction)
+        if exploration
+        else 0
+    )
     trajectory, means, log_probs, window_sigmas = ([[] for _ in seeds] for _ in range(4))
     for i in range(num_steps):
         velocity = policy.velocity(x, x.new_full((len(x),), sigmas[i]), conditioning)

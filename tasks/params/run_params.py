@@ -9,7 +9,7 @@ pipeline.reads(params, "update")    # exactly what the stage `update` depends on
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 

@@ -1,10 +1,9 @@
 """What lies on the GPU in each stage, byte by byte, from params and configs alone.
 
-Counted as the stages hold it (`load_model`, `Policy.to_storage`, `Resources.weights`, `TrainState`):
-trained
-weights and gradients in float32, frozen ones in `mixed_precision`'s type, `old` and `reference` as
-copies of the trained weights and of nothing else. EMA and, when it is offloaded, T5 lie in the
-CPU's memory.
+Counted as the stages hold it (`load_model`, `Policy.to_storage`, `Resources.weights`,
+`TrainState`): trained weights and gradients in float32, frozen ones in `mixed_precision`'s type,
+`old` and `reference` as copies of the trained weights and of nothing else. EMA and, when it is
+offloaded, T5 lie in the CPU's memory.
 """
 
 import functools

@@ -8,8 +8,10 @@ from torch import nn
 from calligrapher.model.policy import Conditioning, Policy
 from calligrapher.rl.grpo import GRPOParams
 from calligrapher.rl.nft import NFTParams, nft_loss
-from calligrapher.rl.rows import Rows, grpo, nft, noised, supervised
-from calligrapher.sampling.sampler import Window, sample
+from calligrapher.rl.rows import TrainRows, grpo, nft, noised
+from calligrapher.rl.supervised import supervised
+from calligrapher.sampling.exploration import Window
+from calligrapher.sampling.sampler import sample
 from calligrapher.sampling.schedule import sigma_schedule
 
 ROWS, LENGTH, CHANNELS, STEPS = 3, 4, 5, 6
@@ -50,7 +52,7 @@ def conditioning(rows=ROWS):
 
 def rows(advantages=(1.0, 0.0, -2.0), window=None):
     x0 = torch.randn(ROWS, LENGTH, CHANNELS, generator=torch.Generator().manual_seed(1))
-    return Rows(x0, conditioning(), torch.tensor(advantages), window)
+    return TrainRows(x0, conditioning(), torch.tensor(advantages), window)
 
 
 def seeded(seed=7):
@@ -155,7 +157,7 @@ def test_nft_without_advantages_has_no_gradient_at_the_old_policy():
 @pytest.mark.parametrize(("noise", "shared"), [("row", False), ("group", True)])
 def test_nft_draws_noise_and_levels_for_each_row_or_once_for_each_group(noise, shared):
     p, params = policy(), NFTParams(kl_coef=0.0, num_train_sigmas=2, noise=noise)
-    same = Rows(
+    same = TrainRows(
         torch.zeros(3, LENGTH, CHANNELS),
         conditioning(),
         torch.zeros(3),
@@ -174,7 +176,7 @@ def rollout(p, params, starts=(0, 2, 1)):
     """Rows that `p` has sampled with a window of its own for each."""
     found = sample(p, conditioning(), [1, 2, 3], STEPS, window_starts=list(starts), grpo=params)
     p.model.calls = 0
-    return Rows(found.x0, conditioning(), torch.tensor([1.0, -0.5, 2.0]), found.window)
+    return TrainRows(found.x0, conditioning(), torch.tensor([1.0, -0.5, 2.0]), found.window)
 
 
 @pytest.mark.parametrize("sampler", ["sde", "cps"])
@@ -202,7 +204,7 @@ def test_grpo_runs_the_reference_only_for_a_kl(kl_coef, calls):
 def test_the_kl_of_grpo_pulls_towards_the_reference():
     p, params = policy(0.5), GRPOParams(window_size=2, kl_coef=1.0)
     batch = rollout(p, params)
-    batch = Rows(batch.x0, batch.conditioning, torch.zeros(ROWS), batch.window)
+    batch = TrainRows(batch.x0, batch.conditioning, torch.zeros(ROWS), batch.window)
     reference = {"adapter.weight": 0.4 * torch.eye(CHANNELS)}
     before, _ = run(grpo(p, batch, seeded(), params, STEPS, reference))
     assert before > 0
@@ -214,7 +216,7 @@ def test_the_kl_of_grpo_pulls_towards_the_reference():
 def test_grpo_raises_the_probability_of_what_was_good():
     p, params = policy(), GRPOParams(window_size=2, kl_coef=0.0)
     batch = rollout(p, params)
-    batch = Rows(batch.x0, batch.conditioning, torch.tensor([1.0, 0.0, 0.0]), batch.window)
+    batch = TrainRows(batch.x0, batch.conditioning, torch.tensor([1.0, 0.0, 0.0]), batch.window)
     before, _ = run(grpo(p, batch, seeded(), params, STEPS, p.snapshot()))
     p.parameters["adapter.weight"].data -= 1e-3 * gradient(p) / gradient(p).norm()
     after, metrics = run(grpo(p, batch, seeded(), params, STEPS, p.snapshot()))
