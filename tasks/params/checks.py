@@ -3,14 +3,43 @@
 Each check takes the loaded params and raises a ValueError in words; `check_all` runs them in turn.
 """
 
-from typing import TYPE_CHECKING, get_args
+from typing import Protocol, get_args
 
 from pydantic import BaseModel
 
+from calligrapher.rl.advantage import AdvantageParams
 from calligrapher.rl.algorithm import Algorithm
+from tasks.params.sections import (
+    DataParams,
+    EvaluateParams,
+    ModelParams,
+    RewardParams,
+    RolloutParams,
+    TrackingParams,
+    UpdateParams,
+    WarmupParams,
+)
 
-if TYPE_CHECKING:
-    from tasks.params.run_params import RunParams
+
+class Sections(Protocol):
+    """What the checks read of a run's params."""
+
+    model: ModelParams
+    data: DataParams
+    warmup: WarmupParams
+    rollout: RolloutParams
+    reward: RewardParams
+    advantage: AdvantageParams
+    update: UpdateParams
+    evaluate: EvaluateParams
+    tracking: TrackingParams
+
+    @property
+    def rl(self) -> Algorithm: ...
+
+    @property
+    def images_per_round(self) -> int: ...
+
 
 MLFLOW_SCHEMES = (
     "sqlite",
@@ -26,7 +55,7 @@ MLFLOW_SCHEMES = (
 )
 
 
-def check_all(params: "RunParams") -> None:
+def check_all(params: Sections) -> None:
     """Raise the ValueError of the first check that fails."""
     one_algorithm(params)
     trains_something(params)
@@ -48,7 +77,7 @@ def algorithms(params: type[BaseModel]) -> dict[str, type[Algorithm]]:
     }
 
 
-def one_algorithm(params: "RunParams") -> None:
+def one_algorithm(params: Sections) -> None:
     known = algorithms(type(params))
     given = [name for name in known if getattr(params, name) is not None]
     if len(given) != 1:
@@ -59,7 +88,7 @@ def one_algorithm(params: "RunParams") -> None:
         )
 
 
-def trains_something(params: "RunParams") -> None:
+def trains_something(params: Sections) -> None:
     if not params.model.train_adapter and params.model.lora is None:
         raise ValueError(
             "model.train_adapter must be true when model.lora is null: nothing would train. Got"
@@ -77,7 +106,7 @@ def trains_something(params: "RunParams") -> None:
         )
 
 
-def has_a_signal(params: "RunParams") -> None:
+def has_a_signal(params: Sections) -> None:
     if params.rollout.num_images_per_prompt == 1 and params.advantage.baseline == "group":
         raise ValueError(
             "rollout.num_images_per_prompt must be at least 2 with advantage.baseline 'group'. Got"
@@ -91,11 +120,11 @@ def has_a_signal(params: "RunParams") -> None:
         )
 
 
-def steps_suffice(params: "RunParams") -> None:
+def steps_suffice(params: Sections) -> None:
     params.rl.fits(params.rollout.num_inference_steps)
 
 
-def reward_answers(params: "RunParams") -> None:
+def reward_answers(params: Sections) -> None:
     reward = params.reward
     if reward.disable_reward_model:
         return
@@ -115,7 +144,7 @@ def reward_answers(params: "RunParams") -> None:
         )
 
 
-def evaluates(params: "RunParams") -> None:
+def evaluates(params: Sections) -> None:
     evaluate = params.evaluate
     if evaluate.every > 0 and params.data.evaluation is None:
         raise ValueError(
@@ -129,7 +158,7 @@ def evaluates(params: "RunParams") -> None:
         )
 
 
-def learning_rate_rises(params: "RunParams") -> None:
+def learning_rate_rises(params: Sections) -> None:
     for name, section in (("warmup", params.warmup), ("update", params.update)):
         if section.lr_scheduler == "constant" and section.lr_warmup_steps:
             raise ValueError(
@@ -139,7 +168,7 @@ def learning_rate_rises(params: "RunParams") -> None:
             )
 
 
-def tracking_has_a_store(params: "RunParams") -> None:
+def tracking_has_a_store(params: Sections) -> None:
     uri = params.tracking.uri or ""
     scheme, separator, _ = uri.partition("://")
     if separator and scheme.partition("+")[0] not in MLFLOW_SCHEMES:

@@ -52,11 +52,10 @@ def rows(count, seed=0):
     return torch.randn(count, SIZE, generator=torch.Generator().manual_seed(seed))
 
 
-def run(loop, plan, data=None, **how):
-    data = rows(plan.num_rows) if data is None else data
+def run(loop, schedule, data=None, **how):
+    data = rows(schedule.num_rows) if data is None else data
     history = []
-    loop.on_step = history.append
-    loop.run(lambda index: data[index], plan, **how)
+    loop.run(lambda index: data[index], schedule, on_step=history.append, **how)
     return history
 
 
@@ -85,7 +84,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_rows():
 
 def test_the_last_partial_accumulation_is_a_step_of_its_own():
     steps = BatchSchedule(7, 2, 3, 1, "k").steps()
-    assert [[len(index) for _, index in step] for step in steps] in (
+    assert [[len(batch.index) for batch in step] for step in steps] in (
         [[2, 2, 2], [1]],
         [[2, 2, 1], [2]],
         [[2, 1, 2], [2]],
@@ -95,14 +94,14 @@ def test_the_last_partial_accumulation_is_a_step_of_its_own():
 
 
 def test_a_plan_keeps_neighbours_together_and_orders_the_batches_anew_in_each_pass():
-    plan = BatchSchedule(8, 2, 1, 20, "k")
-    passes = [[step[0][1] for step in plan.steps()[4 * p : 4 * p + 4]] for p in range(20)]
+    schedule = BatchSchedule(8, 2, 1, 20, "k")
+    passes = [[step[0].index for step in schedule.steps()[4 * p : 4 * p + 4]] for p in range(20)]
     assert all(sorted(batches) == [[0, 1], [2, 3], [4, 5], [6, 7]] for batches in passes)
     assert len({str(batches) for batches in passes}) > 5
-    keys = [key for step in plan.steps() for key, _ in step]
+    keys = [batch.key for step in schedule.steps() for batch in step]
     assert len(set(keys)) == 80
     assert (
-        plan.steps()
+        schedule.steps()
         == BatchSchedule(8, 2, 1, 20, "k").steps()
         != BatchSchedule(8, 2, 1, 20, "other").steps()
     )
@@ -110,10 +109,10 @@ def test_a_plan_keeps_neighbours_together_and_orders_the_batches_anew_in_each_pa
 
 def test_a_plan_that_shuffles_rows_uses_each_once_a_pass():
     passes = BatchSchedule(5, 2, 3, 2, "k", shuffle_rows=True).steps()
-    assert [sorted(i for _, index in step for i in index) for step in passes] == [
+    assert [sorted(i for batch in step for i in batch.index) for step in passes] == [
         [0, 1, 2, 3, 4]
     ] * 2
-    assert passes[0][0][1] not in ([0, 1], [2, 3], [4])
+    assert passes[0][0].index not in ([0, 1], [2, 3], [4])
 
 
 @pytest.mark.parametrize(
@@ -224,18 +223,18 @@ def test_in_fp16_the_scale_does_not_change_the_step():
 @pytest.mark.parametrize("ema", [False, True])
 @pytest.mark.parametrize("autocast", [None, torch.float16])
 def test_a_saved_state_is_read_back_to_the_last_bit_and_goes_on_as_it_was(tmp_path, ema, autocast):
-    plan = BatchSchedule(6, 2, 1, 2, "k")
+    schedule = BatchSchedule(6, 2, 1, 2, "k")
     whole = make(ema=ema, autocast=autocast)
-    run(whole, plan)
+    run(whole, schedule)
     first = make(ema=ema, autocast=autocast)
-    run(first, plan, limit=4)
+    run(first, schedule, limit=4)
     first.state.save(first.policy, tmp_path / "a")
     second = make(ema=ema, autocast=autocast)
     second.state.load(second.policy, tmp_path / "a")
     second.state.save(second.policy, tmp_path / "b")
     for name in STATE_FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    run(second, plan, done=4)
+    run(second, schedule, done=4)
     assert torch.equal(weights(second), weights(whole))
     assert second.state.step == 6
     if ema:
@@ -279,13 +278,13 @@ class NestedAdam(torch.optim.AdamW):
 
 
 def test_an_optimizer_with_a_nested_state_goes_on_as_if_it_had_not_stopped(tmp_path):
-    plan = BatchSchedule(8, 2, 1, 1, "0/update/0")
+    schedule = BatchSchedule(8, 2, 1, 1, "0/update/0")
     whole, first, second = make(), make(), make()
     for loop in (whole, first, second):
         loop.state.optimizer = NestedAdam(loop.policy.parameters.values(), lr=0.0)
-    run(whole, plan)
-    run(first, plan, limit=2)
+    run(whole, schedule)
+    run(first, schedule, limit=2)
     first.state.save(first.policy, tmp_path)
     second.state.load(second.policy, tmp_path)
-    run(second, plan, done=2)
+    run(second, schedule, done=2)
     assert torch.equal(weights(second), weights(whole))
