@@ -3,11 +3,11 @@
 Each check takes the loaded params and raises a ValueError in words; `check_all` runs them in turn.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from calligrapher.errors import InputError
-from calligrapher.rl.grpo import window_length
-from calligrapher.sampling.schedule import trained_steps
+from pydantic import BaseModel
+
+from calligrapher.rl.algorithm import Algorithm
 
 if TYPE_CHECKING:
     from tasks.params.run_params import RunParams
@@ -38,11 +38,22 @@ def check_all(params: "RunParams") -> None:
     tracking_has_a_store(params)
 
 
+def algorithms(params: type[BaseModel]) -> dict[str, type[Algorithm]]:
+    """Return the fields of `params` that hold an algorithm's section, and the section's class."""
+    return {
+        name: candidate
+        for name, field in params.model_fields.items()
+        for candidate in get_args(field.annotation)
+        if isinstance(candidate, type) and issubclass(candidate, Algorithm)
+    }
+
+
 def one_algorithm(params: "RunParams") -> None:
-    given = [name for name in ("nft", "grpo") if getattr(params, name) is not None]
+    known = algorithms(type(params))
+    given = [name for name in known if getattr(params, name) is not None]
     if len(given) != 1:
         raise ValueError(
-            "exactly one of the sections nft and grpo must be given. Got"
+            f"exactly one of the sections {' and '.join(known)} must be given. Got"
             f" {' and '.join(given) or 'none'}. To switch off the one of a file, override it with"
             " null: `grpo=null nft={}`."
         )
@@ -81,21 +92,7 @@ def has_a_signal(params: "RunParams") -> None:
 
 
 def steps_suffice(params: "RunParams") -> None:
-    steps = params.rollout.num_inference_steps
-    if params.grpo is not None:
-        try:
-            window_length(steps, params.grpo.window_size, params.grpo.timestep_fraction)
-        except InputError as error:
-            raise ValueError(
-                f"grpo.window_size does not fit rollout.num_inference_steps: {error}"
-            ) from None
-    if params.nft is not None and params.nft.num_train_sigmas is not None:
-        available = trained_steps(steps, params.nft.timestep_fraction)
-        if params.nft.num_train_sigmas > available:
-            raise ValueError(
-                f"nft.num_train_sigmas must be at most {available} (nft.timestep_fraction of"
-                f" {steps} rollout.num_inference_steps). Got {params.nft.num_train_sigmas}."
-            )
+    params.rl.fits(params.rollout.num_inference_steps)
 
 
 def reward_answers(params: "RunParams") -> None:

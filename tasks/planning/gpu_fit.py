@@ -47,7 +47,6 @@ def ladder(params: RunParams) -> list[list[str]]:
     """Sets of overrides to try, in order: what changes no result, then rounding, then the
     method."""
     algorithm = params.algorithm
-    kl_coef = (params.nft or params.grpo).kl_coef
     adapter = ["model.train_adapter=false"] + ["model.lora={}"] * (params.model.lora is None)
     steps = [
         ["model.offload_text_encoder_two=true"],
@@ -57,7 +56,7 @@ def ladder(params: RunParams) -> list[list[str]]:
         ["warmup.use_8bit_adam=true"] * (params.warmup.steps > 0),
         ["update.use_8bit_adam=true"],
         ["warmup.batch_size=1", "update.batch_size=1"],
-        [f"{algorithm}.kl_coef=0"] * (kl_coef > 0),
+        [f"{algorithm}.kl_coef=0"] * params.rl.needs_reference,
         ["nft=null", "grpo={}"] * (algorithm == "nft"),
         adapter * params.model.train_adapter,
     ]

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from calligrapher.durable import save_tensors
 from calligrapher.rl.ema import lerp_, old_policy_decay
-from calligrapher.rl.train_loop import STATE, TRAINED
+from calligrapher.rl.train_state import STATE, TRAINED
 from tasks.artifacts.artifact import Artifact
 from tasks.params.run_params import RunParams
 

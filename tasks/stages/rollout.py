@@ -11,7 +11,8 @@ import torch
 
 from calligrapher.model.loading import pictures
 from calligrapher.model.policy import Weights
-from calligrapher.sampling.sampler import sample_seed, windows_of
+from calligrapher.sampling.exploration import windows_of
+from calligrapher.sampling.sampler import sample_seed
 from calligrapher.tables.parquet import write_shard
 from tasks.artifacts.artifact import Artifact
 from tasks.resources.resources import Resources
@@ -64,7 +65,11 @@ def _write(
     windows = starts_from = None
     if params.grpo is not None:
         windows = windows_of(
-            ids, params.seed, round_index, params.rollout.num_inference_steps, params.grpo
+            ids,
+            params.seed,
+            round_index=round_index,
+            num_steps=params.rollout.num_inference_steps,
+            exploration=params.grpo,
         )
         if params.grpo.noise == "group":
             starts_from = [sample_seed(params.seed, round_index, i, "all") for i in ids]

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from calligrapher.rl.rows import Rows, grpo, nft
-from calligrapher.rl.train_loop import TRAINED, Loop, Plan, TrainState, new_state
-from calligrapher.sampling.sampler import Window
+from calligrapher.rl.rows import TrainRows
+from calligrapher.rl.train_loop import BatchSchedule, TrainLoop
+from calligrapher.rl.train_state import TRAINED, TrainState, new_state
+from calligrapher.sampling.exploration import Window
 from calligrapher.tables.parquet import read_shard, read_table
 from tasks.artifacts.artifact import Artifact
 from tasks.resources.resources import Resources
@@ -47,23 +48,26 @@ def update(
     state = _state(resources, previous, first=previous.digest == start.digest)
     rows = training_rows(resources, rollout, advantages)
     old_policy = resources.weights(old_file) if params.nft is not None else None
-    reference = resources.weights(start_file) if anchored else None
+    # None says that the reference is what sampled: its forward then serves as both.
+    reference = None
+    if anchored and not (params.rl.needs_old and old_file == start_file):
+        reference = resources.weights(start_file)
     num_steps = params.rollout.num_inference_steps
 
-    def objective(batch: Rows, generator: torch.Generator):
-        if params.nft is not None:
-            return nft(policy, batch, generator, params.nft, num_steps, old_policy, reference)
-        return grpo(policy, batch, generator, params.grpo, num_steps, reference)
+    def objective(batch: TrainRows, generator: torch.Generator):
+        return params.rl.losses(
+            policy, batch, generator, num_steps=num_steps, old=old_policy, reference=reference
+        )
 
     settings = params.update
-    plan = Plan(
+    plan = BatchSchedule(
         len(rows),
         settings.batch_size,
         settings.gradient_accumulation_steps,
         settings.num_inner_epochs,
         f"{params.seed}/update/{round_index}",
     )
-    loop = Loop(
+    loop = TrainLoop(
         policy,
         state,
         settings,
@@ -103,7 +107,7 @@ def _state(resources: Resources, previous: Artifact, *, first: bool) -> TrainSta
     return state
 
 
-def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact) -> Rows:
+def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact) -> TrainRows:
     """The kept images of a round as training rows, in the order of the rollout."""
     table = read_table(advantages.file(ADVANTAGES_FILE), ["sample_id", "advantage", "kept"])
     names = ["sample_id", "case_id", "group_id", "x0"]
@@ -130,7 +134,7 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
         trajectory = tensor("trajectory")
         mean = tensor("mean_old") if resources.params.grpo.guard else trajectory[:, 1:]
         window = Window(trajectory, tensor("log_prob"), mean, tensor("window_sigmas"))
-    return Rows(
+    return TrainRows(
         x0=tensor("x0"),
         conditioning=resources.conditioning.batch([cases[case_ids[i]] for i in keep]),
         advantages=torch.tensor([table["advantage"][i] for i in keep], device=device),
