@@ -41,8 +41,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         fsync_path(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and str(error.filename) == str(temporary):
+            error.filename, error.filename2 = str(path), None  # the name that the user knows
         raise
     fsync_path(path.parent)
 

@@ -18,9 +18,10 @@ from tasks.params.files import find_params_file
 from tasks.params.names import check_run_name
 from tasks.params.run_params import RunParams, load_params
 from tasks.progress import Progress
-from tasks.resources.rewards import RewardScorer
+from tasks.resources.rewards import RewardScorer, check_servers
 from tasks.runs.preflight import preflight
 from tasks.runs.run import Run, open_run, resources_of
+from tasks.weights.checkpoints import siglip_folder
 
 ENGINES = (
     "paddleocr",
@@ -31,21 +32,26 @@ ENGINES = (
     "torch",
     "transformers",
 )
+OWN_SERVER_FLAGS = {"vlm": "--vlm-model-path", "siglip": "--siglip-path"}
 
 
 @contextmanager
 def training_run(
     params_file: str, overrides: list[str], name: str | None, runs_dir: Path
 ) -> Iterator[Run]:
-    """Everything that the flow needs. Raises ParamsError or RunLockedError before a model is
-    loaded."""
+    """Yield everything that the flow needs.
+
+    Raises ParamsError, RewardError or RunLockedError before a model is loaded.
+    """
     our_logs()
     file = find_params_file(params_file)
     params = load_params(file, overrides)
     name = check_run_name(file.stem if name is None else name)
     runs = RunsDir(runs_dir)
-    preflight(params, runs.data)
-    with opened_run(params, runs.run(name), progress=PrefectProgress) as run:
+    folder = runs.run(name)
+    preflight(params, runs.data, run=folder)
+    check_servers(params.reward)
+    with opened_run(params, folder, progress=PrefectProgress) as run:
         yield run
 
 
@@ -80,16 +86,27 @@ def lazy_scorer(params: RunParams, run_folder: Path, data_dir: Path) -> Iterator
 
 
 def identity_note(params: RunParams, data_dir: Path) -> Path:
-    """Where it is noted what our own server scores with: a name for its packages, its code and its
-    VLM."""
-    vlm = params.reward.vlm
+    """Return where it is noted what our own server scores with.
+
+    Its name stands for the server's packages, code and models.
+    """
     key = fingerprint(
         "identity",
         1,
         {"versions": {name: version(name) for name in ENGINES}, "code": code_version()},
-        {} if vlm is None else {"vlm": path_digest(vlm)},
+        {name: path_digest(folder) for name, folder in own_server_models(params).items()},
     )
     return data_dir / "reward-identity" / f"{key[:16]}.json"
+
+
+def own_server_models(params: RunParams) -> dict[str, str]:
+    """Return the model folders that the run's own server needs besides its OCR, by name."""
+    models = {}
+    if params.reward.vlm is not None:
+        models["vlm"] = params.reward.vlm
+    if params.reward.style_weight > 0:
+        models["siglip"] = str(siglip_folder(params.model.siglip))
+    return models
 
 
 def our_logs() -> None:
@@ -114,7 +131,9 @@ def reward_urls(params: RunParams, run_folder: Path) -> Iterator[list[str]]:
     from reward_server.processes.launch import ServerStartError, local_server
 
     run_folder.mkdir(parents=True, exist_ok=True)
-    flags = [] if reward.vlm is None else ["--vlm-model-path", reward.vlm]
+    flags = [
+        f"{OWN_SERVER_FLAGS[name]}={folder}" for name, folder in own_server_models(params).items()
+    ]
     with ExitStack() as stack:
         server = local_server(flags=flags, log_path=run_folder / "reward-server.log")
         try:

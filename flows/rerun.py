@@ -84,6 +84,6 @@ def _opened(todo: Rerun) -> Iterator[Run]:
     our_logs()
     folder = todo.folder.path
     if any("model" in STAGES[stage_of(name)].outside for name in todo.missing):
-        preflight(todo.params, RunsDir(folder.parent).data)
+        preflight(todo.params, RunsDir(folder.parent).data, run=folder)
     with opened_run(todo.params, folder, scorer=todo.recorded_scorer()) as run:
         yield run

@@ -128,7 +128,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "evaluate",
-            version=2,
+            version=1,
             inputs={"checkpoint": Input("update")},
             outside=("model", "evaluation_data"),
             reads=("model", "evaluate", "reward", "num_inference_steps", "sampling_batch"),

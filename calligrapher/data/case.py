@@ -63,12 +63,14 @@ def _file_digest(path: Path) -> bytes:
 
 
 def checked_text(text: str) -> str:
-    """Return the text itself. Raises DataError when it cannot be written as one line."""
+    """Return the text without the blanks around it, which are layout wherever it was given.
+
+    Raises DataError when it cannot be written as one line.
+    """
+    text = text.strip()
     categories = [unicodedata.category(character) for character in text]
     if not any(category[0] in "LMNPS" for category in categories):
         raise DataError(f"text must have a visible character. Found {text!r}.")
-    if text != text.strip():
-        raise DataError(f"text must not begin or end with a blank. Found {text!r}.")
     forbidden = [
         c
         for c, category in zip(text, categories, strict=True)
@@ -84,6 +86,6 @@ def checked_text(text: str) -> str:
 def slug(text: str) -> str:
     """Return the text for use in file names; a hash keeps apart what the cleaning makes equal."""
     plain = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:32]
-    if plain == text:
+    if plain and plain == text:
         return plain
     return f"{plain or 'text'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

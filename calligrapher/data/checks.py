@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calligrapher.data.case import Case
-from calligrapher.data.images import load_mask, load_rgb
+from calligrapher.data.images import load_grey, load_mask, load_rgb
 from calligrapher.errors import DataError
 
 MIN_SIDE = 2  # A line of single pixels shows no style and holds no text.
@@ -50,6 +50,13 @@ def _same_bytes(one: Path, other: Path) -> bool:
     return one.read_bytes() == other.read_bytes()
 
 
+def _all_dark(brightest: int) -> str:
+    """Return what a mask looks like that has no white pixel."""
+    if brightest == 0:
+        return "it is black all over, so nothing would be painted"
+    return f"its brightest pixel is {brightest}. Save it with 0 and 255"
+
+
 def inspect(path: Path, role: str) -> Inspection:
     """Return the size of one picture and what is wrong with it, taken alone."""
     try:
@@ -65,8 +72,8 @@ def inspect(path: Path, role: str) -> Inspection:
         painted = image.histogram()[255]
         if painted == 0:
             problems.append(
-                f"{path} must have a white pixel (128 to 255, white = paint). Found none. "
-                "A mask saved as 0 and 1 looks like this."
+                f"{path} must have a white pixel (128 to 255, white = paint). Found none:"
+                f" {_all_dark(int(load_grey(path).max()))}."
             )
         if painted == width * height:
             problems.append(

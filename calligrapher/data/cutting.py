@@ -150,9 +150,8 @@ def _illegible(place: TextPlace, rules: Rules) -> str | None:
 
 def _unwanted(place: TextPlace, rules: Rules) -> str | None:
     """Return why its text is not to be written; None where it is."""
-    text = place.text.strip()
     try:
-        checked_text(text)
+        text = checked_text(place.text)
     except DataError:
         return "not a text of one line with a visible character"
     if len(text) > rules.max_length:

@@ -51,7 +51,7 @@ def load_cases(
     their bytes. Every picture is decoded once. Raises one DataError that names every broken sample
     (file, place, what must hold, what was found); ParamsError on an unknown kind.
     """
-    samples = survey(path, kind, cache_dir)
+    samples = list(survey(path, kind, cache_dir))
     problems = [problem for sample in samples for problem in sample.messages()]
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
@@ -64,17 +64,18 @@ def load_cases(
 
 def survey(
     path: Path | str, kind: DatasetKind, cache_dir: Path | str | None = None
-) -> list[ListedSample]:
-    """Return every sample of a dataset with what is wrong with it; arguments as `load_cases`."""
+) -> Iterator[ListedSample]:
+    """Yield every sample of a dataset with what is wrong with it; arguments as `load_cases`."""
     if kind not in get_args(DatasetKind):
         raise ParamsError(f"kind must be one of {', '.join(get_args(DatasetKind))}. Got {kind!r}.")
     place = _place(path, kind)
-    samples = list(
-        _checked(_entries(place, kind, None if cache_dir is None else Path(cache_dir).absolute()))
-    )
-    return samples or [
-        ListedSample(place.name, None, ("must list at least one case. Found none.",))
-    ]
+    cache = None if cache_dir is None else Path(cache_dir).absolute()
+    empty = True
+    for sample in _checked(_entries(place, kind, cache)):
+        empty = False
+        yield sample
+    if empty:
+        yield ListedSample(place.name, None, ("must list at least one case. Found none.",))
 
 
 def _place(path: Path | str, kind: DatasetKind) -> Path:

@@ -43,11 +43,22 @@ def load_rgb(path: Path) -> Image.Image:
         layer = image.convert("RGBA")
         canvas = Image.new("RGBA", layer.size, "white")
         image = Image.alpha_composite(canvas, layer)
-    return image.convert("RGB")
+    rgb = image.convert("RGB")
+    if rgb.info.get("icc_profile", b"")[16:20] != b"RGB ":
+        rgb.info.pop("icc_profile", None)  # That of CMYK or grey says nothing of these numbers.
+    return rgb
 
 
 def load_mask(path: Path) -> Image.Image:
     """Return a mask as mode "L" with 0 and 255 only, white = paint: 128 and brighter is white.
+
+    Raises DataError as `load_grey` does.
+    """
+    return Image.fromarray(np.where(load_grey(path) >= 128, 255, 0).astype(np.uint8))
+
+
+def load_grey(path: Path) -> np.ndarray:
+    """Return the brightness [H, W] of a mask, 0 to 255.
 
     Raises DataError when it cannot be read, is transparent somewhere (painted or not?) or has
     colours.
@@ -63,7 +74,7 @@ def load_mask(path: Path) -> Image.Image:
         raise DataError(
             f"{path} must be a grey mask (red = green = blue). Found {coloured} coloured pixel(s)."
         )
-    return Image.fromarray(np.where(red >= 128, 255, 0).astype(np.uint8))
+    return red
 
 
 def _open(path: Path) -> Image.Image:
@@ -73,6 +84,12 @@ def _open(path: Path) -> Image.Image:
             found = "a folder" if path.is_dir() else "nothing"
             raise DataError(f"{path} must be an image file. Found {found} there.")
         with Image.open(path) as image:
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # A camera's JPEG with its preview is MPO.
+                raise DataError(
+                    f"{path} must hold one picture. Found {frames} frames or pages. Save the one"
+                    " wanted as a file of its own."
+                )
             image.load()
             upright = ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
@@ -84,13 +101,24 @@ def _open(path: Path) -> Image.Image:
     except _DECODE_ERRORS as error:
         raise DataError(f"{path} must be a whole, readable image. Found: {error}.") from error
     if upright.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        return _upper_8_bits(upright)
     if upright.mode in ("I", "F"):
         raise DataError(
             f"{path} must have 8 or 16 bits per channel. Found 32 ({upright.mode!r}). Save it as"
             " 8-bit PNG."
         )
     return upright
+
+
+def _upper_8_bits(image: Image.Image) -> Image.Image:
+    """Return a picture of 16-bit grey as 8-bit grey, with alpha where it is transparent."""
+    values = np.asarray(image)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    clear = image.info.get("transparency")  # In a PNG one grey value may stand for transparent.
+    if clear is None:
+        return grey
+    alpha = np.where(values == clear, 0, 255).astype(np.uint8)
+    return Image.merge("LA", (grey, Image.fromarray(alpha)))
 
 
 def to_tensor(image: Image.Image, width: int, height: int) -> Tensor:

@@ -18,13 +18,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from calligrapher.data.case import Case, CaseId, checked_text, slug
 from calligrapher.errors import DataError
 
+FileName = Annotated[str, Field(min_length=1)]
 ListKind = Literal["self", "cross", "jsonl"]
 
 _BENCH_FILE = re.compile(r"(self|cross)_bench\.txt|test[0-9]+_(source|mask|ref|target)\.png")
@@ -46,12 +47,12 @@ class ListedCase(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    source: str
-    mask: str
-    reference: str
+    source: FileName
+    mask: FileName
+    reference: FileName
     text: str
     case_id: CaseId | None = None
-    target: str | None = None
+    target: FileName | None = None
 
     def case(self, folder: Path, name: str) -> Case:
         """Return the case, its paths relative to `folder`.
@@ -129,7 +130,7 @@ def _parse_self(folder: Path, line: str) -> list[Case]:
     match = _SELF_LINE.fullmatch(line)
     if match is None:
         raise DataError(f"must read N-text, N a whole number. Found {line!r}.")
-    number, text = int(match[1]), checked_text(match[2].strip())
+    number, text = int(match[1]), checked_text(match[2])
     case = _bench_case(folder, number, number, f"test{number}-{slug(text)}", text)
     target = folder / f"test{number}_target.png"
     # A link to nowhere is a broken target, not a missing one.
@@ -142,7 +143,7 @@ def _parse_cross(folder: Path, line: str) -> list[Case]:
         raise DataError(
             f"must read N-ref1,ref2-text, N and the refs whole numbers. Found {line!r}."
         )
-    number, text = int(match[1]), checked_text(match[3].strip())
+    number, text = int(match[1]), checked_text(match[3])
     refs = [int(ref) for ref in match[2].split(",")]
     return [
         _bench_case(folder, number, ref, f"test{number}-ref{ref}-{slug(text)}", text)

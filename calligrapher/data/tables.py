@@ -30,8 +30,12 @@ def parquet_entries(path: Path, cache_dir: Path | None) -> Iterator[ListEntry]:
     for table in _tables(path):
         for place, row in enumerate(_rows(table), start=1):
             number += 1
+            where = f"{table.name} row {place}"
+            if isinstance(row, DataError):
+                yield ListEntry(where, error=row)
+                continue
             yield _entry(
-                f"{table.name} row {place}",
+                where,
                 row,
                 folder=table.parent,
                 name=f"row{number}",
@@ -52,16 +56,25 @@ def _tables(path: Path) -> list[Path]:
     return tables
 
 
-def _rows(table: Path) -> Iterator[dict[str, Any]]:
+def _rows(table: Path) -> Iterator[dict[str, Any] | DataError]:
+    """Yield the rows of a Parquet file; an error in place of one that cannot be read."""
     try:
         with pq.ParquetFile(table) as file:
             _check_columns(table, file.schema_arrow.names)
             for batch in file.iter_batches(_BATCH):
-                yield from batch.to_pylist()
+                for number in range(batch.num_rows):
+                    yield _row(batch.slice(number, 1))
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{table} must be a whole, readable Parquet file. Found: {error}."
         ) from error
+
+
+def _row(batch: pa.RecordBatch) -> dict[str, Any] | DataError:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return DataError(f"its strings must be UTF-8. Found {error.object[:40]!r}.")
 
 
 def huggingface_entries(name: str, cache_dir: Path | None) -> Iterator[ListEntry]:

@@ -122,8 +122,10 @@ def read_shard(path: str | Path, columns: Sequence[str] | None = None) -> dict[s
 
 
 def write_scores(path: str | Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Write a score table: all columns of SCORE_COLUMNS; the rows without a reward have a
-    reason."""
+    """Write a score table: all columns of SCORE_COLUMNS, then what else was measured, as numbers.
+
+    Raises ArtifactError when a row has neither a reward nor a reason, or both.
+    """
     for sample, reward, reason in zip(
         columns["sample_id"], columns["reward"], columns["reason"], strict=True
     ):
@@ -131,7 +133,8 @@ def write_scores(path: str | Path, columns: Mapping[str, Sequence[Any]]) -> None
             raise ArtifactError(
                 f"{path}: {sample} must have a reward or a reason. Got {reward=}, {reason=}."
             )
-    _write_table(path, SCORE_COLUMNS, columns)
+    further = [pa.field(name, pa.float64()) for name in columns if name not in SCORE_COLUMNS.names]
+    _write_table(path, pa.schema([*SCORE_COLUMNS, *further]), columns)
 
 
 def write_advantages(path: str | Path, columns: Mapping[str, Sequence[Any]]) -> None:

@@ -106,6 +106,13 @@ def _make(chosen: argparse.Namespace) -> int:
     except ValidationError as error:
         raise ParamsError(f"a rule of data make cannot be used: {wrong_fields(error)}.") from error
     read, reads_with = scene_reader()
-    made = make_cases(chosen.pictures, chosen.out, read, reads_with, rules, chosen.max_cases)
+    made = make_cases(
+        chosen.pictures,
+        chosen.out,
+        read=read,
+        reads_with=reads_with,
+        rules=rules,
+        max_cases=chosen.max_cases,
+    )
     print(made.text())
     return 0

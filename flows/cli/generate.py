@@ -61,8 +61,7 @@ def add_generate_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_settings(how: argparse._ArgumentGroup) -> None:
-    """The values themselves are checked as params; what is not given is the run's or the
-    model's."""
+    """Add options that are checked as params; what is not given is the run's or the model's."""
     how.add_argument("--scale", type=float, help="weight of the style (1); 0 = FLUX.1-Fill alone")
     how.add_argument(
         "--seed", type=int, help="seed of the first picture (0); the next ones count up"
@@ -96,7 +95,7 @@ def _add_settings(how: argparse._ArgumentGroup) -> None:
 
 def _generate(chosen: argparse.Namespace) -> int:
     """Mistakes in cases and settings are told before a model is loaded."""
-    from tasks.inference.gallery import GenerateParams, paint_cases
+    from tasks.inference.gallery import GenerateParams, check_folder, paint_cases
     from tasks.inference.painter import BASE, TRAINED, open_painter
     from tasks.params.errors import checked
     from tasks.pipeline import WARMUP
@@ -108,6 +107,7 @@ def _generate(chosen: argparse.Namespace) -> int:
             f"--{' and --'.join(named)} must not be given with --run, which brings its model."
         )
     cases = _cases(chosen)
+    check_folder(chosen.out)
     painter = open_painter(
         chosen.run, runs_dir=chosen.runs_dir, **named, **_given(chosen, _INSTEAD)
     )

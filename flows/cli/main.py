@@ -1,14 +1,19 @@
-"""The command `calligrapher`: train, serve rewards, track, and build the embedded tiny model.
+"""The command `calligrapher`: train, serve rewards, look at runs, paint.
 
-calligrapher train params/tiny-nft.yaml [run=NAME] [runs_dir=DIR] [rounds=5 nft.nft_beta=0.1 ...]
-calligrapher reward-server [--gpu-ids 0,1] [--port 8000] ... calligrapher status|verify|gc|sync RUN
-calligrapher why RUN STAGE [KEY=VALUE ...] calligrapher rerun RUN STAGE [KEY=VALUE ...] --fork NAME
-[--downstream] calligrapher replay RUN [KEY=VALUE ...] --fork NAME calligrapher data check DIR|FILE
-[--sheet sheet.png] | data make PICTURES OUT calligrapher convert WEIGHTS TARGET [--weights
-ema|trained] [--lora merged|separate] [--dtype bfloat16] calligrapher generate --image IMG --mask
-MASK --reference REF --text TEXT [--run RUN] --out DIR calligrapher demo [--run RUN] [--base FOLDER
---siglip FOLDER] [--adapter FILE] ... calligrapher plan params/nft.yaml [KEY=VALUE ...] [--gpu h100
-| --gpu-memory GIB] [--json] calligrapher tiny pretrain OUT | tiny cases OUT
+calligrapher train tiny-nft|FILE [run=NAME] [runs_dir=DIR] [rounds=5 nft.nft_beta=0.1 ...]
+calligrapher plan nft|FILE [KEY=VALUE ...] [--gpu h100 | --gpu-memory GIB] [--json]
+calligrapher reward-server [--gpu-ids 0,1] [--port 8000] ...
+calligrapher status|verify|gc|sync RUN
+calligrapher why RUN STAGE [KEY=VALUE ...]
+calligrapher rerun RUN STAGE [KEY=VALUE ...] --fork NAME [--downstream]
+calligrapher replay RUN [KEY=VALUE ...] --fork NAME
+calligrapher data check DIR|FILE [--sheet sheet.png]
+calligrapher data make PICTURES OUT
+calligrapher convert WEIGHTS TARGET [--weights ema|trained] [--lora merged|separate] ...
+calligrapher generate --image IMG --mask MASK --reference REF --text TEXT [--run RUN] --out DIR
+calligrapher demo [--run RUN] [--base FOLDER --siglip FOLDER] [--adapter FILE] ...
+calligrapher tiny pretrain OUT
+calligrapher tiny cases OUT
 """
 
 import argparse
@@ -26,6 +31,7 @@ from pathlib import Path
 
 from calligrapher import __version__
 from calligrapher.errors import CalligrapherError
+from calligrapher.threads import wait_asleep
 from flows.cli.convert import add_convert_commands
 from flows.cli.data import add_data_commands, count, positive
 from flows.cli.demo import add_demo_commands
@@ -38,8 +44,9 @@ ONLY_PRINT = {"data", "plan", "status", "verify", "why"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. A user's mistake is one clear line, not a
-    traceback."""
+    """Run one command and return its exit status; a user's mistake is one line on stderr."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # A file's name may be no UTF-8.
+    wait_asleep()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["reward-server"]:
         from reward_server.processes.launch import main as reward_server
@@ -168,12 +175,15 @@ def _train(chosen: argparse.Namespace) -> int:
     from tasks.params.files import find_params_file
     from tasks.params.names import check_run_name
     from tasks.params.run_params import load_params
+    from tasks.resources.rewards import check_servers
     from tasks.runs.preflight import preflight
 
     # The user's mistakes are told before anything is started.
     file = find_params_file(chosen.params)
     run = check_run_name(file.stem if run is None else run)
-    preflight(load_params(file, overrides), runs_dir / "data")
+    params = load_params(file, overrides)
+    preflight(params, runs_dir / "data", run=runs_dir / run)
+    check_servers(params.reward)
     from flows.services.prefect_api import QUIET, prefect_api
 
     for name, value in (QUIET | {"PREFECT_LOGGING_LEVEL": "WARNING"}).items():

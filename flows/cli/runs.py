@@ -124,13 +124,15 @@ def _gc(chosen: argparse.Namespace) -> int:
     from tasks.artifacts.layout import PARAMS
     from tasks.artifacts.run_dir import RunDir
     from tasks.params.run_params import load_params
-    from tasks.runs.retention import collect
+    from tasks.runs.overrides import refuse_others
+    from tasks.runs.retention import clean_up
 
     folder, _ = _located(chosen)
+    refuse_others(chosen.settings, "retention")
     params = load_params(folder / PARAMS, chosen.settings)
     run_dir = RunDir(folder)
     with nullcontext() if chosen.dry_run else run_dir.lock():
-        found = collect(run_dir, params.retention, dry_run=chosen.dry_run)
+        found = clean_up(run_dir, params.retention, dry_run=chosen.dry_run)
     for garbage in found:
         print(f"{garbage.freed:>12}  {garbage.why:<20}  {garbage.path}")
     verb = "would be freed" if chosen.dry_run else "were freed"

@@ -1,5 +1,4 @@
-"""Reads all texts of a picture with the OCR models of the reward server: the reader of `data
-make`."""
+"""The reader of `data make`: all texts of a picture, by the reward server's OCR models."""
 
 from collections.abc import Callable
 
@@ -11,8 +10,7 @@ from reward_server.text import picture_order
 
 
 def scene_reader() -> tuple[Callable[[np.ndarray], list[TextPlace]], dict[str, str]]:
-    """(reader of pictures uint8 [H, W, 3], what it reads with: engines, models, digests of the
-    weights)."""
+    """Return a reader of pictures (uint8 [H, W, 3]), and its engines, models and digests."""
     detector = load_detector("onnxruntime", model_dir=None, device="cpu", threads=1)
     recogniser = load_recogniser("onnxruntime", model_dir=None, device="cpu", threads=1)
 

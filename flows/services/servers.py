@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calligrapher.errors import CalligrapherError
+from calligrapher.threads import wait_asleep
 from flows.services.daemons import Daemons
 from flows.services.loopback import ask_this_machine_directly
 from flows.services.prefect_api import QUIET
@@ -41,6 +42,7 @@ def start(runs_dir: Path, prefect_port: int, mlflow_port: int) -> list[str]:
         "PREFECT_HOME": str(runs_dir / ".services" / "prefect"),
         "CALLIGRAPHER_MLFLOW_URL": mlflow,
     }
+    wait_asleep()  # the workers' flows train beside these servers
     daemons = Daemons(runs_dir / ".services", os.environ | environment)
     _write_settings(api)
     try:

@@ -35,6 +35,7 @@ __all__ = [
     "server_urls",
 ]
 
+_INFO = Request("GET", "/info")
 TOKEN_VARIABLE = "CALLIGRAPHER_REWARD_TOKEN"
 
 
@@ -131,7 +132,7 @@ class RewardClient:
         RewardUnavailableError (deadline passed).
         """
         stop_at = time.monotonic() + self._deadline_s
-        chunks = self._chunks([_body(item) for item in items])
+        chunks = self._chunks(_bodies(items))
         futures = [self._pool.submit(self._score_chunk, chunk, stop_at) for chunk in chunks]
         results: list[RewardResult | None] = []
         reason = ""
@@ -158,7 +159,19 @@ class RewardClient:
         Servers that do not answer now are left out; their answers are compared when they come.
         """
         stop_at = time.monotonic() + self._deadline_s
-        return self._servers.ask_all(Request("GET", "/info"), stop_at)[0]
+        answers, _ = self._servers.ask_all(_INFO, stop_at)
+        return answers[0] if answers else self._servers.ask(_INFO, stop_at)
+
+    def check(self) -> list[dict]:
+        """Return `GET /info` of the servers that give it now; a loading server gives none yet.
+
+        Raises RewardRejectedError (wrong token, set up unlike) and RewardUnavailableError when no
+        server is there at all, without waiting for one.
+        """
+        answers, reasons = self._servers.ask_all(_INFO, time.monotonic() + self._deadline_s)
+        if not any(server.there for server in self._servers.servers):
+            raise RewardUnavailableError(f"no reward server is there ({'; '.join(reasons)})", [])
+        return answers
 
     def close(self) -> None:
         """End threads and connections."""
@@ -204,15 +217,26 @@ class RewardClient:
         return results
 
 
-def _body(item: RewardItem) -> dict:
-    body: dict[str, Any] = {"image": encode_png(item.image), "prompt": item.prompt}
-    if item.mask is not None:
-        body["mask"] = encode_png(item.mask)
-    if item.reference is not None:
-        body["reference"] = encode_png(item.reference)
-    if item.text is not None:
-        body["text"] = item.text
-    return body
+def _bodies(items: Sequence[RewardItem]) -> list[dict[str, str]]:
+    """Return the items as they travel; a picture that several share is encoded and held once."""
+    encoded: dict[int, str] = {}  # by identity: the items keep their pictures alive
+
+    def once(picture: Any) -> str:
+        if id(picture) not in encoded:
+            encoded[id(picture)] = encode_png(picture)
+        return encoded[id(picture)]
+
+    bodies = []
+    for item in items:
+        body = {"image": once(item.image), "prompt": item.prompt}
+        if item.mask is not None:
+            body["mask"] = once(item.mask)
+        if item.reference is not None:
+            body["reference"] = once(item.reference)
+        if item.text is not None:
+            body["text"] = item.text
+        bodies.append(body)
+    return bodies
 
 
 def _result(one: dict) -> RewardResult:

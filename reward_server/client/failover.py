@@ -62,6 +62,7 @@ class Server:
         self.url = url.rstrip("/")
         self.outstanding = 0  # requests under way
         self.turn = 0  # number of the last request, counted over all servers
+        self.there = False  # whether it answered the last request, if only that it is busy
         self._trip_after, self._max_pause_s = trip_after, max_pause_s
         self._failures = 0
         self._open_until = 0.0
@@ -74,11 +75,12 @@ class Server:
     def succeeded(self) -> None:
         """Note that it works."""
         with self._lock:
-            self._failures, self._open_until = 0, 0.0
+            self._failures, self._open_until, self.there = 0, 0.0, True
 
     def failed(self) -> None:
         """Count a failure; from the `trip_after`th on, stay away for longer and longer."""
         with self._lock:
+            self.there = False
             self._failures += 1
             if self._failures >= self._trip_after:
                 pause = min(0.5 * 2 ** (self._failures - self._trip_after), self._max_pause_s)
@@ -87,7 +89,7 @@ class Server:
     def busy(self, seconds: float) -> None:
         """Stay away for `seconds`: it is alive, and no failure is counted."""
         with self._lock:
-            self._open_until = time.monotonic() + seconds
+            self._open_until, self.there = time.monotonic() + seconds, True
 
 
 class Servers:
@@ -143,18 +145,21 @@ class Servers:
             delay = min(delay * 2, _MAX_BACKOFF_S)
         raise RewardUnavailableError(f"no reward server answered in time (last: {reason})", [])
 
-    def ask_all(self, request: Request, stop_at: float) -> list[dict]:
-        """Return the answers of the servers that give one now, at least one of them.
+    def ask_all(self, request: Request, stop_at: float) -> tuple[list[dict], list[str]]:
+        """Return the answers of the servers that give one now, and why the others give none.
 
-        Raises like `ask`, for which it waits when none answers at once.
+        Raises RewardRejectedError.
         """
-        answers, tried = [], set()
+        answers, reasons = [], []
+        tried: set[Server] = set()
         while (server := self._take(tried)) is not None:
             tried.add(server)
-            answer, _ = self._try(server, request, stop_at)
-            if answer is not None:
+            answer, reason = self._try(server, request, stop_at)
+            if answer is None:
+                reasons.append(reason)
+            else:
                 answers.append(answer)
-        return answers or [self.ask(request, stop_at)]
+        return answers, reasons
 
     def _check_setup(self, server: Server, fingerprint: str | None) -> None:
         """Raise RewardRejectedError when `server` is set up unlike the one that answered first."""
@@ -201,8 +206,9 @@ class Servers:
                 return answer, ""
         except (requests.RequestException, ValueError) as error:
             server.failed()
-            log.warning("reward server %s failed: %s", server.url, error)
-            return None, f"{server.url}: {error}"
+            reason = f"{server.url}: {_cause(error)}"
+            log.warning("reward server %s", reason)
+            return None, reason
         finally:
             with self._lock:
                 server.outstanding -= 1
@@ -226,6 +232,13 @@ class Servers:
             session.headers.update(self._headers)
             self._sessions.append(session)
         return session
+
+
+def _cause(error: BaseException) -> str:
+    """Return what the system said, without the three libraries that passed it on."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -38,15 +38,21 @@ def parse_settings(parser: argparse.ArgumentParser, options: dict) -> Settings:
     """Return the settings of parsed flags, or end the program with the parser's usage error."""
     try:
         settings = Settings(**options)
+        settings.check_paths()
         settings.token()
         return settings
     except ValidationError as error:
-        told = "; ".join(
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
+        problem = "; ".join(
+            # Options that do not go together have no place, and say themselves what they are.
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']}. Got {one['input']!r}."
+            if one["loc"]
+            else one["msg"].removeprefix("Value error, ")
+            for one in error.errors()
         )
-        parser.error(told)
     except ValueError as error:
-        parser.error(str(error))
+        problem = str(error)
+    # Not `parser.error`: forty flags would stand above the one sentence.
+    parser.exit(EXIT_USAGE, f"{parser.prog}: error: {problem}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,8 +12,7 @@ def load_scorers(settings: Settings) -> list[Scorer]:
         from reward_server.scorers.debug import DebugScorer
 
         return [DebugScorer()]
-    loaded = (load(settings) for load in LOADERS)
-    return [scorer for scorer in loaded if scorer is not None]
+    return [scorer for load in LOADERS if (scorer := load(settings)) is not None]
 
 
 # Each imports its library itself: what is not configured need not be installed.

@@ -128,6 +128,7 @@ class Info(Wire):
     scorers: dict[str, dict[str, str]] = Field(
         description="engine, model, versions and weight digests of each"
     )
+    components: list[str] = Field(description="what is measured: fields of an answer")
     limits: Limits
     reward_model_disabled: bool
     fingerprint: str = Field(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 
-from reward_server.components import NAMES, SEES_REFERENCE
+from reward_server.components import MEASURED_BY, NAMES, SEES_REFERENCE
 from reward_server.scorers.base import Item, Outcome, Scorer, failed
 from reward_server.scorers.safely import probe
 from reward_server.service.admission import Admission
@@ -134,6 +134,7 @@ class RewardService:
         return Info(
             version=_version(),
             scorers=self._scorers_info(),
+            components=[name for one in self._batchers for name in one.scorer.fields],
             limits=limits,
             reward_model_disabled=settings.disable_reward_model,
             fingerprint=self.fingerprint,
@@ -219,7 +220,10 @@ class RewardService:
 
     def _response(self, outcomes: list[Outcome]) -> ScoreResponse:
         values: dict = dict.fromkeys(NAMES)
-        errors = dict.fromkeys(NAMES, "no scorer for it is configured")
+        errors = {
+            name: f"no scorer for it is configured: start the reward server with {option}"
+            for name, option in MEASURED_BY.items()
+        }
         for outcome in outcomes:
             for field, value in outcome.values.items():
                 values[field] = value

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from calligrapher.durable import atomic_write, is_temporary
 from calligrapher.errors import ArtifactError
+from calligrapher.threads import machine
 from tasks.artifacts.digests import canonical_json, code_version, file_sha256
 from tasks.artifacts.layout import INNER, MANIFEST, PARTIAL, PARTIAL_SUFFIX, PRUNED
 from tasks.artifacts.provenance import Provenance
@@ -35,7 +36,7 @@ class Manifest(BaseModel):
      "digest": "77ab...", "params": {"reward": {...}}, "inputs": {"rollout": "3fa1..."},
      "extra": {"scored_by": {...}}, "files": {"scores-0000.parquet": {"sha256": ..., "bytes": ...}},
      "meta": {"reward_mean": 0.71}, "created": "2026-11-26T16:00:00+00:00", "seconds": 3.1,
-     "code": {"python": "3.11.7", "torch": "2.13.0"}}
+     "code": {"python": "3.11.7", "torch": "2.13.0", "threads": "2", "cpu": "AMD EPYC, AVX512"}}
     ```
     """
 
@@ -238,7 +239,7 @@ def write_manifest(
         meta=dict(meta),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
-        code=code_version(),
+        code=code_version() | machine(),
     )
     try:
         text = json.dumps(manifest.model_dump(), indent=1, ensure_ascii=False, allow_nan=False)

@@ -179,15 +179,23 @@ def _fsync_tree(folder: Path) -> None:
         fsync_path(path)
 
 
+_OTHER_ENGINES = (
+    " The reward servers score with other engines, versions or models now (scored_by): start"
+    " them as they were, on the same kind of CPU, to put that back."
+)
+
+
 def stale(artifact: Artifact, asked: Provenance) -> ArtifactError:
     """Return the error that lists how `artifact` differs from what is asked for."""
     changes = differences(artifact.provenance.as_dict(), asked.as_dict())
     data = contents.explain(artifact.path, artifact.inputs, asked.inputs)
     lines = "".join(f"\n  {line}" for line in (*changes, *data))
+    other_engines = "\n  extra.scored_by." in lines
     return ArtifactError(
         f"{artifact.path} was made from other params or inputs than are asked for now:{lines}\nA"
         " finished artifact is never overwritten. Put the old values back to go on with this run,"
         " give the changed run a new name, or keep what was made before a stage and make the rest"
         " anew in a fork: `calligrapher rerun RUN STAGE --fork NAME --downstream`. After a mended"
         " sample STAGE is the first one that `calligrapher status RUN` shows as missing."
+        + (_OTHER_ENGINES if other_engines else "")
     )

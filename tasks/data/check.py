@@ -15,12 +15,13 @@ from calligrapher.data.images import load_mask, load_rgb
 from calligrapher.data.tables import SAVED
 from calligrapher.errors import DataError
 from tasks.data.demands import Demands, advice, unmet
+from tasks.progress import Progress
 
 _LONGEST_COUNT = 40  # kinds of characters or sizes that are counted out
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedDataset:
     """A dataset's samples, with what is wrong with each on the canvas of the model."""
 
     path: Path
@@ -49,16 +50,26 @@ class Checked:
         return "\n".join([self.title, *broken, *advice(cases, self.demands), *rows])
 
 
-def check(path: Path, kind: DatasetKind | None, *, demands: Demands, cache_dir: Path) -> Checked:
+def check(
+    path: Path, kind: DatasetKind | None, *, demands: Demands, cache_dir: Path
+) -> CheckedDataset:
     """Return every sample of `path`, checked; without a `kind` it is told by what lies there."""
     if kind is None:
         path, kind = detect(path)
-    samples = [_demanded(sample, demands) for sample in survey(path, kind, cache_dir)]
-    return Checked(path, kind, demands, samples)
+    samples, broken = [], 0
+    with Progress("data check", None, "sample") as progress:
+        for sample in survey(path, kind, cache_dir):
+            samples.append(_demanded(sample, demands))
+            broken += bool(samples[-1].problems)
+            progress.advance(broken=broken)
+    return CheckedDataset(path, kind, demands, samples)
 
 
 def detect(path: Path) -> tuple[Path, DatasetKind]:
     """Return what to read and its kind. Raises DataError when not exactly one list is there."""
+    folder, _, split = str(path).partition("#")
+    if split and any((Path(folder) / name).is_file() for name in SAVED):
+        return path, "huggingface"
     if path.is_file():
         kinds: dict[str, DatasetKind] = {".jsonl": "jsonl", ".parquet": "parquet"}
         if path.suffix in kinds:

@@ -11,7 +11,7 @@ from calligrapher.data.case import Case
 from calligrapher.data.dataset import ListedSample
 from calligrapher.data.images import load_mask, load_rgb, to_image
 from calligrapher.durable import atomic_path
-from tasks.data.check import Checked, mask_share
+from tasks.data.check import CheckedDataset, mask_share
 from tasks.pictures.sheets import (
     BAD,
     GAP,
@@ -35,7 +35,7 @@ _WIDTH = sum(_COLUMNS) + 3 * GAP
 _OUTLINE, _ALARM = "#ff2d9b", "#fde8e4"
 
 
-def write_sheets(checked: Checked, path: Path, limit: int) -> list[Path]:
+def write_sheets(checked: CheckedDataset, path: Path, limit: int) -> list[Path]:
     """Draw at most `limit` samples, broken ones first, on pages `sheet.png`, `sheet-2.png`, ..."""
     chosen = sorted(checked.samples, key=lambda sample: not sample.problems)[:limit]
     starts = range(0, len(chosen), ROWS)
@@ -49,7 +49,7 @@ def write_sheets(checked: Checked, path: Path, limit: int) -> list[Path]:
     return files
 
 
-def page(checked: Checked, samples: Sequence[ListedSample], label: str) -> Image.Image:
+def page(checked: CheckedDataset, samples: Sequence[ListedSample], label: str) -> Image.Image:
     """One page: a title, then the samples."""
     canvas = checked.demands.canvas
     heads = (

@@ -7,6 +7,7 @@ OUT/sheet-1.png                 source with mask, reference and results of the f
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -66,8 +67,7 @@ def paint_cases(
     """
     painter.weights(variant)
     painter.model.encoders.check_prompts(cases)
-    if out.exists() and not out.is_dir():
-        raise ParamsError(f"The results need a folder. Got {out}, which is a file.")
+    check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     seeds = range(params.seed, params.seed + params.num_images)
     made = {
@@ -81,6 +81,17 @@ def paint_cases(
     kept = len(cases) * len(seeds) - painted
     logger.info("%d picture(s) were painted, %d were there already", painted, kept)
     return [path for paths in made.values() for path in paths.values()] + _sheets(made, out)
+
+
+def check_folder(out: Path) -> None:
+    """Raise ParamsError unless `out` is a folder that can be written to, or can become one."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ParamsError(f"The results need a folder. Got {out}, and {there} is a file.")
+    if not os.access(there, os.W_OK):
+        raise ParamsError(
+            f"The results need a folder to write to. Got {out}: {there} is read-only."
+        )
 
 
 def settings_of(path: Path) -> str | None:

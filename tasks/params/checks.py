@@ -99,6 +99,11 @@ def reward_answers(params: "RunParams") -> None:
     reward = params.reward
     if reward.disable_reward_model:
         return
+    strange = [url for url in reward.server_urls if not url.startswith(("http://", "https://"))]
+    if strange:
+        raise ValueError(
+            f"reward.server_urls must begin with http:// or https://. Got {strange[0]!r}."
+        )
     if reward.vlm_weight > 0 and reward.vlm is None and not reward.server_urls:
         raise ValueError(
             "reward.vlm_weight must be 0 when no VLM answers (reward.vlm is null and"

@@ -67,6 +67,14 @@ def _parse(text: str, annotation: Any) -> Any:
         loader.dispose()
 
 
+def _sentence(error: yaml.YAMLError) -> str:
+    """Return what is wrong, and in which line and column if that is known, without a drawing."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+    return " ".join(str(error).split())
+
+
 def _keep_words(node: yaml.Node, annotation: Any) -> None:
     """Make text of each plain word that its field does not take as what YAML reads it as.
 
@@ -116,7 +124,7 @@ def find_params_file(name: str | Path) -> Path:
     Raises ParamsError when it is neither.
     """
     path = Path(name)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return path
     shipped = {file.stem: file for file in shipped_params().glob("*.yaml")}
     if str(name) in shipped:
@@ -137,7 +145,7 @@ def read_yaml(path: Path, root: type[BaseModel]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path} must be a readable params file: {error}") from None
     except yaml.YAMLError as error:
-        raise ParamsError(f"{path} must be a YAML file: {error}") from None
+        raise ParamsError(f"{path} must be a YAML file: {_sentence(error)}.") from None
     if not isinstance(values, dict):
         raise ParamsError(f"{path} must hold a mapping of sections. Got {type(values).__name__}.")
     return values
@@ -157,7 +165,7 @@ def apply_override(values: dict[str, Any], override: str, root: type[BaseModel])
     try:
         value = _parse(text, _annotation_of(key, root))
     except yaml.YAMLError as error:
-        raise ParamsError(f"the value of {override!r} must be YAML: {error}") from None
+        raise ParamsError(f"the value of {override!r} must be YAML: {_sentence(error)}.") from None
     *sections, name = key.split(".")
     for section in sections:
         values[section] = dict(values[section] or {}) if section in values else {}

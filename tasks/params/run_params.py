@@ -1,5 +1,4 @@
-"""A run's params: one YAML file is one complete experiment, checked as a whole before anything
-starts.
+"""A run's params: one YAML file is one experiment, checked as a whole before anything starts.
 
 ```
 params = load_params("params/tiny-nft.yaml", ["rounds=5", "nft.nft_beta=0.1"])
@@ -148,8 +147,7 @@ class RunParams(Section):
 
 
 def check_multiple(name: str, value: int, multiple: int) -> None:
-    """Raise a ParamsError with the nearest valid values unless `value` is a multiple of
-    `multiple`."""
+    """Raise a ParamsError that names the nearest multiples, unless `value` is one of `multiple`."""
     if value % multiple:
         below = value // multiple * multiple
         near = ", ".join(str(n) for n in (below, below + multiple) if n > 0)
@@ -157,8 +155,7 @@ def check_multiple(name: str, value: int, multiple: int) -> None:
 
 
 def load_params(path: str | Path, overrides: Sequence[str] = ()) -> RunParams:
-    """Read the YAML file `path`, apply `overrides` (`a.b=value`, value in YAML) and check all of
-    it.
+    """Return the params of the YAML file `path` with `overrides` (`a.b=value`, value in YAML).
 
     Raises one ParamsError that names every problem: unknown keys with the nearest valid one, values
     out of bounds, combinations that cannot work.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from calligrapher.errors import ArtifactError, CalligrapherError
+from tasks.artifacts import contents
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.digests import code_version
 from tasks.artifacts.layout import MANIFEST, PARAMS, PARTIAL, PARTIAL_SUFFIX
@@ -18,8 +19,10 @@ from tasks.weights.model_files import model_files
 
 @dataclass(frozen=True)
 class Why:
-    """`reasons`: what makes `name` stale, or absent; none = up to date. `notes`: what was not
-    compared."""
+    """What makes the artifact `name` stale, or absent; no reason = up to date.
+
+    notes: which samples of the data differ, and what was not compared.
+    """
 
     name: str
     state: str
@@ -74,8 +77,7 @@ def _compare(
         if made.state != "up to date"
     ]
     notes = [
-        f"not compared: {line}"
-        for line in differences(artifact.manifest.code, code_version(), "code")
+        f"not compared: {line}" for line in differences(_versions(artifact), code_version(), "code")
     ]
     try:
         asked = _asked(run_dir, name, params, sources, artifact)
@@ -84,6 +86,7 @@ def _compare(
             name, "stale" if reasons else "up to date", reasons, [f"not compared: {error}", *notes]
         )
     changes = differences(artifact.provenance.as_dict(), asked.as_dict())
+    notes = contents.explain(path, artifact.inputs, asked.inputs) + notes
     reasons = [_with_parent(line, name) for line in changes] + reasons
     return Why(name, "stale" if reasons else "up to date", reasons, notes)
 
@@ -95,6 +98,11 @@ def _asked(
     digests = {key: Artifact.load(run_dir.stage_path(p)).digest for key, p in parents(name).items()}
     scored_by = artifact.manifest.extra.get("scored_by")
     return provenance(name, params, {**sources, "scored_by": lambda: scored_by}, digests)
+
+
+def _versions(artifact: Artifact) -> dict[str, str]:
+    """Return the versions of the code that made it, without the machine that it ran on."""
+    return {k: v for k, v in artifact.manifest.code.items() if k not in ("threads", "cpu")}
 
 
 def _with_parent(line: str, name: str) -> str:

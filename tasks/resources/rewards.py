@@ -21,7 +21,7 @@ from reward_server.client import (
     RewardItem,
     RewardResult,
 )
-from reward_server.components import NAMES, SEES_REFERENCE
+from reward_server.components import MEASURED_BY, NAMES, SEES_REFERENCE, WEIGHT_OF
 from tasks.params.run_params import RewardParams
 
 DISABLED_REWARD = 0.5
@@ -52,9 +52,7 @@ class RewardScorer:
     ):
         self.params, self.canvas = params, canvas
         self._urls, self._rank, self._note = urls, rank, identity_note
-        self._token = None  # the client asks the environment
-        if params.token_file is not None and not os.environ.get(TOKEN_VARIABLE):
-            self._token = _token(Path(params.token_file))
+        self._token = _token(params)
 
     @cached_property
     def client(self) -> RewardClient | None:
@@ -73,7 +71,8 @@ class RewardScorer:
     def identity(self) -> dict[str, Any]:
         """Return what decides a score besides the picture: engines and digests of their weights.
 
-        Raises RewardError when the servers do not answer, are set up unlike, or make numbers up.
+        Raises RewardError when the servers do not answer, are set up unlike, make numbers up, or do
+        not measure what is weighed.
         """
         if self._note is not None and self._note.is_file():
             return json.loads(self._note.read_bytes())
@@ -85,8 +84,7 @@ class RewardScorer:
             raise RewardError(
                 f"The reward servers must say what they score with. {error}"
             ) from error
-        if info.get("reward_model_disabled"):
-            raise RewardError(MADE_UP)
+        _check_info(info, self.params)
         identity = {"scorers": info["scorers"]}
         if self._note is not None:
             self._note.parent.mkdir(parents=True, exist_ok=True)
@@ -149,8 +147,50 @@ def reward_of(
     return {"reward": None if missing else total, "reason": "; ".join(missing) or None}
 
 
-def _token(path: Path) -> str:
-    """Return the token in `path`. Raises ParamsError."""
+def check_servers(params: RewardParams) -> None:
+    """Raise RewardError unless the servers that `params` names can score, or are loading.
+
+    Asks each once; without named servers there is nothing to ask.
+    """
+    if params.disable_reward_model or not params.server_urls:
+        return
+    with RewardClient(
+        params.server_urls, token=_token(params), request_timeout_s=min(params.timeout_s, 10.0)
+    ) as client:
+        try:
+            infos = client.check()
+        except RewardClientError as error:
+            raise RewardError(
+                "reward.server_urls must name reward servers that answer. Found:"
+                f" {str(error).rstrip('.')}. Start them, or correct the addresses; empty, the run"
+                " starts a server of its own."
+            ) from error
+    for info in infos:
+        _check_info(info, params)
+
+
+def _check_info(info: Mapping[str, Any], params: RewardParams) -> None:
+    """Raise RewardError unless a server with this `/info` measures what `params` weighs."""
+    if info.get("reward_model_disabled"):
+        raise RewardError(MADE_UP)
+    measured = info.get("components", NAMES)  # a server of before does not say
+    for component, weight in params.weights.items():
+        if component not in measured:
+            raise RewardError(
+                f"reward.{WEIGHT_OF[component]} must be 0 where the reward servers do not measure"
+                f" {component}. Got {weight}. Set it to 0, or start them with"
+                f" {MEASURED_BY[component]}."
+            )
+
+
+def _token(params: RewardParams) -> str | None:
+    """Return the token of `params.token_file`; None leaves it to the environment, which wins.
+
+    Raises ParamsError.
+    """
+    if params.token_file is None or os.environ.get(TOKEN_VARIABLE):
+        return None
+    path = Path(params.token_file)
     try:
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -61,7 +61,7 @@ class AfterStage:
                 self._tell_reward(round_index, artifact)
         if stage == "refresh" and is_new:
             self._tell_time(round_index)
-            retention.retain(self.folder, self.params.retention)
+            retention.apply_retention(self.folder, self.params.retention)
 
     def _track_time(self, name: str, artifact: Artifact, cost: dict[str, float]) -> None:
         measured = {"seconds": artifact.manifest.seconds, **cost}
@@ -111,11 +111,12 @@ class AfterStage:
             self.tracker.log(name, done, metrics)
             checkpoint = self._parent(name, "checkpoint")
             self.tracker.log_checkpoint(
-                f"round-{done:04d}", checkpoint.digest, checkpoint.path, done, metrics
+                round_name(done), checkpoint.digest, checkpoint.path, done, metrics
             )
             if is_new:
                 outcome = summary.describe(artifact.meta)
                 logger.info("after %d of %d rounds: %s", done, self.params.rounds, outcome)
+            if is_new or done == self.params.rounds:  # the start that made the last may have died
                 highest = self._highest_reward()
                 show_learning_curve(self.tracker, done, highest_reward=highest)
         summary.show_grid(self.tracker, done, artifact)

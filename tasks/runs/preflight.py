@@ -7,19 +7,22 @@ from pathlib import Path
 
 from calligrapher.errors import CheckpointError, DataError, ParamsError
 from tasks.params.run_params import RunParams, check_multiple
+from tasks.pipeline import WARMUP
 
 
-def preflight(params: RunParams, data_dir: Path) -> None:
+def preflight(params: RunParams, data_dir: Path, *, run: Path | None = None) -> None:
     """Check folders, sizes, packages, every case and every prompt.
 
-    `data_dir` is where tiny cases are drawn. Raises ParamsError, CheckpointError or DataError.
-    Costs a decoding of each picture, once per process.
+    `data_dir` is where tiny cases are drawn. run: the folder of a run that may go on; what only its
+    warm-up needs is not asked for where that is made. Raises ParamsError, CheckpointError or
+    DataError. Costs a decoding of each picture, once per process.
     """
-    _preflight(params.model_dump_json(), data_dir.absolute())
+    learns = params.warmup.steps > 0 and not (run is not None and (run / WARMUP).is_dir())
+    _preflight(params.model_dump_json(), data_dir.absolute(), learns=learns)
 
 
 @functools.cache
-def _preflight(params_json: str, data_dir: Path) -> None:
+def _preflight(params_json: str, data_dir: Path, *, learns: bool) -> None:
     from calligrapher.model.loading import pick_device
     from tasks.resources.cases import Cases
     from tasks.weights.model_files import model_files
@@ -41,19 +44,18 @@ def _preflight(params_json: str, data_dir: Path) -> None:
     if params.evaluate.every > 0:
         lists["data.evaluation"] = (cases.evaluation_folder, cases.evaluation)
     _prompts_fit(params, base, lists)
-    _demands_are_met(params, lists)
+    _demands_are_met(params, lists, learns=learns)
 
 
-def _demands_are_met(params: RunParams, lists: dict) -> None:
+def _demands_are_met(params: RunParams, lists: dict, *, learns: bool) -> None:
     from calligrapher.data.canvas import Canvas
     from tasks.data.demands import Demands, require
 
     m = params.model
-    learns = params.warmup.steps > 0 and not params.data.reconstruct
     for key, (where, cases) in lists.items():
         demands = Demands(
             Canvas(m.width, m.height, m.reference_context),
-            warmup=learns and key == "data.train",
+            warmup=learns and not params.data.reconstruct and key == "data.train",
             scored=not params.reward.disable_reward_model,
         )
         try:

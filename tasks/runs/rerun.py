@@ -14,6 +14,7 @@ from tasks.params.run_params import RunParams, load_params
 from tasks.pipeline import STAGES, artifact_name, descendants, parents, planned, reads, stage_of
 from tasks.reports.summary import summarise
 from tasks.runs.fork import fork
+from tasks.runs.overrides import refuse_idle
 from tasks.runs.run import Run
 from tasks.stages.reweigh import RecordedScorer, can_reweigh
 
@@ -72,6 +73,8 @@ def prepare_rerun(
     stage = artifact_name(stage, planned(params))
     names = descendants(stage, planned(params)) if downstream else [stage]
     _must_matter(then, params, names)
+    if not downstream and reads(then, stage_of(stage)) == reads(params, stage_of(stage)):
+        refuse_idle(overrides, stage)
     for needed in parents(stage).values():
         artifact = RunDir(parent).load(needed)
         for gone in artifact.pruned():

@@ -5,6 +5,7 @@ are plain functions in `tasks/stages/`; a launcher calls them (`tasks/launch/`).
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 from calligrapher.durable import atomic_write
 from calligrapher.rl.train_state import STATE
+from calligrapher.threads import machine
 from tasks import pipeline
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.digests import canonical_json
@@ -34,6 +36,8 @@ from tasks.stages.reweigh import can_reweigh
 from tasks.stages.score import AHEAD
 from tasks.tracking.tracker import Tracker
 from tasks.weights.model_files import model_files
+
+logger = logging.getLogger(__name__)
 
 
 class Run:
@@ -198,10 +202,31 @@ def open_run(
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
         _refuse_other_params(folder, params)
-        retention.sweep(folder)
+        _tell_other_machine(folder, params)
+        retention.remove_leftovers(folder)
         atomic_write(folder.path / PARAMS, canonical_json(params.resolved()) + b"\n")
         with Tracker(folder.path, params, tags=lineage_tags(folder.path)) as tracker:
             yield Run(folder, resources, tracker, launcher or InProcess(resources))
+
+
+def _tell_other_machine(folder: RunDir, params: RunParams) -> None:
+    """Warn where the newest artifact was made by another number of threads or another processor."""
+    there = [name for name in pipeline.planned(params) if folder.stage_path(name).exists()]
+    if not there:
+        return
+    made_by, now = Artifact.load(folder.stage_path(there[-1])).manifest.code, machine()
+    changes = [
+        f"{key}: {made_by[key]} -> {value}"
+        for key, value in now.items()
+        if made_by.get(key, value) != value
+    ]
+    if changes:
+        logger.warning(
+            "%s goes on with %s. Its results stay right, but are equal to the bit only on equal"
+            " machines (set OMP_NUM_THREADS to the earlier number of threads for that)",
+            folder.path.name,
+            "; ".join(changes),
+        )
 
 
 def _refuse_other_params(folder: RunDir, params: RunParams) -> None:

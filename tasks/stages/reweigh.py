@@ -63,7 +63,8 @@ def _rows(table: dict[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 def _row_suffices(row: dict[str, Any], params: RewardParams) -> bool:
-    return all(row[c] is not None or c in _errors(row) for c in params.weights)
+    # A component that was measured by nobody yet when the table was written has no column.
+    return all(row.get(c) is not None or c in _errors(row) for c in params.weights)
 
 
 def _errors(row: dict[str, Any]) -> dict[str, str]:

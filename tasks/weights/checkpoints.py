@@ -90,6 +90,11 @@ def base_folder(text: str) -> Path:
     return DATA / "flux-fill" if text == TINY else Path(text)
 
 
+def siglip_folder(text: str | None) -> Path:
+    """The folder that `model.siglip` names; the embedded model has its own."""
+    return DATA / "siglip" if text in (None, TINY) else Path(text)
+
+
 def _newest(run: Path) -> str:
     updates = sorted(path.parent for path in run.glob(f"round-*/update/{MANIFEST}"))
     return updates[-1].relative_to(run).as_posix() if updates else "warmup"

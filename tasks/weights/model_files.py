@@ -30,7 +30,7 @@ from tasks.artifacts.digests import path_digest
 from tasks.artifacts.provenance import fingerprint
 from tasks.artifacts.run_dir import RunDir
 from tasks.params.sections import ModelParams
-from tasks.weights.checkpoints import Checkpoint, base_folder, find_checkpoint
+from tasks.weights.checkpoints import Checkpoint, base_folder, find_checkpoint, siglip_folder
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def model_files(model: ModelParams, runs_dir: Path) -> ModelFiles:
             f"model.siglip must name SigLIP's folder when model.base is {model.base!r}. Got null."
         )
     base = base_folder(model.base)
-    siglip = DATA / "siglip" if model.siglip in (None, TINY) else Path(model.siglip)
+    siglip = siglip_folder(model.siglip)
     if model.initial_adapter is None:
         return ModelFiles(base, siglip, None)
     try:

@@ -50,3 +50,15 @@ def test_tensors_have_the_mode_of_any_other_file(tmp_path, umask):
         save_tensors(weights, partial, {"format": "pt"})
     assert torch.equal(load_file(tmp_path / "a.safetensors")["a"], weights["a"])
     assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("none/a.txt", "No such file"), ("folder", "Is a directory")]
+)
+def test_a_file_that_cannot_be_written_is_called_by_its_own_name(tmp_path, name, message):
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / name
+    with pytest.raises(OSError, match=message) as caught, atomic_path(path) as partial:
+        partial.write_text("x")
+    assert (caught.value.filename, caught.value.filename2) == (str(path), None)
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]

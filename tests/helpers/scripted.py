@@ -23,11 +23,12 @@ def scored(body: dict) -> dict:
 class Script:
     """Replies what `answer(number, body)` gives: (status, headers, content), or None to hang up.
 
-    A GET is answered with `info`; every answer names the setup `fingerprint`.
+    A GET is answered with `info_status` and `info`; every answer names the setup `fingerprint`.
     """
 
     def __init__(self, answer=lambda number, body: (200, {}, scored(body)), fingerprint="one"):
         self.fingerprint, self.info = fingerprint, {"scorers": {"ocr": {"engine": "scripted"}}}
+        self.info_status = 200
         self.answer, self.bodies, self.connections, self.headers = answer, [], 0, []
         script, lock = self, threading.Lock()
 
@@ -40,7 +41,7 @@ class Script:
                 super().setup()
 
             def do_GET(self):
-                self.reply(200, {}, script.info)
+                self.reply(script.info_status, {}, script.info)
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))

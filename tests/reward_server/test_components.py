@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 from reward_server.client import RewardResult
-from reward_server.components import LOWEST, NAMES, WEIGHT_OF
+from reward_server.components import LOWEST, MEASURED_BY, NAMES, WEIGHT_OF
 from reward_server.scorers.debug import DebugScorer
 from reward_server.service.schema import ScoreResponse
+from reward_server.settings import Settings
 
 
 def test_the_wire_type_has_every_component_in_its_range():
@@ -29,6 +30,13 @@ def test_what_is_weighed_is_a_number():
         "vlm_score": "vlm_weight",
         "style_score": "style_weight",
     }
+
+
+def test_the_option_that_measures_a_component_is_one_of_a_server():
+    flags = {"--" + name.replace("_", "-") for name in Settings.model_fields}
+    named = {word for told in MEASURED_BY.values() for word in told.split() if word[:2] == "--"}
+    assert set(MEASURED_BY) == set(NAMES)
+    assert named <= flags
 
 
 def test_client_and_debug_scorer_know_every_component():

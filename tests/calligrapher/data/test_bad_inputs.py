@@ -101,6 +101,27 @@ REFUSED = {
         {},
         "mask.png must be as large as its source, 48x32. Found 32x48.",
     ),
+    "16-bit mask with transparent pixels": (
+        lambda f: Image.fromarray(np.full(SIZE[::-1], 257, np.uint16)).save(
+            f / "mask.png", transparency=257
+        ),
+        {},
+        "must be an opaque mask. Found transparent pixels.",
+    ),
+    "animated source": (
+        lambda f: Image.new("RGB", SIZE).save(
+            f / "source.gif", save_all=True, append_images=[Image.new("RGB", SIZE, "red")]
+        ),
+        {"source": "source.gif"},
+        "source.gif must hold one picture. Found 2 frames or pages.",
+    ),
+    "TIFF of several pages": (
+        lambda f: Image.new("RGB", SIZE).save(
+            f / "reference.tif", save_all=True, append_images=[Image.new("RGB", SIZE, "red")] * 2
+        ),
+        {"reference": "reference.tif"},
+        "reference.tif must hold one picture. Found 3 frames or pages.",
+    ),
     "all pictures of one pixel": (
         lambda f: [
             Image.new("RGB", (1, 1), c).save(f / f"{n}.png")

@@ -1,5 +1,6 @@
 """What runs share on disk, made by several processes at once: each sees it whole."""
 
+import json
 import multiprocessing
 import os
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch
 
 from calligrapher.data.canvas import Canvas
 from calligrapher.data.dataset import load_cases
+from calligrapher.durable import atomic_write
 from calligrapher.model.conditioning import ConditioningCache
 from calligrapher.tiny.world import shared_bench, write_bench
 
@@ -90,3 +92,15 @@ def test_pictures_of_a_table_and_encodings_are_whole_for_every_process(tmp_path)
     assert all_at_once(start) == [0] * PROCESSES
     assert leftovers(tmp_path) == []
     assert len(list((tmp_path / "encodings").iterdir())) == 9
+
+
+def test_a_note_is_whole_whoever_writes_it(tmp_path):
+    note = tmp_path / "identity.json"
+
+    def start():
+        for _ in range(20):
+            atomic_write(note, json.dumps([os.getpid()] * 5000).encode())
+            assert len(set(json.loads(note.read_bytes()))) == 1
+
+    assert all_at_once(start) == [0] * PROCESSES
+    assert leftovers(tmp_path) == []

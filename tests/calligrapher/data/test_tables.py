@@ -132,6 +132,24 @@ def test_every_broken_row_is_named_in_one_pass(folder):
         assert said in problem
 
 
+def test_a_string_that_is_no_utf_8_is_told_with_its_row(folder):
+    path = table(folder, row(folder, 1), row(folder, 2), row(folder, 3))
+    whole = pq.read_table(path)
+    words = pa.array([b"one", b"caf\xe9", b"three"], pa.binary()).view(pa.string())
+    pq.write_table(whole.set_column(whole.schema.get_field_index("text"), "text", words), path)
+    (problem,) = problems(path)
+    assert problem == r"- cases.parquet row 2: its strings must be UTF-8. Found b'caf\xe9'."
+
+
+def test_an_empty_cell_is_told_with_its_row(folder):
+    rows = [row(folder, 1), row(folder, 2, source=""), row(folder, 3)]
+    (problem,) = problems(
+        table(folder, *(r | {"source": r["source"] and "1-source.png"} for r in rows))
+    )
+    assert problem.startswith("- cases.parquet row 2: must have its pictures and its text. Found ")
+    assert "source: String should have at least 1 character" in problem
+
+
 def test_columns_that_are_missing_or_unknown_are_named(folder):
     odd = [{"txt" if key == "text" else key: value for key, value in row(folder, 1).items()}]
     with pytest.raises(

@@ -58,7 +58,7 @@ def test_the_flow_is_told_file_overrides_and_the_name_of_the_run(monkeypatch, se
     def rl_train(params, overrides, run, runs_dir):
         raise ToldError(params.rpartition("/")[2], overrides, run, runs_dir)
 
-    monkeypatch.setattr(tasks.runs.preflight, "preflight", lambda *given: None)
+    monkeypatch.setattr(tasks.runs.preflight, "preflight", lambda *given, run: None)
     monkeypatch.setattr(flows.services.prefect_api, "prefect_api", nullcontext)
     monkeypatch.setattr(flows.rl_train, "rl_train", rl_train)
     with pytest.raises(ToldError) as caught:
@@ -168,7 +168,7 @@ def test_prefect_s_copies_of_what_ends_a_run_are_not_printed_and_the_traceback_i
 
     handler = logging.StreamHandler(told := io.StringIO())
     monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
-    monkeypatch.setattr(tasks.runs.preflight, "preflight", lambda *given: None)
+    monkeypatch.setattr(tasks.runs.preflight, "preflight", lambda *given, run: None)
     monkeypatch.setattr(flows.services.prefect_api, "prefect_api", nullcontext)
     monkeypatch.setattr(flows.rl_train, "rl_train", rl_train)
     (tmp_path / "a").mkdir()

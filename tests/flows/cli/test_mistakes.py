@@ -1,5 +1,4 @@
-"""A user's mistake: exit status 2 and one message that names file and key, before anything is
-started."""
+"""A user's mistake is exit status 2 and one message, before anything is started."""
 
 import shutil
 from contextlib import contextmanager
@@ -33,8 +32,7 @@ def nothing_starts(monkeypatch):
 
 @pytest.fixture
 def train(random_model, drawn, tmp_path, nothing_starts, capsys):
-    """`train("a.b=1", section={...})` -> (exit status, what it says); the cases lie in
-    `train.cases`."""
+    """`train("a.b=1", section={...})` -> (exit status, words); its cases lie in `train.cases`."""
     cases = tmp_path / "cases"
     shutil.copytree(drawn, cases)
 

@@ -1,5 +1,4 @@
-"""The commands on a run's folder, as a person calls them; rewards are switched off, so no server
-starts."""
+"""The commands on a run's folder, as a person calls them, without rewards and servers."""
 
 import json
 import signal
@@ -97,6 +96,22 @@ def test_verify_names_the_damaged_file(folder, capsys):
 def test_gc_of_a_single_round_frees_nothing(folder, capsys):
     status, told = run_command(capsys, "gc", folder, "retention.keep_last=1", "--dry-run")
     assert (status, told.out) == (0, "0 bytes in 0 files would be freed.\n")
+
+
+def test_gc_takes_no_setting_that_it_does_not_read(folder, capsys):
+    status, told = run_command(capsys, "gc", folder, "--dry-run", "nft.kl_coef=0", "rounds=2")
+    assert (status, told.out) == (2, "")
+    assert "must be one of retention, as nothing else is read. Got nft.kl_coef=0, " in told.err
+
+
+@pytest.mark.parametrize(
+    "overrides", [["rounds=7"], ["retention.keep_last=1", "evaluate.every=0"], ["retention={}"]]
+)
+def test_a_stage_alone_is_not_made_anew_with_overrides_of_whole_runs(folder, capsys, overrides):
+    status, told = run_command(capsys, "rerun", folder, "--fork", "no", "0/update", *overrides)
+    assert status == 2
+    assert "No stage reads " + overrides[0].partition("=")[0] in told.err
+    assert not (folder.parent / "no").exists()
 
 
 def test_a_stage_is_made_anew_from_its_uri(folder, capsys):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import httpx
@@ -271,6 +272,26 @@ def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(monkeypatch, caps
         port = taken.getsockname()[1]
         assert main(["demo", "--port", str(port)]) == 2
     assert f"must be free to listen on. Got 127.0.0.1:{port}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_a_page_that_other_machines_reach_is_warned_of(monkeypatch, caplog, host, warned):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    shown = SimpleNamespace(launch=lambda host, port: None)
+    layout = SimpleNamespace(Page=lambda *parts: shown)
+    stubs = {
+        "_layout": lambda folder: layout,
+        "open_painter": lambda run, **given: SimpleNamespace(variants=["base"]),
+        "example_cases": lambda *given: [],
+        "threading": SimpleNamespace(Event=lambda: SimpleNamespace(wait=interrupted)),
+        "signal": SimpleNamespace(signal=lambda *given: None, SIGTERM=0, default_int_handler=None),
+    }
+    for name, stub in stubs.items():
+        monkeypatch.setattr(f"flows.demo.server.{name}", stub)
+    assert main(["demo", "--host", host, "--port", "0"]) == 130
+    assert ("The page has no password: whoever reaches 0.0.0.0" in caplog.text) == warned
 
 
 def test_examples_are_the_first_held_out_cases_or_none(tmp_path, caplog):

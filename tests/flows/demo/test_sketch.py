@@ -69,7 +69,7 @@ def test_what_must_hold_is_said(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize("size", [(13, 7), (96, 32), (960, 3), (1920, 500), (700, 1500)])
-def test_a_mask_survives_the_easel_as_it_is_where_the_picture_is_not_reduced(tmp_path, size):
+def test_a_mask_survives_the_editor_as_it_is_where_the_picture_is_not_reduced(tmp_path, size):
     mask = mask_of((size[0] // 4, size[1] // 3, size[0] // 2 + 1, size[1]), size)
     shown = editor_value(tmp_path, picture(*size), mask)
     assert shown == editor_value(tmp_path, picture(*size), mask)

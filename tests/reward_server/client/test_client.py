@@ -163,6 +163,31 @@ def test_servers_that_are_set_up_unlike_are_refused_at_the_start():
             assert client.info() == {"scorers": {"ocr": {"engine": "scripted"}}}
 
 
+def test_a_check_waits_for_nobody():
+    with RewardClient([DEAD, DEAD], deadline_s=600) as client:
+        started = time.monotonic()
+        with pytest.raises(RewardUnavailableError, match=r"there \(.*:9: Connection refused; "):
+            client.check()
+        assert time.monotonic() - started < 10
+
+
+def test_a_check_passes_while_a_server_is_loading_and_looks_at_all_that_answer():
+    with scripts(None, None, None) as servers:
+        loading, first, second = servers
+        loading.info_status = 503
+        urls = [server.url for server in servers]
+        with RewardClient([loading.url]) as client:
+            assert client.check() == []
+        with RewardClient([DEAD, *urls]) as client:
+            assert client.check() == [first.info, second.info]
+        second.fingerprint = "two"
+        with RewardClient(urls) as client, pytest.raises(RewardRejectedError, match="alike"):
+            client.check()
+        first.info_status = 401
+        with RewardClient(urls) as client, pytest.raises(RewardRejectedError, match="401"):
+            client.check()
+
+
 def test_a_server_that_is_set_up_anew_while_it_is_asked_is_refused():
     with scripts(None) as (server,), RewardClient([server.url]) as client:
         client.score_batch(items(1))
@@ -245,9 +270,9 @@ def test_a_picture_is_encoded_once_however_often_it_is_sent(monkeypatch):
         scripts(flaky) as (server,),
         RewardClient([DEAD, server.url], trip_after=9, concurrency=1) as client,
     ):
-        client.score_batch(items(3))
+        client.score_batch([*items(3), RewardItem(b"another", "p", mask=PICTURE, text="t3")])
     assert len(server.bodies) == 3
-    assert len(encoded) == 3
+    assert encoded == [PICTURE, b"another"]
     assert server.bodies[0] == server.bodies[2]
 
 

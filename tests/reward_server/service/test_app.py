@@ -22,6 +22,7 @@ def test_a_picture_is_scored_and_unconfigured_components_are_null_with_a_reason(
     assert score["ocr_accuracy"] == 4 / 256
     assert score["vlm_score"] is None
     assert set(score["errors"]) == {"vlm_score", "style_score"}
+    assert score["errors"]["style_score"].endswith("start the reward server with --siglip-path")
     assert score["reward_model_disabled"] is False
 
 
@@ -377,6 +378,12 @@ def test_info_tells_engines_limits_and_a_fingerprint_that_limits_do_not_change(s
         with serve(FakeScorer(), max_items=items) as client:
             answers.append(client.get("/info").json())
     assert answers[0]["scorers"] == {"ocr": {"engine": "fake"}}
+    assert answers[0]["components"] == [
+        "ocr_text",
+        "ocr_confidence",
+        "ocr_accuracy",
+        "ocr_likelihood",
+    ]
     assert answers[0]["limits"]["max_items"] == 5
     assert answers[0]["fingerprint"] == answers[1]["fingerprint"]
 

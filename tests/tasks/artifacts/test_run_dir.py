@@ -105,8 +105,22 @@ def test_other_params_are_refused_with_what_differs_and_what_to_do(run_dir):
     assert "params.learning_rate: 0.0001 -> 0.0002" in text
     assert "inputs.rollout: ab -> cd" in text
     assert "extra.engines: (absent) -> v2" in text
+    assert "reward servers" not in text
     assert "betas" not in text
     assert "new name" in text
+
+
+def test_other_engines_of_the_reward_are_named_with_a_way_back(run_dir):
+    def scored(version):
+        by = {"scorers": {"ocr": {"engine": version}}}
+        asked = replace(ASKED, stage="score", extra={"scored_by": by})
+        return run_dir.ensure("round-0000/score", asked, build_two)
+
+    scored("1.31.1")
+    with pytest.raises(ArtifactError) as caught:
+        scored("1.31.2")
+    assert "extra.scored_by.scorers.ocr.engine: 1.31.1 -> 1.31.2" in str(caught.value)
+    assert "start them as they were, on the same kind of CPU" in str(caught.value)
 
 
 def test_what_a_killed_build_left_is_kept_for_the_same_work_and_wiped_for_other_work(run_dir):

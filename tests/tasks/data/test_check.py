@@ -108,6 +108,7 @@ def test_the_kind_is_told_by_what_lies_there(folder, tmp_path):
         path.unlink()
     (tmp_path / "made" / "state.json").touch()
     assert detect(tmp_path / "made") == (tmp_path / "made", "huggingface")
+    assert detect(tmp_path / "made#train") == (tmp_path / "made#train", "huggingface")
 
 
 def test_a_folder_with_two_lists_or_none_needs_a_kind(folder, tmp_path):

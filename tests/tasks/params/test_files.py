@@ -29,6 +29,13 @@ def test_a_file_of_that_name_wins_and_a_folder_does_not(tmp_path):
     assert find_params_file("grpo").absolute() == tmp_path / "grpo"
 
 
+@pytest.mark.parametrize("override", ["rounds=[1", "model={a: b: c}", "seed=!x 1", "rounds=\0"])
+def test_what_is_no_yaml_is_told_in_one_line(override):
+    with pytest.raises(ParamsError, match="must be YAML: ") as caught:
+        load_params(find_params_file("nft"), [override])
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("name", ["", ".", "tiny", "nft.yaml", "params/nft", "params/nft.yaml"])
 def test_another_name_is_told_which_ones_there_are(name):
     with pytest.raises(ParamsError, match=r"comes with the program: evaluate, grpo, nft"):

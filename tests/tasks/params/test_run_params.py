@@ -166,6 +166,11 @@ def test_what_cannot_work_is_an_error_that_names_the_key(load, overrides, messag
         load(*overrides)
 
 
+def test_an_address_of_a_reward_server_has_a_scheme(load):
+    with pytest.raises(ParamsError, match=r"server_urls must begin with http.*'localhost:8000'"):
+        load("reward.server_urls=[http://a:1, localhost:8000]")
+
+
 def test_a_group_of_one_is_welcome_where_the_round_is_the_baseline(load):
     params = load("rollout.num_images_per_prompt=1", "advantage.baseline=round")
     assert params.images_per_round == 3

@@ -2,8 +2,6 @@
 
 import logging
 
-import pytest
-
 from tasks.pictures import grids
 from tasks.reports.learning_curve import show_learning_curve
 
@@ -42,11 +40,10 @@ def test_the_curve_has_intervals_and_the_reward_with_its_scale(monkeypatch):
     assert drawn["below"] == {"mean training reward (highest: 1.5)": [(0, 1.1), (1, 1.3)]}
 
 
-@pytest.mark.parametrize("rounds", [2])
-def test_a_run_draws_and_tells_each_round_once(train, caplog, rounds):
+def test_a_run_draws_and_tells_each_round_once(train, caplog):
     caplog.set_level(logging.INFO)
     changes = {
-        "rounds": rounds,
+        "rounds": 2,
         "evaluate": {"every": 1, "num_cases": 2, "grid_cases": 1, "num_images_per_case": 1},
         "tracking": {"enabled": True},
         "rollout": {"num_cases": 2, "num_images_per_prompt": 2},
@@ -64,5 +61,7 @@ def test_a_run_draws_and_tells_each_round_once(train, caplog, rounds):
     assert any(line.endswith("of at most 1") for line in told)
     assert any("(2 of 2) took" in line and "about 0 s of training left" in line for line in told)
     caplog.clear()
+    (folder / "report/learning_curve.png").unlink()  # as if killed before it was drawn
     train("told", **changes)
+    assert (folder / "report/learning_curve.png").is_file()
     assert [record for record in caplog.records if "after_stage" in record.name] == []

@@ -215,6 +215,17 @@ def test_data_that_changed_is_named_and_a_model_that_is_gone_is_not_compared(
     assert "not compared: /nowhere must be there" in found.notes[0]
 
 
+def test_the_files_of_the_data_that_changed_are_named(train, encodings, cases, tmp_path):
+    moved = shutil.copytree(cases / "train", tmp_path / "cases")
+    folder, _ = train("a", data={"train": str(moved)})
+    shutil.copytree(encodings / "contents", tmp_path / "data" / "contents")
+    shutil.copy(moved / "test1_ref.png", moved / "test2_ref.png")
+    (moved / "test3_target.png").unlink()
+    found = why(folder, "0/score", [], tmp_path / "data")
+    assert found.state == "stale"
+    assert found.notes == ["train_data: changed: test2_ref.png; gone: test3_target.png"]
+
+
 def test_other_library_versions_are_told_but_do_not_make_stale(train, encodings, monkeypatch):
     from tasks.reports import why as module
 

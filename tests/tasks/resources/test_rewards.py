@@ -11,7 +11,7 @@ from calligrapher.errors import RewardError
 from reward_server.client import RewardResult
 from reward_server.components import NAMES, WEIGHT_OF
 from tasks.params.run_params import RewardParams
-from tasks.resources.rewards import RewardScorer, reward_of
+from tasks.resources.rewards import RewardScorer, check_servers, reward_of
 
 
 class Client:
@@ -102,6 +102,34 @@ def test_a_reference_that_nobody_looks_at_stays_at_home(scorer, tmp_path):
     client = Client()
     scorer(client, likelihood_weight=1.0).score([b"png"], [case(tmp_path / "a", white=1)])
     assert client.items[0].reference is None
+
+
+def test_what_no_server_measures_is_said_before_anything_is_painted(scorer):
+    client = Client()
+    client.info = lambda: {"scorers": {}, "components": ["ocr_text", "ocr_accuracy"]}
+    assert scorer(client).identity() == {"scorers": {}}
+    told = r"reward\.style_weight must be 0 .* measure style_score\. Got 0\.5\. .* --siglip-path"
+    with pytest.raises(RewardError, match=told):
+        scorer(client, style_weight=0.5).identity()
+
+
+def test_named_servers_are_looked_at_before_a_run_starts():
+    from scripted import Script
+
+    server = Script()
+    alive, dead = server.url, "http://127.0.0.1:9"
+    for urls in ([], [alive], [dead, alive]):
+        check_servers(RewardParams(server_urls=urls))
+    check_servers(RewardParams(server_urls=[dead], disable_reward_model=True))
+    with pytest.raises(RewardError, match=r"server_urls must name .* that answer.*127\.0\.0\.1:9"):
+        check_servers(RewardParams(server_urls=[dead]))
+    server.info["reward_model_disabled"] = True
+    with pytest.raises(RewardError, match="made-up numbers"):
+        check_servers(RewardParams(server_urls=[dead, alive]))
+    server.info = {"scorers": {}, "components": ["ocr_accuracy"]}
+    with pytest.raises(RewardError, match=r"reward\.vlm_weight must be 0"):
+        check_servers(RewardParams(server_urls=[alive]))
+    server.close()
 
 
 def test_made_up_numbers_are_no_rewards(scorer, tmp_path):

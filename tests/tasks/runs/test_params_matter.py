@@ -302,9 +302,9 @@ def test_a_source_is_learned_in_place_of_a_target_only_where_the_data_says_so(
         data = {"train": str(folder), "evaluation": str(cases / "evaluation")}
         return merged(SMALL, {"data": data}, changes)
 
-    def check(folder, **changes):
+    def check(folder, run=None, **changes):
         params = RunParams.model_validate(merged(values("nft"), given(folder, **changes)))
-        preflight(params, tmp_path)
+        preflight(params, tmp_path, run=run)
 
     bare = shutil.copytree(cases / "train", tmp_path / "bare")
     for number in (2, 7):
@@ -313,6 +313,8 @@ def test_a_source_is_learned_in_place_of_a_target_only_where_the_data_says_so(
         check(bare)
     assert "test7_source.png must have a target" in str(error.value)
     assert str(error.value).endswith("set data.reconstruct to true.")
+    (tmp_path / "a" / "warmup").mkdir(parents=True)
+    check(bare, run=tmp_path / "a")  # whose warm-up is made
     check(bare, warmup={"steps": 0})
     check(bare, data={"reconstruct": True})
     check(cases / "train")
@@ -427,7 +429,7 @@ def test_the_vlm_is_told_to_the_runs_own_server(values, tmp_path, monkeypatch):
     )
     with reward_urls(params, tmp_path / "a") as found:
         assert found == ["http://own:1"]
-    assert asked["flags"] == ["--vlm-model-path", "/models/vlm"]
+    assert asked["flags"] == ["--vlm-model-path=/models/vlm"]
     assert asked["log_path"] == tmp_path / "a/reward-server.log"
 
 

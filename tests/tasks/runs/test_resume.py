@@ -4,6 +4,7 @@ stopped."""
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tasks.launch.dispatch import FUNCTIONS
@@ -144,3 +145,16 @@ def test_grpo_is_on_policy_at_the_first_step_of_every_round(train):
         assert (first["kl"] > 0) == (
             round == 1
         )  # the reference is the warm-up, which samples round 0
+
+
+def test_a_run_that_goes_on_with_another_number_of_threads_says_so(train, monkeypatch, caplog):
+    from tasks.runs import run
+
+    folder, _ = train("a", rounds=1)
+    code = json.loads((folder / "warmup/artifact.json").read_text())["code"]
+    assert code["threads"] == str(torch.get_num_threads())
+    train("a", rounds=1)
+    assert "equal to the bit" not in caplog.text
+    monkeypatch.setattr(run, "machine", lambda: {"threads": "63", "cpu": code["cpu"]})
+    train("a", rounds=1)
+    assert f"a goes on with threads: {code['threads']} -> 63. Its results stay right" in caplog.text
