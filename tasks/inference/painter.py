@@ -55,7 +55,7 @@ class Painter:
     num_steps: int
     variants: dict[str, Weights]  # `base` and, of a run, `warmup` and `trained`
     digests: dict[str, str]  # variant -> sha256 of all weights, the frozen ones too
-    _seen: dict[tuple[Any, ...], Scene] = field(default_factory=dict, repr=False)
+    _seen: dict[tuple[Any, ...], EncodedCase] = field(default_factory=dict, repr=False)
 
     def weights(self, variant: str) -> Weights:
         """Return the weights of `variant`. Raises ParamsError when there are none."""

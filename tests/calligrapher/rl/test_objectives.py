@@ -59,6 +59,14 @@ def seeded(seed=7):
     return torch.Generator().manual_seed(seed)
 
 
+def nft(p, batch, params, *, old, reference, num_steps=STEPS):
+    return params.losses(p, batch, seeded(), num_steps=num_steps, old=old, reference=reference)
+
+
+def grpo(p, batch, params, reference):
+    return params.losses(p, batch, seeded(), num_steps=STEPS, old=None, reference=reference)
+
+
 def run(losses):
     """Back-propagate every loss; the sum of the losses and the metrics of each."""
     total, metrics = 0.0, []
