@@ -21,7 +21,14 @@ from calligrapher.errors import ParamsError
 from calligrapher.model.loading import Model
 from calligrapher.model.policy import Weights
 from calligrapher.rl.train_state import TRAINED as TRAINED_FILE
-from calligrapher.sampling.generate import BATCH_SIZE, FEATHER, GROW, Scene, look, paint
+from calligrapher.sampling.generate import (
+    BATCH_SIZE,
+    FEATHER,
+    GROW,
+    EncodedCase,
+    look,
+    paint,
+)
 from calligrapher.tiny.pack import TINY
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import PARAMS
