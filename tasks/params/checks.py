@@ -78,13 +78,13 @@ def algorithms(params: type[BaseModel]) -> dict[str, type[Algorithm]]:
 
 
 def one_algorithm(params: Sections) -> None:
-    known = algorithms(type(params))
+    known = list(algorithms(type(params)))
     given = [name for name in known if getattr(params, name) is not None]
     if len(given) != 1:
         raise ValueError(
             f"exactly one of the sections {' and '.join(known)} must be given. Got"
             f" {' and '.join(given) or 'none'}. To switch off the one of a file, override it with"
-            " null: `grpo=null nft={}`."
+            f" null: `{known[-1]}=null {known[0]}={{}}`."
         )
 
 
