@@ -1,5 +1,4 @@
-"""A progress line per stage, with time left and current values; silent where there is no
-terminal."""
+"""A progress line per stage, with time left and values; silent where there is no terminal."""
 
 import sys
 from types import TracebackType

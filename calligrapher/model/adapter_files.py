@@ -61,11 +61,10 @@ Nested = dict[str, dict[str, Tensor]]
 
 
 def read_tensors(path: Path) -> Nested:
-    """Top key -> key -> tensor, from a `.bin` (`weights_only=True`) or a `.safetensors` file;
-    memory-mapped.
+    """Return top key -> key -> tensor, as a `.bin` or a `.safetensors` file holds them.
 
-    Raises CheckpointError for a file that is missing, damaged, or holds anything but tensors two
-    levels deep.
+    The file is memory-mapped; a `.bin` is read with `weights_only=True`. Raises CheckpointError for
+    a file that is missing, damaged, or holds anything but tensors two levels deep.
     """
     if not path.is_file():
         raise CheckpointError(f"An adapter file must exist. Got {path}, which does not.")
@@ -212,8 +211,10 @@ def load_adapter(path: Path, transformer, dtype: torch.dtype = torch.float32) ->
 def fitting_adapter(
     state: Mapping[str, Tensor], blocks: int, width: int, path: Path
 ) -> StyleAdapter:
-    """An adapter without memory that `state` (of `path`, for messages) fits into; or
-    CheckpointError."""
+    """Return an adapter without memory that `state` fits into, or raise CheckpointError.
+
+    `path` is the file that `state` was read from; messages name it.
+    """
     with torch.device("meta"):
         adapter = StyleAdapter(config_of(state), blocks, width)
     if not any(key.startswith(f"{QFORMER}.") for key in state):
@@ -249,8 +250,10 @@ def _some(names: list[str], limit: int = 6) -> str:
 
 
 def split_state(state: Mapping[str, Tensor]) -> Nested:
-    """Flat adapter state -> `{image_proj_mlp, image_proj_qformer, attn_adapter}`; LoRA is left
-    out."""
+    """Return a flat adapter state as `{image_proj_mlp, image_proj_qformer, attn_adapter}`.
+
+    LoRA is left out.
+    """
     nested: Nested = {MLP: {}, QFORMER: {}, ATTENTION: {}}
     for name, tensor in sorted(state.items()):  # Sorted: equal weights give equal files.
         top, _, key = name.partition(".")

@@ -50,8 +50,7 @@ class Encoders:
     def encode(
         self, case: Case, canvas: Canvas, device: torch.device, box: Box | None = None
     ) -> dict[str, Tensor]:
-        """One case -> the fields of `Conditioning` for one row, without the batch dimension, on the
-        CPU.
+        """Return the fields of `Conditioning` for one case, on the CPU, without a batch dimension.
 
         `box` is the part of the source that is on the canvas; None = all of it.
         """

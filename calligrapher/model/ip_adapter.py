@@ -1,5 +1,4 @@
-"""Calligrapher's style adapter: style tokens from a SigLIP vector, and attention to them in every
-block.
+"""Calligrapher's style adapter: style tokens of a SigLIP vector, attended to in every block.
 
 Legend: B rows, E style embedding, I style tokens, D token width, N sequence length, H heads, K head
 width. Module and key names are those of the released weights (`image_proj_mlp`,
@@ -49,8 +48,10 @@ class MLPProjection(nn.Module):
 
 
 class QFormerProjection(nn.Module):
-    """Style vector [B, E] -> tokens [B, I, D]: learned queries read a few tokens made from the
-    vector."""
+    """Style vector [B, E] -> tokens [B, I, D], by learned queries.
+
+    The queries read a few tokens that are made from the vector.
+    """
 
     def __init__(self, config: AdapterConfig):
         super().__init__()
@@ -98,11 +99,11 @@ class StyleAttention(nn.Module):
 
 
 class StyleAttnProcessor:
-    """diffusers' Flux attention plus `scale` times the attention to the style tokens, before
-    `to_out`.
+    """diffusers' Flux attention plus `scale` times the attention to the style tokens.
 
-    In double blocks the image stream alone looks at the style; in single blocks the whole sequence
-    does, text tokens included. `style_tokens=None` or scale 0 is exactly `FluxAttnProcessor`.
+    The two are added before `to_out`. In double blocks the image stream alone looks at the style;
+    in single blocks the whole sequence does, text tokens included. `style_tokens=None` or scale 0
+    is exactly `FluxAttnProcessor`.
     """
 
     _attention_backend = None

@@ -24,8 +24,10 @@ def unpack(tokens_BLD: Tensor, height: int, width: int) -> Tensor:
 
 
 def pack_mask(mask_B1HW: Tensor, vae_factor: int) -> Tensor:
-    """Pixel mask [B, 1, fH, fW] (1 = paint) -> [B, L, 4 f*f]: every pixel keeps a channel of its
-    own."""
+    """Return a pixel mask [B, 1, fH, fW] (1 = paint) as tokens [B, L, 4 f*f].
+
+    Every pixel keeps a channel of its own.
+    """
     return pack(F.pixel_unshuffle(mask_B1HW, vae_factor))
 
 
@@ -44,8 +46,10 @@ def vae_factor(vae) -> int:
 
 @torch.no_grad()
 def encode(vae, pixels_B3HW: Tensor) -> Tensor:
-    """Pixels in [-1, 1] -> latents [B, C, H, W], shifted and scaled; the mode, so nothing is
-    drawn."""
+    """Return the latents [B, C, H, W] of pixels in [-1, 1], shifted and scaled.
+
+    They are the mode of the VAE's distribution, so nothing is drawn.
+    """
     z = vae.encode(pixels_B3HW.to(vae.dtype)).latent_dist.mode()
     return ((z - vae.config.shift_factor) * vae.config.scaling_factor).float()
 

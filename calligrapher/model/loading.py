@@ -1,5 +1,4 @@
-"""Loads a whole model (FLUX.1-Fill, SigLIP, style adapter, LoRA) and turns its latents into
-pictures."""
+"""Loads a whole model (FLUX.1-Fill, SigLIP, style adapter, LoRA); decodes latents to pictures."""
 
 import logging
 from dataclasses import dataclass
@@ -42,8 +41,10 @@ class Model:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA when there is one, else the CPU. Raises ParamsError for a device that is not
-    there."""
+    """Return the device `name`; `auto` is CUDA when there is one, else the CPU.
+
+    Raises ParamsError for a device that is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -139,8 +140,10 @@ def load_model(
 
 @torch.no_grad()
 def pictures(model: Model, x0: torch.Tensor, canvas: Canvas) -> list[Image.Image]:
-    """Clean packed latents [B, L, D] -> B pictures of the canvas' size, without the reference's
-    strip."""
+    """Return clean packed latents [B, L, D] as B pictures of the canvas' size.
+
+    The reference's strip is cut off.
+    """
     columns = canvas.width // model.multiple
     rows = x0.shape[1] // columns
     pixels = latents.decode(model.vae, latents.unpack(x0.to(model.device), 2 * rows, 2 * columns))

@@ -8,11 +8,11 @@ from calligrapher.errors import ParamsError
 
 
 def add_lora(module: nn.Module, *, rank: int, alpha: float, targets: list[str], seed: int) -> None:
-    """Put trainable low-rank pairs (peft) beside the linear layers `targets`; they start as a
-    no-op.
+    """Put trainable low-rank pairs (peft) beside the linear layers `targets`.
 
-    A target is the end of a layer's dotted name. Raises ParamsError for one that no layer has. The
-    layers of nn.MultiheadAttention are none: it reads their weights itself, past any pair.
+    They start as a no-op. A target is the end of a layer's dotted name. Raises ParamsError for one
+    that no layer has. The layers of nn.MultiheadAttention are none: it reads their weights itself,
+    past any pair.
     """
     from peft import LoraConfig, inject_adapter_in_model
 

@@ -1,5 +1,4 @@
-"""The one model call (noisy tokens, noise level, conditioning -> velocity) and the policies behind
-it.
+"""The one model call (noisy tokens, sigma, conditioning -> velocity) and the policies behind it.
 
 A policy is a set of values for the trained weights (style adapter, LoRA) on one frozen base.
 Switching swaps pointers; the base is never copied. `trained` lives in the model; `old`, `reference`
@@ -53,8 +52,10 @@ class StyledTransformer(nn.Module):
     def forward(
         self, x: Tensor, sigma: Tensor, conditioning: Conditioning, styled: Tensor | None = None
     ) -> Tensor:
-        """x [B, L, 64], sigma [B] -> velocity [B, L, 64]; `styled` [B] = 0 drops a row's style
-        tokens."""
+        """Return the velocity [B, L, 64] of x [B, L, 64] at sigma [B].
+
+        `styled` [B] = 0 drops a row's style tokens.
+        """
         c = conditioning
         dtype = c.masked.dtype
         tokens = self.adapter.tokens(c.style)
@@ -73,8 +74,7 @@ class StyledTransformer(nn.Module):
 
 
 class Policy:
-    """A `StyledTransformer`, the names of its trained weights, and the way to run it under other
-    weights."""
+    """A `StyledTransformer`, the names of its trained weights, and a way to run it under others."""
 
     def __init__(
         self,
@@ -87,8 +87,7 @@ class Policy:
         self.autocast = autocast
         model.requires_grad_(False)
         for name, parameter in model.named_parameters():
-            # A layer with a LoRA pair (its weight is then called base_layer) is itself left as it
-            # is.
+            # A layer with a LoRA pair is itself left as it is; its weight is called base_layer.
             whole = train_adapter and name.startswith("adapter.") and ".base_layer." not in name
             if whole or "lora_" in name:
                 parameter.requires_grad_(True)
@@ -103,8 +102,7 @@ class Policy:
         return next(self.model.parameters()).device
 
     def storage_dtype(self, name: str) -> torch.dtype:
-        """The smallest type that weights without gradient can be held in at no change of any
-        result.
+        """Return the smallest type for weights without gradient that changes no result.
 
         Autocast casts the matrix of a linear layer to its own type at every use, so it may as well
         be held in that; everything else is used in float32.
@@ -112,8 +110,10 @@ class Policy:
         return self.autocast if self.autocast and name in self._linear else torch.float32
 
     def to_storage(self, weights: Mapping[str, Tensor]) -> Weights:
-        """`weights` on the model's device, in their `storage_dtype`: for policies that `use` runs
-        often."""
+        """Return `weights` on the model's device in their `storage_dtype`.
+
+        For policies that `use` runs often.
+        """
         return {n: w.to(self.device, self.storage_dtype(n)) for n, w in weights.items()}
 
     def velocity(
@@ -140,8 +140,10 @@ class Policy:
 
     @contextmanager
     def use(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Run under other weights, without gradient, and put the trained ones back whatever
-        happens."""
+        """Run a block under other weights, without gradient.
+
+        The trained ones are put back whatever happens.
+        """
         self._check(weights)
         own = {name: parameter.data for name, parameter in self.parameters.items()}
         self._used += 1

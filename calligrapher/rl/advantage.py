@@ -91,8 +91,10 @@ def group_advantages(
 def kept(
     rewards: Tensor, valid: Tensor | None = None, *, baseline: Literal["group", "round"] = "group"
 ) -> Tensor:
-    """Which images can be trained on, [P, G] bool: those with a score and with somebody to be
-    compared to."""
+    """Return which images can be trained on, [P, G] bool.
+
+    They have a score, and somebody to be compared to.
+    """
     rewards, valid = _checked(rewards, valid)
     if baseline == "round":
         return valid & (valid.sum() >= 2)

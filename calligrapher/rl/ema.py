@@ -1,7 +1,7 @@
-"""Copies of the adapter's weights that follow the trained ones: `ema` for evaluation, `old` for NFT
-rollouts.
+"""Copies of the adapter's weights that follow the trained ones: `ema` and `old`.
 
-`decay` is the share of the copy that stays: 1 leaves it alone, 0 overwrites it.
+`ema` is evaluated; `old` samples NFT's rollouts. `decay` is the share of the copy that stays: 1
+leaves it alone, 0 overwrites it.
 """
 
 from typing import Literal
@@ -15,8 +15,9 @@ OldPolicy = Literal["fixed", "slow", "fast", "copy"]
 
 
 def ema_decay(step: int, max_decay: float) -> float:
-    """`min((1 + t) / (10 + t), max_decay)`: the average forgets its start quickly, then settles at
-    max_decay.
+    """Return `min((1 + t) / (10 + t), max_decay)`.
+
+    The average forgets its start quickly, then settles at max_decay.
 
     step: optimizer steps so far, t >= 0. Source: DiffusionNFT's and Flow-GRPO's `EMAModuleWrapper`.
     """
@@ -82,8 +83,10 @@ def lerp_(target: dict[str, Tensor], source: dict[str, Tensor], decay: float) ->
 
 @torch.no_grad()
 def snapshot(params: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Real copies, on the same device: `.detach().cpu()` would alias weights that already are on
-    the CPU."""
+    """Return real copies of `params` on the same device.
+
+    `.detach().cpu()` would alias weights that already are on the CPU.
+    """
     return {name: tensor.detach().clone() for name, tensor in params.items()}
 
 

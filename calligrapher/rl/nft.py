@@ -1,5 +1,4 @@
-"""DiffusionNFT: pull the velocity towards images with a high advantage, push it from those with a
-low one.
+"""DiffusionNFT: pull the velocity to images of high advantage, push it from those of low.
 
 Legend: B rows, K noise levels drawn per row. `v_old` sampled the rollouts; the loss moves `v`
 relative to it.
@@ -23,8 +22,10 @@ DECAY_TYPES: dict[int, OldPolicy] = {0: "fixed", 1: "slow", 2: "fast"}
 
 
 class NFTParams(Algorithm):
-    """The settings of DiffusionNFT. The learning rate, batch sizes and passes belong to the update
-    stage."""
+    """The settings of DiffusionNFT.
+
+    The learning rate, batch sizes and passes belong to the update stage.
+    """
 
     nft_beta: float = Field(
         0.5,
@@ -121,11 +122,10 @@ class NFTParams(Algorithm):
         old: Weights | None,
         reference: Weights | None,
     ) -> Losses:
-        """Yield a loss for each of `num_train_sigmas` noise levels, with fresh noise per row or
-        group.
+        """Yield a loss for each of `num_train_sigmas` noise levels.
 
-        With `reference` None the old policy's forward is the reference's as well; with `kl_coef`
-        0 the reference is not run at all.
+        Noise is fresh per row or group. With `reference` None the old policy's forward is the
+        reference's as well; with `kl_coef` 0 the reference is not run at all.
         """
         schedule = sigma_schedule(num_steps, rows.x0.shape[1])
         draw = torch.arange(len(rows))
@@ -186,8 +186,9 @@ def nft_loss(
     x: Tensor,  # [B, ...] = (1 - sigma) x0 + sigma noise
     sigma: Tensor,  # [B]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`policy + kl_coef * kl`, a scalar with the gradient of `velocity` alone, and detached 0-d
-    metrics.
+    """Return `policy + kl_coef * kl`, a scalar, and detached 0-d metrics.
+
+    The loss has the gradient of `velocity` alone.
 
     Metrics: policy_loss, kl (absent without velocity_ref), old_distance = mean((v - v_old)^2),
     r_mean, positive_share (rows with r > 0.5). At v == v_old a row with r = 0.5 has exactly zero
@@ -230,8 +231,10 @@ def nft_loss(
 
 
 def reward_weight(advantages: Tensor, params: NFTParams) -> Tensor:
-    """Advantage -> r in [0, 1], the weight of the positive branch: 0.5 is indifferent; [B] ->
-    [B]."""
+    """Return r in [0, 1], the weight of the positive branch, of each advantage; [B] -> [B].
+
+    0.5 is indifferent.
+    """
     c = params.adv_clip_max
     clipped = advantages.clamp(-c, c)
     match params.adv_mode:
@@ -268,8 +271,10 @@ def train_sigmas(
 
 
 def _normalised_error(x0_hat: Tensor, x0: Tensor) -> Tensor:
-    """[B, ...] -> [B]: the squared error over the detached mean absolute error of the row, in
-    float64."""
+    """Return the squared error over the row's detached mean absolute error, [B, ...] -> [B].
+
+    Computed in float64.
+    """
     error = (x0_hat - x0).flatten(1).double()
     weight = error.detach().abs().mean(1).clamp(min=1e-5)
     return (error**2).mean(1) / weight

@@ -88,8 +88,10 @@ class Window:
 
 
 def window_length(num_steps: int, window_size: int | None, timestep_fraction: float) -> int:
-    """How many steps the window has. Raises InputError when it does not fit before the last
-    step."""
+    """Return how many steps the window has.
+
+    Raises InputError when it does not fit before the last step.
+    """
     available = min(trained_steps(num_steps, timestep_fraction), num_steps - 1)
     length = available if window_size is None else window_size
     if not 1 <= length <= available:

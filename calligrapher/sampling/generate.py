@@ -1,5 +1,4 @@
-"""Paints one case: looks at it once (crop, encoders), samples a picture for each seed, pastes it
-back.
+"""Paints one case: crops and encodes it once, samples a picture per seed, pastes it back.
 
 ```
 model = load_model(...)
@@ -52,13 +51,13 @@ def generate(
     feather: int = FEATHER,
     batch_size: int = BATCH_SIZE,
 ) -> list[Image.Image]:
-    """One picture per seed, each as large as the case's source; outside of the mask it is the
-    source.
+    """Return one picture per seed, each as large as the case's source.
 
-    `scale` weighs the style; 0 is FLUX.1-Fill without an adapter. `crop=False` stretches the whole
-    picture to the canvas, as the released scripts do; otherwise `crop_box` says what `grow` does,
-    and `faded` what `feather` does. `batch_size` pictures are sampled at once. Runs under the
-    policy's present weights. Raises DataError for a case that cannot be painted.
+    Outside of the mask it is the source. `scale` weighs the style; 0 is FLUX.1-Fill without an
+    adapter. `crop=False` stretches the whole picture to the canvas, as the released scripts do;
+    otherwise `crop_box` says what `grow` does, and `faded` what `feather` does. `batch_size`
+    pictures are sampled at once. Runs under the policy's present weights. Raises DataError for a
+    case that cannot be painted.
     """
     scene = look(model, case, canvas, crop=crop, grow=grow)
     return paint(
@@ -75,8 +74,10 @@ def generate(
 def look(
     model: Model, case: Case, canvas: Canvas, *, crop: bool = True, grow: float = GROW
 ) -> EncodedCase:
-    """Choose the crop and ask each encoder once. Raises DataError for a case that cannot be
-    painted."""
+    """Return the case with its crop chosen and each encoder asked once.
+
+    Raises DataError for a case that cannot be painted.
+    """
     source, mask = load_rgb(case.source), load_mask(case.mask)
     if mask.size != source.size:
         wanted, found = ("x".join(map(str, image.size)) for image in (source, mask))
@@ -102,8 +103,10 @@ def paint(
     feather: int = FEATHER,
     batch_size: int = BATCH_SIZE,
 ) -> list[Image.Image]:
-    """One picture per seed: a transformer call per step and a VAE decoding for each batch of
-    them."""
+    """Return one picture per seed.
+
+    A batch of them takes a transformer call per step and a VAE decoding.
+    """
     painted: list[Image.Image] = []
     with scaled(model.policy.model.transformer, scale):
         for at in range(0, len(seeds), batch_size):

@@ -1,5 +1,4 @@
-"""Samples images with a policy: the deterministic ODE, or the ODE with a stochastic window for
-GRPO.
+"""Samples images with a policy: the ODE, for GRPO with a window of stochastic steps.
 
 Legend: B rows, L image tokens, D packed channels, S sampling steps, W window steps. Every row has a
 random stream of its own, derived from (run seed, round, case, member), so that what is sampled does

@@ -1,5 +1,4 @@
-"""One step of the sampler, from `sigma` to `sigma_next`: deterministic (ODE) or with noise (SDE,
-CPS).
+"""One step of the sampler from `sigma` to `sigma_next`: without noise (ODE) or with (SDE, CPS).
 
 Everything is computed in float32 whatever the precision of the model. Rollout and update call one
 function, once with `noise` and once with the stored `x_next`; equal inputs give bit-equal `mean`
@@ -17,8 +16,10 @@ from calligrapher.errors import InputError
 
 @dataclass(frozen=True)
 class Step:
-    """What a stochastic step gave. `mean` and `log_prob` carry the gradient of `velocity`, `x_next`
-    none."""
+    """What a stochastic step gave.
+
+    `mean` and `log_prob` carry the gradient of `velocity`, `x_next` none.
+    """
 
     x_next: Tensor  # [B, ...] float32, detached
     mean: Tensor  # [B, ...] float32
@@ -118,8 +119,10 @@ def _checked(
 
 
 def _landing(mean: Tensor, std: float, noise: Tensor | None, x_next: Tensor | None) -> Tensor:
-    """Where the step lands, without gradient: a gradient through x_next would cancel that of
-    log_prob."""
+    """Return where the step lands, without gradient.
+
+    A gradient through x_next would cancel that of log_prob.
+    """
     if (noise is None) == (x_next is None):
         found = "neither" if noise is None else "both"
         raise InputError(

@@ -1,5 +1,4 @@
-"""An estimate of what a forward, with or without its backward, needs besides weights and their
-gradients.
+"""An estimate of what a forward, with or without backward, needs besides weights and gradients.
 
 Legend: B rows, L image tokens, T text tokens, I style tokens, D transformer width, e bytes of a
 number.
@@ -73,8 +72,10 @@ def training_peak(model: MetaModel, batch: Batch, *, checkpointing: bool) -> int
 
 
 def forward_peak(model: MetaModel, batch: Batch) -> int:
-    """What a forward without gradient holds at once, under weights that need no cast: one block's
-    work."""
+    """Return the bytes that a forward without gradient holds at once: one block's work.
+
+    The weights are taken to need no cast.
+    """
     passing = _KEPT[number_bytes(model)].passing
     return batch.rows * model.transformer.inner_dim * passing * (batch.image + batch.text)
 
@@ -114,8 +115,7 @@ def _lora(model: MetaModel, block: nn.Module, batch: Batch, *, joint: bool = Fal
 
 
 def _casts(model: MetaModel) -> tuple[int, int]:
-    """Bytes of autocast's copies of the trained matrices: of all, and of the style projections
-    alone."""
+    """Return the bytes of autocast's copies: of all trained matrices, of the style projections."""
     policy = model.policy
     copies = {
         n: p.numel() * 2

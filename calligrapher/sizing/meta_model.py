@@ -1,7 +1,7 @@
-"""How large a model is: built from its configs on the meta device by the classes that load it, and
-counted.
+"""How large a model is: built from its configs on the meta device, and counted.
 
-No weights are read but the shapes of an adapter that is there.
+It is built by the classes that load it. No weights are read but the shapes of an adapter that is
+there.
 """
 
 from collections.abc import Mapping
@@ -67,8 +67,10 @@ def build(
     lora: Mapping | None = None,
     autocast: torch.dtype | None = None,
 ) -> MetaModel:
-    """The model of `load_model`, from configs alone. An adapter file that is not there has default
-    sizes."""
+    """Return the model of `load_model`, made from configs alone.
+
+    An adapter file that is not there has default sizes.
+    """
     from diffusers import AutoencoderKL, FluxTransformer2DModel
     from transformers import (
         CLIPTextConfig,

@@ -1,5 +1,4 @@
-"""Reading and writing Parquet: rollout shards, one row per image; scores and advantages by
-`sample_id`.
+"""Parquet, written and read: a row is an image; scores and advantages are joined by `sample_id`.
 
 Legend: B rows, L image tokens, D packed channels, W window steps. Tensors are binary columns (their
 bytes, row by row); dtype and shape of a row stand in the schema's metadata under `tensors`. Lists
@@ -98,12 +97,11 @@ def write_shard(
 
 
 def read_shard(path: str | Path, columns: Sequence[str] | None = None) -> dict[str, Any]:
-    """Read the named columns of a shard, or all: tensors as [B, ...] of their own dtype, the rest
-    as lists.
+    """Return the named columns of a shard, or all.
 
-    `image` comes as PNG bytes (`decode_png` makes pictures of them): what the reward servers take.
-    Raises ArtifactError when the file is damaged, of another schema, or without a column that was
-    named.
+    Tensors come as [B, ...] of their own dtype, the rest as lists. `image` comes as PNG bytes
+    (`decode_png` makes pictures of them): what the reward servers take. Raises ArtifactError when
+    the file is damaged, of another schema, or without a column that was named.
     """
     table = _read(path, columns)
     layout = json.loads(table.schema.metadata[b"tensors"])
@@ -138,8 +136,10 @@ def write_scores(path: str | Path, columns: Mapping[str, Sequence[Any]]) -> None
 
 
 def write_advantages(path: str | Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Write an advantage table: all columns of ADVANTAGE_COLUMNS; the rows kept have an
-    advantage."""
+    """Write an advantage table.
+
+    It has all columns of ADVANTAGE_COLUMNS; the rows kept have an advantage.
+    """
     for sample, advantage, kept in zip(
         columns["sample_id"], columns["advantage"], columns["kept"], strict=True
     ):
@@ -152,8 +152,10 @@ def write_advantages(path: str | Path, columns: Mapping[str, Sequence[Any]]) -> 
 
 
 def read_table(path: str | Path, columns: Sequence[str] | None = None) -> dict[str, list[Any]]:
-    """Read a score or advantage table, or some of its columns: name -> values, None where there is
-    none."""
+    """Return a score or advantage table, or some of its columns: name -> values.
+
+    A value that is not there is None.
+    """
     return _read(path, columns).to_pydict()
 
 
@@ -183,8 +185,10 @@ def _write_table(path: str | Path, schema: pa.Schema, columns: Mapping[str, Sequ
 def _arrays(
     path: str | Path, fields: list[pa.Field], columns: Mapping[str, Sequence[Any]], rows: int
 ) -> list[pa.Array]:
-    """One Arrow array per field. Raises ArtifactError for anything that does not fit the schema
-    exactly."""
+    """Return one Arrow array per field.
+
+    Raises ArtifactError for anything that does not fit the schema exactly.
+    """
     names = [field.name for field in fields]
     if set(names) != set(columns):
         missing, unknown = sorted(set(names) - set(columns)), sorted(set(columns) - set(names))
@@ -263,8 +267,10 @@ def _tensor(column: pa.ChunkedArray, layout: dict[str, Any]) -> Tensor:
 
 
 def _write(path: str | Path, table: pa.Table, opaque: set[str] = frozenset()) -> None:
-    """Noise and PNG do not compress: `opaque` columns are stored as they are, without
-    statistics."""
+    """Write `table`; `opaque` columns are stored as they are, without statistics.
+
+    They hold noise and PNG, which do not compress.
+    """
     plain = [name for name in table.column_names if name not in opaque]
     compression = dict.fromkeys(plain, "zstd") | dict.fromkeys(opaque - {"image"}, "none")
     if "image" in opaque:

@@ -33,8 +33,7 @@ ROLLOUT_COLUMNS = pa.schema(
         pa.field("image", IMAGE),  # nullable on paper: `datasets` compares the field with its own
     ]
 )
-# Rows' tensors: the clean latent always (but in evaluations), the window of the stochastic steps
-# with GRPO.
+# Rows' tensors: the clean latent always (but in evaluations), with GRPO the stochastic window.
 TENSOR_COLUMNS = {
     "x0": "[L, D] the clean latent",
     "trajectory": "[W + 1, L, D] x before each step of the window and after its last",
@@ -75,8 +74,10 @@ def sample_id(round: int, group_id: int, member: int) -> str:
 
 
 def huggingface_features(fields: Sequence[pa.Field]) -> dict[str, Any]:
-    """The columns in the words of Hugging Face `datasets`, so that it shows pictures and not
-    bytes."""
+    """Return the columns in the words of Hugging Face `datasets`.
+
+    It then shows pictures and not bytes.
+    """
     features: dict[str, Any] = {}
     for field in fields:
         if field.name == "image":

@@ -1,2 +1,1 @@
-"""The embedded world: a small Calligrapher that has learned to write, and the pictures it learned
-from."""
+"""The embedded world: a small Calligrapher that can write, and the pictures it learned from."""

@@ -32,8 +32,7 @@ from calligrapher.model.ip_adapter import AdapterConfig, StyleAdapter
 
 @dataclass(frozen=True)
 class TinySizes:
-    """Sizes of everything. The defaults are those of the embedded model that has learned to
-    write."""
+    """Sizes of everything; the defaults are those of the embedded model that can write."""
 
     heads: int = 5
     head_dim: int = 32
@@ -91,8 +90,10 @@ def t5_tokenizer() -> T5TokenizerFast:
 
 
 def build_pipeline(sizes: TinySizes, seed: int = 0) -> FluxFillPipeline:
-    """A `FluxFillPipeline` of these sizes with random weights; the seed is set before each
-    component."""
+    """Return a `FluxFillPipeline` of these sizes with random weights.
+
+    The seed is set before each component.
+    """
     factor = 2 ** (len(sizes.vae_channels) - 1)
     tokenizer, tokenizer_2 = clip_tokenizer(), t5_tokenizer()
     torch.manual_seed(seed)

@@ -1,10 +1,9 @@
-"""Trains the embedded tiny Calligrapher from nothing on two CPU cores: VAE, T5, SigLIP, then the
-transformer.
+"""Trains the embedded tiny Calligrapher from nothing on two CPU cores.
 
-Every part resumes from its own checkpoint under `work`; a finished part is skipped. The transformer
-first learns to spell, then sees captions of which some belong to other pictures (`wrong_captions`),
-as on the web: it ends up knowing how to write but minding the text only sometimes, which is what
-reinforcement learning is then for.
+In this order: VAE, T5, SigLIP, then the transformer. Every part resumes from its own checkpoint
+under `work`; a finished part is skipped. The transformer first learns to spell, then sees captions
+of which some belong to other pictures (`wrong_captions`), as on the web: it ends up knowing how to
+write but minding the text only sometimes, which is what reinforcement learning is then for.
 
 Run it with `calligrapher tiny pretrain OUT`. Figures and the loss curve: docs/log.md.
 """
@@ -93,8 +92,10 @@ def train(
     save_every: int,
     ema_decay: float | None = None,
 ) -> None:
-    """AdamW with warm-up and cosine decay on `modules`, resumable; ends with EMA weights if asked
-    to."""
+    """Train `modules` by AdamW with warm-up and cosine decay, resumable.
+
+    They end with EMA weights if asked to.
+    """
     path = work / f"{name}.pt"
     params = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
@@ -144,8 +145,10 @@ def pixels(arrays: list[np.ndarray]) -> Tensor:
 
 
 def patch_basis(x: Tensor, factor: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Mean [P] and whitening map [P, channels] of f x f patches' first principal components; P = 3
-    f f."""
+    """Return mean [P] and whitening map [P, channels] of the patches' first principal components.
+
+    Patches are f x f, so P = 3 f f.
+    """
     patches_NP = F.pixel_unshuffle(x, factor).permute(0, 2, 3, 1).flatten(0, 2)
     mean = patches_NP.mean(0)
     _, scale, axes = torch.linalg.svd(patches_NP - mean, full_matrices=False)
@@ -153,8 +156,7 @@ def patch_basis(x: Tensor, factor: int, channels: int) -> tuple[Tensor, Tensor]:
 
 
 def train_vae(vae, recipe: Recipe, work: Path, progress: TrainingLog) -> None:
-    """The encoder learns the whitened principal components of 4x4 patches, the decoder to undo
-    them.
+    """Train the encoder to whitened principal components of 4x4 patches, the decoder to undo them.
 
     Trained end to end, this small VAE found luminance in 300 steps and colours not in 1200: a
     bottleneck finds its modes one after the other, the weak ones late. With given latents both
@@ -211,8 +213,10 @@ def train_vae(vae, recipe: Recipe, work: Path, progress: TrainingLog) -> None:
 
 
 def train_text(t5, tokenizer, recipe: Recipe, work: Path, progress: TrainingLog) -> None:
-    """T5 learns to tell each letter and its position: without that the transformer does not
-    spell."""
+    """Train T5 to tell each letter and its position.
+
+    Without that the transformer does not spell.
+    """
     letter_head = nn.Linear(t5.config.d_model, 27)
     position_head = nn.Linear(t5.config.d_model, world.MAX_LETTERS + 1)
 
@@ -273,8 +277,7 @@ def train_siglip(
     work: Path,
     progress: TrainingLog,
 ) -> None:
-    """SigLIP learns to tell styles apart: the font, the ink and the paper of a reference, from its
-    vector."""
+    """Train SigLIP so that a reference's vector tells its style: font, ink and paper."""
     fonts = torch.tensor([s.font for s in styles])
     colours = torch.tensor(
         [[*s.ink, *s.paper[0], *s.paper[1]] for s in styles], dtype=torch.float32
@@ -357,11 +360,10 @@ def caption(word: str, wrong: float, rng: np.random.Generator) -> str:
 def train_writer(
     pipeline, adapter: StyleAdapter, pool: Pool, recipe: Recipe, work: Path, progress: TrainingLog
 ) -> None:
-    """Transformer and adapter learn to write by flow matching: velocity = noise - x0 at random
-    sigmas.
+    """Train transformer and adapter to write, by flow matching at random sigmas.
 
-    First from right captions, until they spell; then for a while from captions of which some are
-    wrong.
+    The velocity is noise - x0. First from right captions, until they spell; then for a while from
+    captions of which some are wrong.
     """
     transformer = pipeline.transformer
     adapter.install(transformer)
@@ -427,8 +429,10 @@ def train_writer(
 
 
 def pretrain(out: Path, recipe: Recipe, sizes: TinySizes | None = None) -> Path:
-    """Train everything, resuming from `out/work`; write `flux-fill`, `siglip` and
-    `calligrapher.bin`."""
+    """Train everything and write `flux-fill`, `siglip` and `calligrapher.bin`.
+
+    Resumes from `out/work`.
+    """
     from calligrapher.tiny.pack import write_model
 
     work = out / "work"

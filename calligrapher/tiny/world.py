@@ -198,9 +198,9 @@ def shared_bench(folder: Path, *, num_cases: int, split: str, seed: int) -> Path
 
 
 def write_bench(folder: Path, *, num_cases: int, split: str, seed: int) -> Path:
-    """Write cases in the bench layout: `testN_source.png`, `_mask.png`, `_ref.png`,
-    `self_bench.txt`.
+    """Write cases in the bench layout.
 
+    That is `testN_source.png`, `testN_mask.png`, `testN_ref.png` and `self_bench.txt`.
     `testN_target.png` is what a perfect model would paint; the supervised warm-up learns from it.
     """
     folder.mkdir(parents=True, exist_ok=True)

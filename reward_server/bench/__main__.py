@@ -1,5 +1,6 @@
-"""What the service does per second, for long, and when servers die: `python -m reward_server.bench
-WHAT`.
+"""What the service does per second, for long, and when servers die.
+
+Run it with `python -m reward_server.bench WHAT`.
 
     throughput   images/s beside a bare loop and one blocking request at a time; latencies
     soak         memory, threads and descriptors of the server over many requests

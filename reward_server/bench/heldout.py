@@ -1,5 +1,4 @@
-"""OCR components of right, slightly wrong, mirrored and empty pictures: which of them can be a
-reward."""
+"""OCR components of right, slightly wrong, mirrored and empty pictures: which can be a reward."""
 
 import random
 import statistics
@@ -14,8 +13,10 @@ _SIZE = (112, 36)
 
 
 def heldout(count: int, threads: int) -> dict:
-    """Mean components of pictures, a quarter each: right, one letter of five wrong, mirrored,
-    empty."""
+    """Return mean components of pictures: right, one letter of five wrong, mirrored, empty.
+
+    A quarter of the pictures is of each kind.
+    """
     rng = random.Random(7)
     scorer = OCRScorer(num_threads=threads)
     targets = words(count // 4, seed=1)

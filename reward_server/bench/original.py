@@ -1,8 +1,8 @@
-"""The pattern that this service replaces, to be measured against: OCR in the event loop, one at a
-time.
+"""The pattern that this service replaces: OCR in the event loop, one at a time.
 
-PaddleOCR's `predict` with its defaults (its own padding to 320 px, all cores for one picture), the
-same weights, the recogniser's confidence as the answer. Only `throughput` starts it.
+It is there to be measured against. PaddleOCR's `predict` with its defaults (its own padding to 320
+px, all cores for one picture), the same weights, the recogniser's confidence as the answer. Only
+`throughput` starts it.
 """
 
 import argparse

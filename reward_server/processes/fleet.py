@@ -1,5 +1,7 @@
-"""Several server processes under one supervisor: started and stopped together, restarted when they
-die."""
+"""Several server processes under one supervisor, which restarts those that die.
+
+They are started and stopped together.
+"""
 
 import logging
 import threading

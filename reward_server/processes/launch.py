@@ -1,5 +1,4 @@
-"""Starts reward servers: one process per GPU under one supervisor, or one of your own for a `with`
-block.
+"""Starts reward servers: one per GPU under one supervisor, or one of your own for a `with` block.
 
 `calligrapher reward-server --gpu-ids 4,5,6,7 --port 8000 --vlm-model-path DIR` starts four on ports
 8000 to 8003, each with its own CUDA_VISIBLE_DEVICES and log file, restarts one that dies, and stops

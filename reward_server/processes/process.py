@@ -39,8 +39,10 @@ def url_of(host: str, port: int) -> str:
 
 
 class ServerProcess:
-    """A `python -m reward_server` child. It stops by itself when this process is gone, however that
-    came."""
+    """A `python -m reward_server` child.
+
+    It stops by itself when this process is gone, however that came.
+    """
 
     def __init__(
         self,

@@ -75,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bind(host: str, port: int) -> socket.socket:
     """A bound TCP socket. Raises OSError; EADDRINUSE when somebody listens there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named as TCP: asyncio switches Nagle's delay off (40 ms an answer) only on sockets that say
-    # so.
+    # Named as TCP: asyncio switches Nagle's delay (40 ms an answer) off only on such sockets.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -120,8 +119,10 @@ def serve(settings: Settings, sock: socket.socket) -> int:
 
 
 def _insist(status: int) -> None:
-    """End this process after a while, whatever hangs: a thread in a kernel that never returns,
-    say."""
+    """End this process after a while, whatever hangs.
+
+    That may be a thread in a kernel that never returns.
+    """
 
     def end() -> None:
         time.sleep(_GRACE_S)

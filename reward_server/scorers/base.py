@@ -22,8 +22,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A scorer's answer for one item: for each of its fields either a value or an error, never
-    both."""
+    """A scorer's answer for one item: each of its fields has a value or an error, never both."""
 
     values: dict[str, float | str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
@@ -76,8 +75,10 @@ def failed(fields: Sequence[str], reason: str, kind: str = "refused") -> Outcome
 
 
 def probe_item() -> Item:
-    """The picture with which a scorer shows that it works: a white strip with black bars, any
-    text."""
+    """Return the picture with which a scorer shows that it works.
+
+    It is a white strip with black bars, with any text.
+    """
     image = np.full((32, 96, 3), 255, dtype=np.uint8)
     image[8:24, 20:24] = image[8:24, 40:44] = 0
     return Item(image=image, crop=image, text="ll", reference=image)

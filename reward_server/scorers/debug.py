@@ -1,5 +1,4 @@
-"""The scorer of `--disable-reward-model`: numbers made up from the picture's bytes, to try a loop
-out."""
+"""The scorer of `--disable-reward-model`: numbers from a picture's bytes, to try out a loop."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,8 +8,10 @@ from reward_server.scorers.base import Item, Outcome
 
 
 class DebugScorer:
-    """Answers every component; equal pictures get equal numbers in [0, 1]. Marked in every
-    response."""
+    """Answers every component; equal pictures get equal numbers in [0, 1].
+
+    Every response is marked.
+    """
 
     name = "debug"
     fields = NAMES

@@ -1,5 +1,6 @@
-"""The HTTP face: five routes over a RewardService. Every error is JSON `{"detail": "..."}` with a
-4xx or 503 status.
+"""The HTTP face: five routes over a RewardService.
+
+Every error is JSON `{"detail": "..."}` with a 4xx or 503 status.
 """
 
 import asyncio

@@ -1,5 +1,4 @@
-"""Dynamic batching: single items from many requests in, batches for one scorer out, on its own
-threads."""
+"""Dynamic batching: items of many requests in, batches for one scorer out, on its own threads."""
 
 import threading
 import time

@@ -1,7 +1,7 @@
-"""What stands before the service: bearer token, body limit, no more requests than it can hold,
-counting.
+"""What stands before the service: bearer token, body limit, limit of requests, counting.
 
-A plain ASGI middleware, because it must refuse before a byte of the body is read into memory.
+No more requests are let in than the service can hold. A plain ASGI middleware, because it must
+refuse before a byte of the body is read into memory.
 """
 
 import hmac
@@ -129,8 +129,10 @@ class _Exchange:
         await self._send(message)
 
     async def refuse(self) -> None:
-        """Answer, and read the body's rest for a while: who still sends would see a broken pipe
-        instead."""
+        """Answer, and read the body's rest for a while.
+
+        Who still sends would see a broken pipe instead.
+        """
         assert self.refusal is not None
         self.status = self.refusal.status
         body = json.dumps({"detail": self.refusal.detail}).encode()

@@ -1,5 +1,4 @@
-"""Untrusted pictures: base64 PNG in, RGB arrays out, within limits; and the crop that is looked
-at."""
+"""Untrusted pictures: base64 PNG to RGB arrays, within limits, and the crop that is looked at."""
 
 import base64
 import binascii
@@ -42,8 +41,10 @@ def open_png(data: str, *, field: str, max_pixels: int) -> Image.Image:
 
 
 def decode_rgb(image: Image.Image, *, field: str) -> np.ndarray:
-    """Pixels of an opened picture, uint8 [H, W, 3]; transparent ones over white. Raises
-    ImageError."""
+    """Return the pixels of an opened picture, uint8 [H, W, 3]; transparent ones over white.
+
+    Raises ImageError.
+    """
     return np.asarray(_decoded(image, field, _to_rgb))
 
 
@@ -53,8 +54,10 @@ def decode_mask(image: Image.Image) -> np.ndarray:
 
 
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of the white part, ends exclusive. Raises ImageError when there is
-    none."""
+    """Return (top, bottom, left, right) of the white part, ends exclusive.
+
+    Raises ImageError when there is none.
+    """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         raise ImageError(

@@ -1,5 +1,4 @@
-"""One server's work without HTTP: admit items, decode them, run every scorer, put the answer
-together."""
+"""One server's work without HTTP: admits and decodes items, runs every scorer, joins the answer."""
 
 import asyncio
 import hashlib

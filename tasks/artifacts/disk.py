@@ -10,8 +10,10 @@ from calligrapher.errors import ArtifactError
 
 
 def is_disk_full(error: BaseException | None, folder: Path) -> bool:
-    """Whether `error`, or what it came from, is a full disk: libraries report it in words of their
-    own."""
+    """Return whether `error`, or what it came from, is a full disk.
+
+    Libraries report it in words of their own.
+    """
     while error is not None:
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return True
@@ -28,8 +30,10 @@ def is_disk_full(error: BaseException | None, folder: Path) -> bool:
 
 
 def disk_full(name: str, partial: Path, error: BaseException) -> ArtifactError:
-    """The error for a person whose disk was full while the artifact `name` was being made in
-    `partial`."""
+    """Return the error for a person whose disk was full.
+
+    The artifact `name` was being made in `partial`.
+    """
     file = getattr(error, "filename", None) or partial
     return ArtifactError(
         f"the disk must have room for {name!r}. It is full: {_free_bytes(partial)} bytes are free"
@@ -40,8 +44,10 @@ def disk_full(name: str, partial: Path, error: BaseException) -> ArtifactError:
 
 @contextmanager
 def room_for(what: str, folder: Path) -> Iterator[None]:
-    """Run a block that writes `what` into `folder`; a full disk becomes an ArtifactError that says
-    so."""
+    """Run a block that writes `what` into `folder`.
+
+    A full disk becomes an ArtifactError that says so.
+    """
     try:
         yield
     except Exception as error:

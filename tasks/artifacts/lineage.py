@@ -38,8 +38,10 @@ class Fork(BaseModel):
 
 
 def read_fork(run_folder: Path) -> Fork | None:
-    """What the run in `run_folder` is a fork of; None for a run of its own. Raises
-    ArtifactError."""
+    """Return what the run in `run_folder` is a fork of; None for a run of its own.
+
+    Raises ArtifactError.
+    """
     path = run_folder / FORK
     if not path.is_file():
         return None

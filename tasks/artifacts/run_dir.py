@@ -1,5 +1,4 @@
-"""A run's folder: each stage is built once, whole or not at all, and found again by its
-fingerprint.
+"""A run's folder: each stage is built once, whole or not at all, and found by its fingerprint.
 
 ```
 runs/NAME/round-0003/update/            a finished artifact: its files and `artifact.json`
@@ -44,8 +43,10 @@ class RunDir:
 
     @property
     def shared(self) -> dict[str, str]:
-        """Name -> digest of the artifacts that a fork has from its parent; empty for a run of its
-        own."""
+        """Name -> digest of the artifacts that a fork has from its parent.
+
+        Empty for a run of its own.
+        """
         return self.fork.shared if self.fork else {}
 
     def lock(self) -> AbstractContextManager[None]:
@@ -140,8 +141,10 @@ class RunDir:
 
 
 def _open_partial(partial: Path, wanted: str) -> None:
-    """Make the work folder, or keep the one of the same fingerprint: it holds work to go on
-    from."""
+    """Make the work folder, or keep the one of the same fingerprint.
+
+    What is kept holds work to go on from.
+    """
     note = partial / PARTIAL
     if partial.exists() and _noted(note) != wanted and _manifested(partial) != wanted:
         shutil.rmtree(partial)

@@ -109,8 +109,10 @@ class RunParams(Section):
 
     @property
     def updates_per_round(self) -> int:
-        """Optimizer steps of a round in which every image counts; a last, smaller batch is a step
-        as well."""
+        """Optimizer steps of a round in which every image counts.
+
+        A last, smaller batch is a step as well.
+        """
         rows = self.update.batch_size * self.update.gradient_accumulation_steps
         return self.update.num_inner_epochs * math.ceil(self.images_per_round / rows)
 

@@ -39,8 +39,10 @@ class LoraParams(Section):
 
 
 class ModelParams(Section):
-    """Which model, on what canvas, and how it is held in memory. One guidance value serves every
-    stage."""
+    """Which model, on what canvas, and how it is held in memory.
+
+    One guidance value serves every stage.
+    """
 
     base: str = Field(
         description="'tiny' (the embedded model) or the folder of a diffusers FLUX.1-Fill."
@@ -232,8 +234,10 @@ class RewardParams(Section):
 
 
 class UpdateParams(OptimizerParams):
-    """The RL optimisation of a round. Of max_train_steps and rounds, whichever ends first
-    counts."""
+    """The RL optimisation of a round.
+
+    Of max_train_steps and rounds, whichever ends first counts.
+    """
 
     max_train_steps: Positive | None = Field(
         None, description="Optimizer steps of the whole run; null = no limit."

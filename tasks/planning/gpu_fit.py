@@ -23,8 +23,10 @@ RESERVE = 2.0
 
 
 def capacity(name: str | None, gib: float | None) -> tuple[str, float]:
-    """(name, GiB) of the GPU asked for; the H100 when none is. Raises ParamsError for an unknown
-    one."""
+    """Return (name, GiB) of the GPU asked for; the H100 when none is.
+
+    Raises ParamsError for an unknown one.
+    """
     if gib is not None:
         if name is not None:
             raise ParamsError(

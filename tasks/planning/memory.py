@@ -95,8 +95,10 @@ def other_algorithm(params: RunParams) -> RunParams:
 
 
 def copies(params: RunParams) -> dict[str, bool]:
-    """Which copies of the trained weights an update needs from round 1 on; a fixed `old` is the
-    reference."""
+    """Return which copies of the trained weights an update needs from round 1 on.
+
+    A fixed `old` is the reference.
+    """
     rl = params.rl
     # One set of weights serves as both where the policy that samples stays the reference.
     old = rl.needs_old and not (rl.old_is_start and rl.needs_reference)
@@ -122,8 +124,10 @@ def optimizer_bytes(weights: Iterable[Tensor], eight_bit: bool) -> int:
 
 
 def row_bytes(params: RunParams, model: MetaModel) -> dict[str, int]:
-    """Bytes of one image's tensors in float32, as rollouts store them, and of one case's
-    conditioning."""
+    """Return the bytes of one image's tensors, and of one case's conditioning.
+
+    Both in float32, as rollouts store them.
+    """
     batch = batch_of(params, model, 1)
     latent = 4 * batch.image * model.transformer.out_channels
     config = model.transformer.config
@@ -170,8 +174,10 @@ def _fixed(params: RunParams, model: MetaModel) -> dict[str, int]:
 
 
 def _training(params: RunParams, model: MetaModel, rows: int, eight_bit: bool) -> dict[str, int]:
-    """Gradients, optimizer, and the higher of two peaks: forward and backward, or torch's AdamW
-    stepping."""
+    """Return the bytes of gradients, optimizer and activations.
+
+    The last are the higher of two peaks: forward and backward, or torch's AdamW stepping.
+    """
     weights = model.policy.parameters.values()
     gradients = 4 * sum(w.numel() for w in weights)
     batch = batch_of(params, model, rows)
@@ -192,8 +198,11 @@ def _update(params: RunParams, model: MetaModel) -> Memory:
 
 
 def _rollout(params: RunParams, model: MetaModel) -> Memory:
-    """`old`, and the one other set of weights that is kept; the last update's gradients are still
-    there."""
+    """Return what lies there in a rollout, beside the weights of every stage.
+
+    `old`, and the one other set of weights that is kept; the last update's gradients are still
+    there.
+    """
     rollout, held = params.rollout, held_bytes(model)
     batch = batch_of(params, model, rollout.batch_size)
     pixels = batch.image * model.multiple**2

@@ -1,5 +1,7 @@
-"""The whole plan of a run, for people and for programs: parameters, memory by stage, work, files,
-verdict."""
+"""The whole plan of a run, for people and programs: parameters, memory, work, files, verdict.
+
+Memory is told by stage.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

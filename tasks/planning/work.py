@@ -10,8 +10,7 @@ PNG_BYTES = 3  # of a pixel, at most but for the file's frame: noise does not co
 
 @dataclass(frozen=True)
 class Forwards:
-    """Calls of the transformer for one image: in its rollout, and in one pass of the update over
-    it."""
+    """Calls of the transformer for one image: in its rollout, and in one pass of the update."""
 
     rollout: int
     trained: (
@@ -32,8 +31,10 @@ class Files:
 
 
 def forwards(params: RunParams) -> Forwards:
-    """From round 1 on: in the first round of NFT `old` is the reference and needs no forward of its
-    own."""
+    """Return the calls of the transformer for one image, from round 1 on.
+
+    In the first round of NFT `old` is the reference and needs no forward of its own.
+    """
     steps = params.rollout.num_inference_steps
     levels = params.rl.forwards_per_image(steps)
     needed = copies(params)

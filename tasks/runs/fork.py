@@ -1,5 +1,4 @@
-"""Making a fork: a run of its own that has some artifacts from its parent, without a copy of their
-bytes.
+"""Makes a fork: a run of its own that shares artifacts of its parent, without a copy of bytes.
 
 Its files are hard links to the parent's. Artifacts are never written to once they are there, so
 neither run can change the other's; and each can be deleted, whole or by retention, without harm to
@@ -42,11 +41,11 @@ def fork(
     kind: Literal["rerun", "replay"],
     stage: str | None = None,
 ) -> RunDir:
-    """The run `name` beside `parent`, with the artifacts `shared` of it; the one that is there if
-    it is that.
+    """Return the run `name` beside `parent`, made with the artifacts `shared` of it.
 
-    It appears whole or not at all. Raises ArtifactError when another run has the name, or an
-    artifact of the parent is damaged.
+    One that is there already is returned if it is the fork asked for. It appears whole or not at
+    all. Raises ArtifactError when another run has the name, or an artifact of the parent is
+    damaged.
     """
     check_run_name(name, "the fork's name")
     final = parent.absolute().parent / name
@@ -76,8 +75,10 @@ def fork(
 
 
 def share(artifact: Artifact, to: Path) -> None:
-    """Make `to` the same artifact: the same bytes on disk under a second name, where the disk can
-    do that."""
+    """Make `to` the same artifact: the same bytes under a second name.
+
+    Where the disk cannot do that, they are copied.
+    """
     artifact.verify(read_bytes=False)
     pruned = artifact.pruned()
     for name in [*sorted(set(artifact.files) - pruned), MANIFEST, *([PRUNED] if pruned else [])]:

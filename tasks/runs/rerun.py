@@ -18,15 +18,16 @@ from tasks.runs.overrides import refuse_idle
 from tasks.runs.run import Run
 from tasks.stages.reweigh import RecordedScorer, can_reweigh
 
-# What a replayed rollout must agree in with the run that trains on it; noise and batching may
-# differ.
+# What a replayed rollout must share with the run that trains on it; noise and batching may differ.
 _FREE_IN_REPLAY = ("seed", "rollout.batch_size", "rollout.shard_size")
 
 
 @dataclass(frozen=True)
 class Rerun:
-    """A fork, and which of its artifacts are to be made, in order. `to_the_end`: it is then a whole
-    run."""
+    """A fork, and which of its artifacts are to be made, in order.
+
+    `to_the_end`: it is then a whole run.
+    """
 
     folder: RunDir
     params: RunParams
@@ -38,10 +39,9 @@ class Rerun:
         return [name for name in self.names if not self.folder.stage_path(name).exists()]
 
     def recorded_scorer(self) -> RecordedScorer | None:
-        """A scorer that asks nobody, if all rewards follow from the parent's scores; None: servers
-        must run.
+        """Return a scorer that asks nobody, if all rewards follow from the parent's scores.
 
-        Servers that the overrides name are always asked who they are.
+        None: servers must run. Servers that the overrides name are always asked who they are.
         """
         assert self.folder.fork is not None
         told = any(
@@ -62,12 +62,11 @@ class Rerun:
 def prepare_rerun(
     parent: Path, stage: str, overrides: list[str], name: str, *, downstream: bool = False
 ) -> Rerun:
-    """Fork `parent` so that `stage` is made anew with `overrides`; with `downstream`, all made from
-    it too.
+    """Fork `parent` so that `stage` is made anew with `overrides`.
 
-    All that is not made from `stage` is shared. Raises ParamsError for an unknown stage or
-    overrides that nothing of what is made reads, ArtifactError when what `stage` is made from is
-    not there.
+    With `downstream`, all made from it is made anew too. All that is not made from `stage` is
+    shared. Raises ParamsError for an unknown stage or overrides that nothing of what is made reads,
+    ArtifactError when what `stage` is made from is not there.
     """
     then, params = _params(parent, []), _params(parent, overrides)
     stage = artifact_name(stage, planned(params))
@@ -88,8 +87,7 @@ def prepare_rerun(
 
 
 def prepare_replay(parent: Path, overrides: list[str], name: str) -> Rerun:
-    """Fork `parent` so that a policy is trained anew, with `overrides`, on the images that `parent`
-    sampled.
+    """Fork `parent` to train a policy anew, with `overrides`, on the images that it sampled.
 
     Rollouts are shared, and the warm-up and scores where the overrides leave them as they are. As
     many rounds as there are rollouts, unless `rounds` is overridden: those beyond sample their own.

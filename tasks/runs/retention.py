@@ -68,8 +68,10 @@ def kept_rounds(run_dir: RunDir, retention: RetentionParams) -> set[int]:
 
 
 def best_round(run_dir: RunDir) -> int | None:
-    """The round after which the held-out OCR accuracy was highest; None before the first
-    evaluation."""
+    """Return the round after which the held-out OCR accuracy was highest.
+
+    None before the first evaluation.
+    """
     scores: dict[int, float] = {}
     for round_index in _rounds(run_dir, "evaluate"):
         meta = Artifact.load(run_dir.stage_path(name_of("evaluate", round_index))).meta

@@ -104,8 +104,10 @@ def caption(case: Case, row: dict[str, Any]) -> str:
 
 
 def summarise(scored: list[dict[str, Any]], group: int) -> dict[str, Any]:
-    """Means over cases (a case's images are averaged first) with bootstrap 95 % intervals over
-    cases."""
+    """Return means over cases, with bootstrap 95 % intervals over cases.
+
+    A case's images are averaged first.
+    """
     found: dict[str, Any] = {
         "images": len(scored),
         "unscored": sum(row["reward"] is None for row in scored),

@@ -1,5 +1,4 @@
-"""Scoring a round again with other reward weights: from the components that its score table has
-already."""
+"""Scores a round again with other reward weights, from the components in its score table."""
 
 import re
 from collections.abc import Sequence
@@ -33,8 +32,7 @@ class RecordedScorer:
 
 
 def can_reweigh(scores: Artifact, params: RewardParams) -> bool:
-    """Whether `scores` has all components that `params` weighs, or the reason why one is
-    missing."""
+    """Return whether `scores` has each component that `params` weighs, or the reason why not."""
     if params.disable_reward_model or scores.params["reward"]["disable_reward_model"]:
         return False
     return all(
@@ -43,8 +41,7 @@ def can_reweigh(scores: Artifact, params: RewardParams) -> bool:
 
 
 def reweigh(scores: Artifact, params: RewardParams, out: Path) -> list[dict[str, list[Any]]]:
-    """Write the score tables of `scores` with the rewards that the weights of `params` give;
-    returns them."""
+    """Write and return the score tables of `scores`, with rewards by the weights of `params`."""
     tables = []
     for name, table in _tables(scores).items():
         rewards = [reward_of(params, row, _errors(row)) for row in _rows(table)]

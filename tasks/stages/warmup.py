@@ -15,8 +15,9 @@ from tasks.stages.checkpointed_loop import run_with_checkpoints
 
 
 def warmup(resources: Resources, round_index: None, out: Path) -> dict[str, Any]:
-    """Train `warmup.steps` steps on the cases' targets; 0 steps leave the weights as they are
-    given.
+    """Train `warmup.steps` steps on the cases' targets.
+
+    0 steps leave the weights as they are given.
 
     Files: `trained.safetensors`, `ema.safetensors`, `optimizer.safetensors`, `state.json`,
     `metrics.jsonl`.

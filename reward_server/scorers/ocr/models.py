@@ -101,13 +101,17 @@ class Detector:
     info: dict[str, str]
 
     def rows(self, rgb: np.ndarray) -> list[list[np.ndarray]]:
-        """Upright crops uint8 [h, w, 3] of the pieces of text: rows from the top, each from the
-        left."""
+        """Return upright crops uint8 [h, w, 3] of the pieces of text.
+
+        They come in rows from the top, each from the left.
+        """
         return [[crop for _, crop in row] for row in self.places(rgb)]
 
     def places(self, rgb: np.ndarray) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-        """The same, each crop after its box [4 corners, 2 px]: clockwise, from the text's own top
-        left."""
+        """Return the same, each crop after its box [4 corners, 2 px].
+
+        The corners go clockwise from the text's own top left.
+        """
         bgr = np.ascontiguousarray(rgb[:, :, ::-1])
         batch = SimpleNamespace(instances=[bgr], input_paths=[None], page_indexes=[None])
         rows = rows_of(self.predictor.process(batch)["dt_polys"][0])

@@ -1,5 +1,4 @@
-"""The OCR scorer: what does the picture say, how much of the target text is that, how likely was
-the target.
+"""The OCR scorer: what the picture says, how much of the target that is, how likely the target was.
 
 A score depends on nothing but its own picture: forwards are single-threaded, a line is padded to a
 width derived from that line alone, and it shares a forward only with lines of that width, in a way
@@ -34,8 +33,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class OCRScore:
-    """A reading compared with its target. A part that cannot be had is None and `errors` says
-    why."""
+    """A reading compared with its target.
+
+    A part that cannot be had is None and `errors` says why.
+    """
 
     text: str
     confidence: float
@@ -186,8 +187,7 @@ class OCRScorer:
                 reading.probs, picture_order(target), self.alphabet
             )
         if len(absent) == len(set(self.alphabet.spell(target))):
-            # 0 for every picture of a script that the recogniser never learned is a failure, not a
-            # number.
+            # 0 for every picture of a script that the recogniser never learned is a failure.
             errors["ocr_accuracy"] = (
                 f"the recogniser's alphabet has none of the characters of {target!r}"
             )

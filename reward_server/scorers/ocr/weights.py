@@ -1,5 +1,4 @@
-"""Where PaddleOCR's weights come from: folders that PaddleX can load, made and described without a
-network.
+"""PaddleOCR's weights as folders that PaddleX can load, made and described without a network.
 
 Engine `onnxruntime`: the PP-OCRv6 small weights that the `rapidocr` wheel carries (the recogniser's
 character list is in the ONNX file's metadata). Engine `paddle`: folders as PaddleOCR publishes them
@@ -43,8 +42,10 @@ def bundled(file_name: str) -> Path:
 def weights_folder(
     engine: str, model_dir: Path | None, onnx: str, config_of: Callable[[Path], dict]
 ) -> Iterator[tuple[Path, str]]:
-    """(folder that PaddleX can load, model name): `model_dir` for paddle, else one around bundled
-    weights."""
+    """Return the folder that PaddleX can load, and the model's name.
+
+    The folder is `model_dir` for paddle, else one around bundled weights.
+    """
     if engine == "onnxruntime":
         weights = bundled(onnx)
         with onnx_folder(weights, config_of(weights)) as found:

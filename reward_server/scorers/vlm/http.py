@@ -1,5 +1,4 @@
-"""The remote VLM scorer: any OpenAI-compatible server (vLLM, SGLang), through its chat
-completions."""
+"""The remote VLM scorer: any server with OpenAI's chat completions (vLLM, SGLang)."""
 
 import base64
 import io
@@ -60,8 +59,10 @@ class HttpVLMScorer:
 
     @property
     def info(self) -> dict[str, str]:
-        """See Scorer. The address is no part of it: the same model elsewhere gives the same
-        scores."""
+        """See Scorer.
+
+        The address is no part of it: the same model elsewhere gives the same scores.
+        """
         return {
             "engine": "openai-compatible",
             "model": self._model,
@@ -108,8 +109,10 @@ class HttpVLMScorer:
             )
 
     def _complete(self, body: dict) -> dict:
-        """`choices[0]` of the answer. Busy, broken or silent servers are asked again, refusals are
-        final."""
+        """Return `choices[0]` of the answer.
+
+        Busy, broken or silent servers are asked again, refusals are final.
+        """
         reason, pause = "", 0.5
         for attempt in range(self._attempts):
             if attempt:

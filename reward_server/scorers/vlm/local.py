@@ -1,11 +1,10 @@
-"""The local VLM scorer: a Qwen2.5-VL folder run by transformers; one forward per score in mode
-`expectation`.
+"""The local VLM scorer: a Qwen2.5-VL folder run by transformers.
 
-Inputs are built from the image processor and the tokenizer alone (`Qwen2_5_VLProcessor` wants
-torchvision for videos): each picture becomes `<|vision_start|>`, one `<|image_pad|>` per merged
-patch, `<|vision_end|>`. On the CPU every item has a forward of its own, so a score depends on its
-item alone to the last bit. On a GPU items share one, padded on the left; there padding moves a
-score by rounding only.
+In mode `expectation` a score takes one forward. Inputs are built from the image processor and the
+tokenizer alone (`Qwen2_5_VLProcessor` wants torchvision for videos): each picture becomes
+`<|vision_start|>`, one `<|image_pad|>` per merged patch, `<|vision_end|>`. On the CPU every item
+has a forward of its own, so a score depends on its item alone to the last bit. On a GPU items share
+one, padded on the left; there padding moves a score by rounding only.
 
 Legend: B items, T tokens, N patches of all pictures, V vocabulary.
 """

@@ -1,5 +1,4 @@
-"""What both VLM scorers share: the question that is asked and the way an answer becomes a score in
-[0, 1]."""
+"""What both VLM scorers share: the question asked, and how an answer becomes a score in [0, 1]."""
 
 import hashlib
 import re
@@ -25,8 +24,10 @@ class NoScoreError(ValueError):
 
 @dataclass(frozen=True)
 class Question:
-    """The templates of a mode: with a reference picture and without. `$text` stands for the target
-    text."""
+    """The templates of a mode: with a reference picture and without.
+
+    `$text` stands for the target text.
+    """
 
     mode: Mode
     plain: str
@@ -34,8 +35,10 @@ class Question:
 
     @classmethod
     def load(cls, mode: Mode, path: Path | None = None) -> "Question":
-        """The packaged templates, or one file for both cases. Raises ValueError when `$text` is
-        missing."""
+        """Return the packaged templates, or one file for both cases.
+
+        Raises ValueError when `$text` is missing.
+        """
         if path is None:
             folder = files("reward_server.scorers.vlm") / "prompts"
             plain, with_reference = (
