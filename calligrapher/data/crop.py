@@ -30,12 +30,14 @@ def crop_box(mask: Box, picture: Size, canvas: Size, grow: float) -> Box:
     `mask` and fits into the picture, it is the whole picture.
     """
     left, top, right, bottom = mask
+    # Sizes are in canvases, so that one number stands for a box of the canvas' shape.
     needed = max((right - left) / canvas[0], (bottom - top) / canvas[1])
     size = 1.0 if needed <= 1 else needed * grow
     size = min(size, picture[0] / canvas[0], picture[1] / canvas[1])
-    if size < needed:
+    if size < needed:  # the picture is too narrow or too low for it
         return whole(picture)
     width, height = round(size * canvas[0]), round(size * canvas[1])
+    # Moved inside, not made smaller: the scale is that of every other place in the picture.
     x = min(max(0, (left + right - width) // 2), picture[0] - width)
     y = min(max(0, (top + bottom - height) // 2), picture[1] - height)
     return x, y, x + width, y + height
@@ -49,6 +51,8 @@ def faded(mask: Image.Image, feather: int) -> Image.Image:
     thickness where that is less. The picture's own border is no edge.
     """
     left, top, right, bottom = mask_box(mask)
+    # One pixel more than the mask's box, where there is one: it is the outside that is worn away
+    # from. At the picture's border there is none, so the mask keeps its full weight there.
     region = (
         max(0, left - 1),
         max(0, top - 1),
@@ -60,6 +64,7 @@ def faded(mask: Image.Image, feather: int) -> Image.Image:
     painted, inside = (layer.histogram()[255] for layer in layers)
     thickness = 2 * painted // max(1, painted - inside)  # area over half the outline
     depth = min(feather, thickness // FADE_SHARE)
+    # Each layer is worn off by one more pixel; the n-th pixel from the edge is white in n of them.
     while len(layers) <= depth:
         layers.append(layers[-1].filter(ImageFilter.MinFilter(3)))
     mean = np.mean([np.asarray(layer, np.float32) for layer in layers[: depth + 1]], axis=0)

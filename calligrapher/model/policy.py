@@ -144,10 +144,13 @@ class Policy:
 
         The trained ones are put back whatever happens.
         """
-        self._check(weights)
+        self._check(weights)  # before the first swap: a refused policy leaves the model alone
         own = {name: parameter.data for name, parameter in self.parameters.items()}
         self._used += 1
         try:
+            # `.data` is swapped, not the Parameter: optimizer, peft and DDP hold that object. `.to`
+            # copies nothing where the weights come from `to_storage`. Copying them into place would
+            # need room for the trained ones meanwhile, and a second copy to bring those back.
             for name, parameter in self.parameters.items():
                 parameter.data = weights[name].to(parameter.device, self.storage_dtype(name))
             with torch.no_grad():

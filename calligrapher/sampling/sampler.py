@@ -67,6 +67,7 @@ def sample(
         if exploration
         else 0
     )
+    # Lists per row: windows start at different steps, so at one step some rows are in theirs.
     trajectory, means, log_probs, window_sigmas = ([[] for _ in seeds] for _ in range(4))
     for i in range(num_steps):
         velocity = policy.velocity(x, x.new_full((len(x),), sigmas[i]), conditioning)
@@ -74,6 +75,8 @@ def sample(
         if exploration is not None:
             inside = [b for b, start in enumerate(window_starts) if start <= i < start + width]
             if inside:
+                # One call of the transformer serves both kinds of rows. Those inside take their
+                # step from the same velocity; it replaces the ODE step that all rows took.
                 rows = torch.tensor(inside, device=x.device)
                 step = stochastic_step(
                     velocity[rows],
@@ -82,11 +85,12 @@ def sample(
                     sigmas[i + 1],
                     sigmas[1],
                     exploration,
+                    # Of the row's own stream: the other rows inside do not change it.
                     noise=noise(streams[b] for b in inside),
                 )
                 x_next[rows] = step.x_next
                 for j, b in enumerate(inside):
-                    if not trajectory[b]:
+                    if not trajectory[b]:  # W steps have W + 1 ends
                         trajectory[b].append(x[b])
                         window_sigmas[b].append(sigmas[i])
                     trajectory[b].append(step.x_next[j])
@@ -96,6 +100,7 @@ def sample(
         x = x_next
     if exploration is None:
         return SampledBatch(x, None)
+    # The rows stack: each window ends before the last step, so each row has all W of its steps.
     return SampledBatch(
         x,
         Window(

@@ -132,6 +132,7 @@ class Servers:
         Raises RewardRejectedError and RewardUnavailableError.
         """
         delay, reason = 0.1, "no server was asked"
+        # Each turn asks every server that may be asked once, then waits.
         while time.monotonic() < stop_at and not self._closing.is_set():
             tried: set[Server] = set()
             while time.monotonic() < stop_at and (server := self._take(tried)) is not None:
@@ -139,6 +140,7 @@ class Servers:
                 answer, reason = self._try(server, request, stop_at)
                 if answer is not None:
                     return answer
+            # Until the first may be asked again; at random, so that clients do not return together.
             wait = min(server.pause() for server in self.servers)
             wait = max(wait, delay * random.uniform(0.5, 1.5))
             self._closing.wait(max(0.0, min(wait, stop_at - time.monotonic())))
@@ -185,6 +187,7 @@ class Servers:
             free = [one for one in self.servers if one not in tried and one.pause() == 0]
             server = min(free, key=lambda one: (one.outstanding, one.turn), default=None)
             if server is not None:
+                # Under the same lock as the choice, or two threads find the same server idle.
                 server.outstanding += 1
                 server.turn = next(self._turns)
             return server
@@ -204,7 +207,7 @@ class Servers:
                 self._check_setup(server, response.headers.get(FINGERPRINT_HEADER))
                 server.succeeded()
                 return answer, ""
-        except (requests.RequestException, ValueError) as error:
+        except (requests.RequestException, ValueError) as error:  # no connection, or no JSON
             server.failed()
             reason = f"{server.url}: {_cause(error)}"
             log.warning("reward server %s", reason)
@@ -222,9 +225,11 @@ class Servers:
             server.failed()
             log.warning(reason)
             return None, reason
+        # What is left is the request's own fault: every other server would say the same.
         raise RewardRejectedError(reason)
 
     def _session(self) -> requests.Session:
+        # One for each thread: a session of `requests` is not safe to share.
         session = getattr(self._local, "session", None)
         if session is None:
             session = self._local.session = requests.Session()

@@ -56,6 +56,7 @@ class Batcher:
     def seconds_in_hand(self) -> float:
         """How long the oldest batch that is being scored has been."""
         now = time.monotonic()
+        # A copy: the working threads write to it meanwhile.
         return max((now - taken_at for taken_at in self._taken_at.copy().values()), default=0.0)
 
     def submit(self, item: Item) -> "Future[Outcome]":
@@ -74,6 +75,7 @@ class Batcher:
             self._closed = True
             left, self._waiting = list(self._waiting), deque()
             self._wake.notify_all()
+        # Outside of the lock: a result wakes who waits for it, and that may ask for the lock.
         for waiting in left:
             if waiting.future.set_running_or_notify_cancel():
                 waiting.future.set_result(failed(self.scorer.fields, "the server is stopping"))
@@ -83,6 +85,7 @@ class Batcher:
 
     def _work(self) -> None:
         while batch := self._take():
+            # Whoever gave up has cancelled the future: nobody would read the score.
             batch = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
             if not batch:
                 continue
@@ -94,6 +97,7 @@ class Batcher:
         me, started = threading.get_ident(), time.monotonic()
         self._taken_at[me] = started
         outcomes = score_safely(self.scorer, items)
+        # An item may fail by its own fault; if the probe picture fails too, the scorer is broken.
         if any(outcome.kind in _SUSPECT for outcome in outcomes):
             shown = probe(self.scorer)
             if shown.errors and shown.kind in _SUSPECT:
@@ -110,9 +114,11 @@ class Batcher:
                     self._wake.wait()
                 if self._closed:
                     return []
+                # A batch waits for company, but never longer than its oldest item may.
                 patience = self._waiting[0].since + self.scorer.max_wait_s - time.monotonic()
                 if len(self._waiting) >= self.scorer.max_batch or patience <= 0:
                     break
                 self._wake.wait(timeout=patience)
+            # Rounded up, so that none is left over; a thread that took all would leave others idle.
             share = -(-len(self._waiting) // self.scorer.parallel)
             return [self._waiting.popleft() for _ in range(min(share, self.scorer.max_batch))]

@@ -27,10 +27,8 @@ from tasks.params.checks import algorithms
 from tasks.params.run_params import ModelParams, RunParams, check_multiple
 from tasks.weights.model_files import model_files
 
-MIN_8BIT, BLOCK_8BIT = (
-    4096,
-    256,
-)  # bitsandbytes: smaller tensors have float32 moments; a scale per block
+# bitsandbytes: smaller tensors keep float32 moments; each block of numbers has a scale.
+MIN_8BIT, BLOCK_8BIT = 4096, 256
 
 
 @dataclass(frozen=True)
@@ -131,9 +129,8 @@ def row_bytes(params: RunParams, model: MetaModel) -> dict[str, int]:
     batch = batch_of(params, model, 1)
     latent = 4 * batch.image * model.transformer.out_channels
     config = model.transformer.config
-    row = (
-        config.in_channels - model.transformer.out_channels + 3
-    )  # masked image, mask and token coordinates
+    # Masked image, mask and token coordinates.
+    row = config.in_channels - model.transformer.out_channels + 3
     conditioning = (
         batch.text * config.joint_attention_dim
         + config.pooled_projection_dim
@@ -158,6 +155,8 @@ def t5_moved(params: RunParams, model: MetaModel) -> int:
 def _fixed(params: RunParams, model: MetaModel) -> dict[str, int]:
     """The weights that lie there in every stage."""
     size, trained = number_bytes(model), model.policy.parameters
+    # The base is loaded in the type of the forwards. The adapter is loaded in float32 and only its
+    # matrices are held in that type where they are frozen, as autocast would cast them anyway.
     base = sum(p.numel() for p in model.transformer.parameters() if not p.requires_grad)
     frozen = sum(
         p.numel() * model.policy.storage_dtype(f"adapter.{n}").itemsize
@@ -169,6 +168,7 @@ def _fixed(params: RunParams, model: MetaModel) -> dict[str, int]:
         "VAE, CLIP, SigLIP": size * sum(map(count, (model.vae, model.text_encoder, model.siglip))),
         "T5": 0 if params.model.offload_text_encoder_two else size * count(model.text_encoder_2),
         "adapter, frozen": frozen,
+        # In float32: a step of the optimizer is below what 16 bits can add to a weight.
         "trained weights": 4 * sum(p.numel() for p in trained.values()),
     }
 
@@ -185,6 +185,8 @@ def _training(params: RunParams, model: MetaModel, rows: int, eight_bit: bool) -
     return {
         "gradients": gradients,
         "optimizer": optimizer_bytes(weights, eight_bit),
+        # No activation is left when the optimizer steps, so the two peaks do not add up. Torch's
+        # AdamW needs a temporary copy of all weights then, the 8-bit one goes tensor by tensor.
         "activations": max(peak, 0 if eight_bit else gradients),
     }
 
@@ -207,6 +209,7 @@ def _rollout(params: RunParams, model: MetaModel) -> Memory:
     batch = batch_of(params, model, rollout.batch_size)
     pixels = batch.image * model.multiple**2
     sizes = row_bytes(params, model)
+    # What is sampled stays until its shard is written, conditioning for its batch alone.
     rows = rollout.shard_size * sizes["sampled"] + rollout.batch_size * sizes["conditioning"]
     peak = max(
         forward_peak(model, batch),
@@ -214,6 +217,7 @@ def _rollout(params: RunParams, model: MetaModel) -> Memory:
         t5_moved(params, model),
     )
     parts = {"old": held, "reference": held, "rows of the round": rows}
+    # The optimizer goes with its update; gradients stay in `.grad` until the next one's first step.
     gradients = 4 * sum(p.numel() for p in model.policy.parameters.values())
     return Memory(
         "rollout", _fixed(params, model) | parts | {"gradients": gradients, "activations": peak}
