@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from tasks.evaluation.evaluation import (
 from tasks.evaluation.measures import CASES, MEASURES
 from tasks.evaluation.mlflow_run import track_evaluation
 from tasks.evaluation.report import picture, verdict_report
+from tasks.evaluation.verdict import Verdict
 from tasks.resources.resources import Bench
 
 logger = logging.getLogger(__name__)
@@ -50,16 +52,16 @@ def evaluate(
     Returns one verdict a run (tasks/evaluation/evaluation.py).
     """
     our_logs()
-    found = []
+    verdicts = []
     for folder in _runs(Path(runs_dir), run):
         name = (checkpoint or newest_checkpoint(folder) or "").split("/")[0]
         with evaluation(folder, Path(params)) as this:
             others = {other: measure(this, other) for other in this.earlier(name)}
             made = measure(this, name)
-            verdict = this.judge(name, made, others)
+            verdict = this.compare(name, made, others)
             show(this, verdict, made, others)
-            found.append(verdict)
-    return found
+            verdicts.append(asdict(verdict))
+    return verdicts
 
 
 @task(cache_policy=NO_CACHE, task_run_name="measure {name}")
@@ -68,30 +70,30 @@ def measure(this: Evaluation, name: str) -> Artifact:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="show")
-def show(
-    this: Evaluation, verdict: dict[str, Any], made: Artifact, others: dict[str, Artifact]
-) -> None:
+def show(this: Evaluation, verdict: Verdict, made: Artifact, others: dict[str, Artifact]) -> None:
     """Picture, Prefect's UI, MLflow, alarm. An MLflow that is down costs only its own page."""
     sheet = picture(this, verdict, made, others)
     report = verdict_report(verdict, sheet)
-    key = "".join(c if c.isalnum() else "-" for c in f"{verdict['run']}-evaluation".lower())
-    create_markdown_artifact(
-        report, key=key, description=f"{verdict['run']} {verdict['checkpoint']}"
-    )
-    if verdict["reward_hacking"]:
+    key = "".join(c if c.isalnum() else "-" for c in f"{verdict.run}-evaluation".lower())
+    create_markdown_artifact(report, key=key, description=f"{verdict.run} {verdict.checkpoint}")
+    if verdict.reward_hacking:
         logger.warning(
             "the reward of %s may be gamed: %s",
-            verdict["run"],
-            ", ".join(verdict["reward_hacking"]),
+            verdict.run,
+            ", ".join(verdict.reward_hacking),
         )
-        payload = {name: verdict[name] for name in ("run", "checkpoint", "reward_hacking")}
+        payload = {
+            "run": verdict.run,
+            "checkpoint": verdict.checkpoint,
+            "reward_hacking": verdict.reward_hacking,
+        }
         emit_event(
             ALARM_EVENT,
-            {"prefect.resource.id": f"calligrapher.run.{verdict['run']}"},
+            {"prefect.resource.id": f"calligrapher.run.{verdict.run}"},
             payload=payload,
         )
     if this.bench.params.tracking.enabled:
-        checkpoint = this.checkpoint(verdict["checkpoint"]).path
+        checkpoint = this.checkpoint(verdict.checkpoint).path
         try:
             track_evaluation(
                 this.run, checkpoint, verdict, [made.file(MEASURES), made.file(CASES), sheet]

@@ -26,7 +26,8 @@ def allowed(path, name):
         return {
             "calligrapher": False,
             "reward_server": False,
-            "tasks": top == "calligrapher" or f"{name}.".startswith("reward_server.client."),
+            "tasks": top == "calligrapher"
+            or f"{name}.".startswith(("reward_server.client.", "reward_server.text.")),
             "flows": True,
         }[package]
     homes = {
@@ -49,3 +50,5 @@ def test_the_drawing_forbids_something():
     assert not allowed(Path("tasks/runs/run.py"), "prefect.task")
     assert not allowed(Path("flows/cli/demo.py"), "gradio")
     assert allowed(Path("tasks/resources/rewards.py"), "reward_server.client.RewardClient")
+    assert allowed(Path("tasks/pictures/grids.py"), "reward_server.text.normalise")
+    assert not allowed(Path("tasks/pictures/grids.py"), "reward_server.text_models.load")

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from calligrapher.durable import atomic_write
 from calligrapher.errors import ArtifactError, DataError, ParamsError
 from calligrapher.model.policy import Weights
 from calligrapher.rl.train_loop import EMA, TRAINED
@@ -33,11 +32,11 @@ from tasks.params.run_params import RunParams
 from tasks.params.sections import EvaluateParams, Positive, Section
 from tasks.resources.resources import Bench
 from tasks.stages import evaluate as evaluate_stage
-from tasks.tracking.tracker import METRICS
+from tasks.tracking.journal import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 EVALUATIONS = "evaluations"
 BASE, WARMUP = "base", "warmup"
 
@@ -90,9 +89,13 @@ class Evaluation:
 
     def earlier(self, checkpoint: str) -> list[str]:
         """What `checkpoint` is compared with: the base, the warm-up, the best so far."""
-        names = [BASE] + [WARMUP] * (self.bench.params.warmup.steps > 0)
+        names = [BASE]
+        if self.bench.params.warmup.steps > 0:
+            names.append(WARMUP)
         best = verdict.champion(self.folder.path)
-        return names + [best] * (best not in (None, checkpoint))
+        if best is not None and best != checkpoint:
+            names.append(best)
+        return names
 
     def measure(self, name: str) -> Artifact:
         """Sample, score and measure under the weights `name`; found again when it was done
@@ -120,25 +123,25 @@ class Evaluation:
             stage_version=VERSION,
         )
 
-    def judge(self, checkpoint: str, made: Artifact, others: dict[str, Artifact]) -> dict[str, Any]:
-        """Compare, crown, warn; the verdict is also written to `verdicts/CHECKPOINT.json`."""
+    def compare(
+        self, checkpoint: str, measured: Artifact, others: dict[str, Artifact]
+    ) -> verdict.Verdict:
+        """Return the verdict, also written to `verdicts/CHECKPOINT.json`; note a new champion."""
         compared = {
-            name: measures.differences(made.path, other.path) for name, other in others.items()
+            name: measures.differences(measured.path, other.path) for name, other in others.items()
         }
         alarm = verdict.reward_hacking(compared, self._training_rewards(checkpoint))
-        found = {
-            "run": self.run.name,
-            "checkpoint": checkpoint,
-            "digest": self.checkpoint(checkpoint).digest,
-            "champion": verdict.crown(self.folder.path, checkpoint, made.meta, alarm),
-            "reward_hacking": alarm,
-            "metrics": made.meta,
-            "minus": compared,
-        }
-        path = self.folder.path / "verdicts" / f"{checkpoint}.json"
-        path.parent.mkdir(exist_ok=True)
-        atomic_write(path, (json.dumps(found, indent=1) + "\n").encode())
-        return found
+        result = verdict.Verdict(
+            run=self.run.name,
+            checkpoint=checkpoint,
+            digest=self.checkpoint(checkpoint).digest,
+            champion=verdict.mark_champion(self.folder.path, checkpoint, measured.meta, alarm),
+            reward_hacking=alarm,
+            metrics=measured.meta,
+            minus=compared,
+        )
+        result.write(self.folder.path / "verdicts")
+        return result
 
     def checkpoint(self, name: str) -> Artifact:
         """The training's artifact of `warmup` or `round-0003`. Raises ArtifactError when there is
@@ -161,7 +164,7 @@ class Evaluation:
 
     def _training_rewards(self, checkpoint: str) -> list[float]:
         """Mean reward of each round up to the checkpoint's, from `metrics.jsonl`."""
-        lines = (self.run / METRICS).read_text().splitlines()
+        lines = (self.run / METRICS_FILE).read_text().splitlines()
         records = [json.loads(line) for line in lines]
         rewards = {
             r["step"]: r["metrics"].get("score/reward_mean")

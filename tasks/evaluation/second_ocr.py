@@ -4,11 +4,9 @@ suspect."""
 import functools
 import shutil
 import subprocess
-import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
-from rapidfuzz.distance import Levenshtein
 
 from calligrapher.data.images import png_bytes
 
@@ -33,13 +31,6 @@ def read_lines(crops: list[Image.Image]) -> list[str]:
         return list(pool.map(_read, crops))
 
 
-def accuracy(target: str, read: str) -> float:
-    """`1 - min(levenshtein, length) / length` without spaces and letter case, as the reward's own
-    engine."""
-    wanted, found = _plain(target), _plain(read)
-    return 1.0 - min(Levenshtein.distance(wanted, found), len(wanted)) / len(wanted)
-
-
 def _read(crop: Image.Image) -> str:
     scale = max(1, round(_HEIGHT / crop.height))
     line = crop.resize((crop.width * scale, crop.height * scale), Image.Resampling.BICUBIC)
@@ -57,7 +48,3 @@ def _read(crop: Image.Image) -> str:
         env={"OMP_THREAD_LIMIT": "1", "PATH": "/usr/local/bin:/usr/bin:/bin"},
     )
     return said.stdout.decode().strip()
-
-
-def _plain(text: str) -> str:
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())

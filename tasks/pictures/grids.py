@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 
+from reward_server.text import normalise
 from tasks.pictures.sheets import (
     ACCENT,
     BAD,
@@ -61,7 +62,8 @@ class Sample:
         """What was read: green where it is the target, else red."""
         if self.read is None:
             return [Span("not read", MUTED)]
-        return [Span(self.read or "(nothing)", GOOD if _same(self.read, self.text) else BAD)]
+        same = normalise(self.read) == normalise(self.text)  # as the reward compares them
+        return [Span(self.read or "(nothing)", GOOD if same else BAD)]
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -216,11 +218,6 @@ def learning_curve(
 
 def _heading(text: str, width: int) -> Image.Image:
     return cell(None, [([Span(text, bold=True, size=TEXT)], [])], width)
-
-
-def _same(read: str, target: str) -> bool:
-    """Whether the reading is the target, as the reward sees it: without spaces and letter case."""
-    return "".join(read.split()).casefold() == "".join(target.split()).casefold()
 
 
 def _nice_step(rough: float, *, whole: bool = False) -> float:

@@ -76,7 +76,7 @@ def _compare(run_dir: RunDir, name: str, reads: Reads, found: dict[str, Why]) ->
             name, "stale" if reasons else "up to date", reasons, [f"not compared: {error}", *notes]
         )
     now = {k: getattr(asked, k) for k in ("stage", "stage_version", "params", "inputs", "extra")}
-    reasons = [_told(line, name) for line in differences(made_from(artifact), now)] + reasons
+    reasons = [_with_parent(line, name) for line in differences(made_from(artifact), now)] + reasons
     return Why(name, "stale" if reasons else "up to date", reasons, notes)
 
 
@@ -88,7 +88,7 @@ def _asked(run_dir: RunDir, name: str, reads: Reads, artifact: Artifact) -> Aske
     return Asked(asked.stage, asked.stage_version, plain, asked.inputs, asked.extra)
 
 
-def _told(line: str, name: str) -> str:
+def _with_parent(line: str, name: str) -> str:
     key = line.partition(":")[0]
     parent = parents(name).get(key.removeprefix("inputs.")) if key.startswith("inputs.") else None
     return f"{line} ({parent} has other bytes now)" if parent else line

@@ -23,7 +23,7 @@ from tasks.artifacts.digests import canonical_json
 from tasks.artifacts.lineage import PARAMS, Fork, read_fork, write_fork
 from tasks.artifacts.run_dir import Artifact, RunDir
 from tasks.params.run_params import RunParams
-from tasks.tracking.tracker import METRICS
+from tasks.tracking.journal import METRICS_FILE
 
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -106,10 +106,10 @@ def _must_be(final: Path, wanted: tuple[str, str, str | None, list[str]]) -> Non
 
 def _copy_metrics(parent: Path, fork_folder: Path, shared: set[str]) -> None:
     """The shared artifacts' points, so that the fork's curves begin where its parent's do."""
-    path = parent / METRICS
+    path = parent / METRICS_FILE
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     whole = [line for line in lines if line.endswith(b"\n")]
     # A key of several rows of one artifact goes on after its name, as in round-0003/update/time.
     names = ["/".join(json.loads(line)["stage"].split("/")[:2]) for line in whole]
     kept = [line for line, name in zip(whole, names, strict=True) if name in shared]
-    atomic_write(fork_folder / METRICS, b"".join(kept))
+    atomic_write(fork_folder / METRICS_FILE, b"".join(kept))

@@ -1,7 +1,7 @@
 """Runs a stage of a finished run again, in a fork; and trains from the rollouts of another run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from tasks.artifacts.lineage import PARAMS
 from tasks.artifacts.run_dir import Artifact, RunDir, differences
 from tasks.params.run_params import RunParams, load_params
 from tasks.pipeline import artifact_name, descendants, parents, planned, round_of, stage_of
-from tasks.reports.summary import summarise
 from tasks.runs.fork import fork
 from tasks.runs.run import Run
 from tasks.stages.reweigh import RecordedScorer, can_reweigh
@@ -115,7 +114,7 @@ def carry_out(
         made = (build or build_stage)(run, name)
     if rerun.to_the_end:
         last = [n for n in planned(run.params) if stage_of(n) == "update" and run.has(n)][-1]
-        return summarise(run, run.folder.load(last))
+        return asdict(run.summarise(run.folder.load(last)))
     return {"artifact": str(made.path), "digest": made.digest, "meta": made.meta}
 
 

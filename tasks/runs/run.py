@@ -20,11 +20,12 @@ from calligrapher.durable import atomic_write
 from calligrapher.rl.train_loop import EMA, STATE, TRAINED
 from tasks.artifacts.digests import canonical_json, fingerprint
 from tasks.artifacts.layout import evaluation_name, round_name, round_number
-from tasks.artifacts.lineage import PARAMS, lineage_tags
+from tasks.artifacts.lineage import PARAMS
 from tasks.artifacts.run_dir import Artifact, Build, RunDir, made_from, stale
 from tasks.params.run_params import RunParams
 from tasks.pipeline import WARMUP, planned, stage_of
-from tasks.reports import summary
+from tasks.reports.round_pictures import describe, show_grid, show_round
+from tasks.reports.summary import Summary, summarise
 from tasks.resources.resources import Bench
 from tasks.runs import retention as gc
 from tasks.runs.reads import Reads
@@ -38,7 +39,8 @@ from tasks.stages import score as score_stage
 from tasks.stages import update as update_stage
 from tasks.stages import warmup as warmup_stage
 from tasks.stages.refresh import OLD
-from tasks.tracking.mirror import Tracker
+from tasks.tracking.pointer import lineage_tags
+from tasks.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +102,7 @@ class Run:
 
         made = self._ensure(name, {"rollout": rollout}, build)
         self.tracker.log(name, round, {f"score/{k}": v for k, v in made.meta.items()})
-        summary.show_round(self, round, rollout, made)
+        show_round(self.tracker, round, rollout=rollout, scores=made)
         return made
 
     def advantage(self, round: int, scores: Artifact) -> Artifact:
@@ -196,9 +198,20 @@ class Run:
                 round,
                 {f"evaluate/{k}": v for k, v in made.meta.items()},
             )
-            logger.info("after %d rounds: %s", round, summary.describe(made.meta))
-        summary.show_grid(self, round, made)
+            logger.info("after %d rounds: %s", round, describe(made.meta))
+        show_grid(self.tracker, round, made)
         return made
+
+    def summarise(self, last: Artifact) -> Summary:
+        """Write `summary.json` and the closing pictures; `last` is the update that ends the run."""
+        return summarise(
+            self.folder,
+            self.params,
+            self.tracker,
+            last=last,
+            evaluation_cases=lambda: self.bench.evaluation_cases,
+            seconds=time.monotonic() - self.started,
+        )
 
     def _ensure(self, name: str, made_from: dict[str, Artifact], build: Build) -> Artifact:
         if name in self.folder.shared:

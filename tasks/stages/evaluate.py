@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from calligrapher.data.dataset import Case
 from calligrapher.model.loading import pictures
 from calligrapher.model.policy import Weights
@@ -14,6 +12,7 @@ from calligrapher.tables.parquet import encode_png, write_scores, write_shard
 from tasks.pictures.grids import image_grid
 from tasks.resources.resources import Bench
 from tasks.stages.rollout import sample_batches, table_columns
+from tasks.stages.statistics import group_means, means_with_intervals
 
 VERSION = 1
 GRID, IMAGES, SCORES, METRICS = "grid.png", "images.parquet", "scores.parquet", "metrics.json"
@@ -80,20 +79,7 @@ def summarise(scored: list[dict[str, Any]], group: int) -> dict[str, Any]:
         name: [row[name] for row in scored]
         for name in ("ocr_accuracy", "ocr_likelihood", "style_score", "reward")
     }
-    for name, values in (columns | {"exact_match": exact}).items():
-        groups = [
-            [v for v in values[i : i + group] if v is not None]
-            for i in range(0, len(values), group)
-        ]
-        means = np.array([np.mean(g) for g in groups if g])
-        if len(means):
-            low, high = bootstrap_interval(means)
-            found |= {name: float(means.mean()), f"{name}_low": low, f"{name}_high": high}
-    return found
-
-
-def bootstrap_interval(values: np.ndarray, *, resamples: int = 2000) -> tuple[float, float]:
-    """95 % percentile interval of the mean, by resampling `values` with a fixed seed."""
-    index = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
-    low, high = np.percentile(values[index].mean(1), [2.5, 97.5])
-    return float(low), float(high)
+    columns["exact_match"] = exact
+    return found | means_with_intervals(
+        {name: group_means(values, group) for name, values in columns.items()}
+    )

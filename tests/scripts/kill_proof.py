@@ -37,7 +37,6 @@ from calligrapher.tiny.world import write_bench
 from tasks.artifacts.artifact import PARTIAL_SUFFIX
 from tasks.params.run_params import RunParams
 from tasks.pipeline import planned, round_of, stage_of
-from tasks.reports.summary import summarise
 from tasks.reports.verify import verify
 from tasks.resources.resources import Bench
 from tasks.runs.rerun import build_stage
@@ -83,7 +82,7 @@ def train(params: RunParams, runs: Path, name: str, victim: str | None, calls: i
             if artifact != "end":
                 made.append(build_stage(run, artifact))
         sys.setprofile(None)
-        summarise(run, [artifact for artifact in made if artifact.stage == "update"][-1])
+        run.summarise([artifact for artifact in made if artifact.stage == "update"][-1])
 
 
 def start(

@@ -2,6 +2,7 @@
 MLflow."""
 
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,6 @@ def make_bench(values, encodings):
 def train(make_bench, tmp_path):
     """Run, or go on with, the run `name`; returns (folder, summary). The loop is that of
     `flows.rl_train`."""
-    from tasks.reports.summary import summarise
     from tasks.runs.run import open_run
 
     def train(name, algorithm="nft", scorer=None, **changes):
@@ -80,7 +80,7 @@ def train(make_bench, tmp_path):
                 run.evaluate(round + 1, checkpoint)
                 if run.finished(checkpoint):
                     break
-            return run.folder.path, summarise(run, checkpoint)
+            return run.folder.path, asdict(run.summarise(checkpoint))
 
     return train
 

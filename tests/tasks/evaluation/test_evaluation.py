@@ -13,7 +13,7 @@ from tasks.evaluation.evaluation import (
     open_evaluation,
     params_of,
 )
-from tasks.evaluation.measures import CASES, MEASURES, METRICS
+from tasks.evaluation.measures import CASES, MEASURED, MEASURES
 from tasks.resources.resources import Bench
 
 SETTINGS = EvaluationParams(num_cases=2, num_images_per_case=2, seed=7, second_ocr="none")
@@ -37,24 +37,24 @@ def test_a_checkpoint_is_measured_against_base_and_warmup_and_found_again(train,
     for _ in range(2):
         with opened(folder) as this:
             others = {name: this.measure(name) for name in this.earlier("round-0001")}
-            verdict = this.judge("round-0001", this.measure("round-0001"), others)
+            verdict = this.compare("round-0001", this.measure("round-0001"), others)
     assert this.bench.scorer.calls == [], "the second time everything is there"
-    assert list(verdict["minus"]) == ["base", "warmup"]
-    assert verdict["champion"]
-    assert verdict["metrics"]["images"] == 4
-    assert verdict["metrics"]["spread_low"] <= verdict["metrics"]["spread"]
-    assert "second_ocr_accuracy" not in verdict["metrics"]
+    assert list(verdict.minus) == ["base", "warmup"]
+    assert verdict.champion
+    assert verdict.metrics["images"] == 4
+    assert verdict.metrics["spread_low"] <= verdict.metrics["spread"]
+    assert "second_ocr_accuracy" not in verdict.metrics
     made = this.folder.stage_path("round-0001")
     assert pq.read_table(made / MEASURES).num_rows == 4
-    assert pq.read_table(made / CASES).column_names == ["case_id", *METRICS]
+    assert pq.read_table(made / CASES).column_names == ["case_id", *MEASURED]
     written = json.loads((this.folder.path / "verdicts/round-0001.json").read_text())
-    assert written["minus"] == verdict["minus"]
+    assert written["minus"] == verdict.minus
 
 
 def test_a_later_checkpoint_is_also_compared_with_the_best_so_far(train, opened):
     folder, _ = train("one")
     with opened(folder) as this:
-        this.judge("round-0000", this.measure("round-0000"), {"base": this.measure("base")})
+        this.compare("round-0000", this.measure("round-0000"), {"base": this.measure("base")})
         assert this.earlier("round-0001") == ["base", "warmup", "round-0000"]
         assert this.earlier("round-0000") == ["base", "warmup"]
 

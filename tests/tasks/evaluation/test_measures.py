@@ -4,15 +4,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from calligrapher.data.images import load_rgb
 from tasks.evaluation import second_ocr
-from tasks.evaluation.measures import background, embed, summarise
-
-
-def test_a_mean_has_an_interval_around_it_and_what_was_not_measured_is_absent():
-    found = summarise({"style": [0.2, None, 0.4], "second_ocr_accuracy": [None, None, None]})
-    assert found["style"] == pytest.approx(0.3)
-    assert found["style_low"] == pytest.approx(0.2)
-    assert found["style_high"] == pytest.approx(0.4)
-    assert "second_ocr_accuracy" not in found
+from tasks.evaluation.measures import background, embed
 
 
 def test_the_background_is_compared_outside_the_mask_only(make_bench):
@@ -38,12 +30,6 @@ def test_a_picture_is_closest_to_itself(make_bench):
     embedded = embed(bench, [*pictures, pictures[0]])
     assert embedded.shape[0] == 3
     assert embedded[0] @ embedded[2] == pytest.approx(1.0, abs=1e-5)
-
-
-def test_accuracy_is_one_minus_the_share_of_wrong_letters():
-    assert second_ocr.accuracy("Cafe", "CAFB") == 0.75
-    assert second_ocr.accuracy("ab", "something else") == 0.0
-    assert second_ocr.accuracy("A b", "a B") == 1.0
 
 
 @pytest.mark.skipif(second_ocr.version() is None, reason="Tesseract is not installed")

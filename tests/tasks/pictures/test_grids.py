@@ -120,3 +120,9 @@ def test_a_learning_curve_can_be_drawn_of_any_points(series):
 def test_pictures_can_be_read_again(tmp_path):
     picture().save(tmp_path / "a.png")
     assert open_picture(tmp_path / "a.png").getpixel((0, 0)) == (200, 30, 40)
+
+
+def test_a_reading_is_right_when_the_reward_says_so():
+    picture = Image.new("RGB", (8, 8))
+    assert Sample(picture, "ﬁne Straße", "FINE STRASSE", 1.0).reading()[0].colour == GOOD
+    assert Sample(picture, "fine", "fire", 0.7).reading()[0].colour == BAD
