@@ -13,12 +13,12 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
 from calligrapher.errors import CalligrapherError
 from flows.services.daemons import Daemons
+from flows.services.loopback import answers, no_proxy
 from flows.services.prefect_api import QUIET
 
 START_TIMEOUT_S = 300.0  # ten seconds on an idle machine
@@ -34,11 +34,15 @@ def start(runs_dir: Path, prefect_port: int, mlflow_port: int) -> list[str]:
     """
     runs_dir = runs_dir.absolute()
     api, mlflow = f"http://127.0.0.1:{prefect_port}/api", f"http://127.0.0.1:{mlflow_port}"
-    environment = QUIET | {
-        "PREFECT_API_URL": api,
-        "PREFECT_HOME": str(runs_dir / ".services" / "prefect"),
-        "CALLIGRAPHER_MLFLOW_URL": mlflow,
-    }
+    environment = (
+        QUIET
+        | no_proxy(os.environ)
+        | {
+            "PREFECT_API_URL": api,
+            "PREFECT_HOME": str(runs_dir / ".services" / "prefect"),
+            "CALLIGRAPHER_MLFLOW_URL": mlflow,
+        }
+    )
     daemons = Daemons(runs_dir / ".services", os.environ | environment)
     _write_settings(api)
     try:
@@ -99,16 +103,14 @@ def wait_answers(daemons: Daemons, name: str, url: str) -> None:
     time."""
     stop_at = time.monotonic() + START_TIMEOUT_S
     while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            if not daemons.running(name) or time.monotonic() > stop_at:
-                raise CalligrapherError(
-                    f"{name} must answer at {url} within {START_TIMEOUT_S:g} s. It did not; its log"
-                    f" ends:\n{daemons.log_tail(name)}"
-                ) from None
-            time.sleep(0.2)
+        if answers(url):
+            return
+        if not daemons.running(name) or time.monotonic() > stop_at:
+            raise CalligrapherError(
+                f"{name} must answer at {url} within {START_TIMEOUT_S:g} s. It did not; its log"
+                f" ends:\n{daemons.log_tail(name)}"
+            )
+        time.sleep(0.2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
