@@ -78,7 +78,7 @@ def params_of(run: Path, settings: EvaluationParams) -> RunParams:
 def newest_checkpoint(run: Path) -> str | None:
     """The last finished round of the run, as `round-0003`; None before the first."""
     rounds = [path.parent.parent.name for path in run.glob("round-*/update/artifact.json")]
-    return max(rounds, default=None)
+    return max(rounds, key=round_number, default=None)
 
 
 class Evaluation:

@@ -120,6 +120,13 @@ class Mirror:
 
     def _experiment(self, name: str, uri: str) -> str:
         experiment = self._client.get_experiment_by_name(name)
+        if experiment is not None and experiment.lifecycle_stage == "deleted":
+            number = experiment.experiment_id
+            raise CalligrapherError(
+                f"The MLflow experiment {name!r} must not be deleted. It is. Restore it (`mlflow"
+                f" experiments restore --experiment-id {number}`), remove it for good (`mlflow gc"
+                f" --experiment-ids {number}`), or name another one (`tracking.experiment`)."
+            )
         if experiment is not None:
             return experiment.experiment_id
         place = None
@@ -136,8 +143,12 @@ class Mirror:
         import mlflow
 
         if pointer.get("run_id"):
-            with contextlib.suppress(mlflow.exceptions.MlflowException):
+            try:
                 run = self._client.get_run(pointer["run_id"])
+            except mlflow.exceptions.MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise  # a server that does not answer may well have the run
+            else:
                 if run.info.lifecycle_stage == "active":
                     self._client.update_run(run.info.run_id, status="RUNNING")
                     return run.info.run_id, False

@@ -12,10 +12,15 @@ POINTER_FILE = "mlflow.json"
 
 
 def write_pointer(run_dir: Path, uri: str, experiment: str) -> None:
-    """Note where the run is mirrored. Another place gets an MLflow run of its own."""
+    """Note where the run is mirrored. Another experiment gets an MLflow run of its own.
+
+    So does another store, unless it knows the run's id: then it is the same one at another address.
+    """
     pointer = read_pointer(run_dir)
-    if (pointer.get("uri"), pointer.get("experiment")) != (uri, experiment):
+    if pointer.get("experiment") != experiment:
         store_pointer(run_dir, {"uri": uri, "experiment": experiment, "run_id": None})
+    elif pointer.get("uri") != uri:
+        store_pointer(run_dir, pointer | {"uri": uri})
 
 
 def store_pointer(run_dir: Path, pointer: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from calligrapher.rl.train_loop import EMA, STATE, TRAINED
 from calligrapher.tiny.pack import DATA
 from tasks.artifacts.artifact import MANIFEST
 from tasks.artifacts.digests import file_sha256
+from tasks.artifacts.layout import round_number
 from tasks.artifacts.lineage import PARAMS
 from tasks.artifacts.run_dir import Artifact, RunDir
 from tasks.tracking.locate import locate
@@ -86,8 +87,8 @@ def base_folder(text: str) -> Path:
 
 
 def _newest(run: Path) -> str:
-    updates = sorted(path.parent for path in run.glob(f"round-*/update/{MANIFEST}"))
-    return updates[-1].relative_to(run).as_posix() if updates else "warmup"
+    rounds = [path.parent.parent.name for path in run.glob(f"round-*/update/{MANIFEST}")]
+    return f"{max(rounds, key=round_number)}/update" if rounds else "warmup"
 
 
 def _is_empty(path: Path) -> bool:

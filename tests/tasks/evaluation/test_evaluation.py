@@ -77,3 +77,10 @@ def test_an_unknown_key_of_the_evaluation_file_is_told(tmp_path):
     (tmp_path / "evaluate.yaml").write_text("num_case: 3\n")
     with pytest.raises(ParamsError, match="num_case"):
         load_evaluation_params(tmp_path / "evaluate.yaml")
+
+
+def test_round_10000_is_newer_than_round_9999(tmp_path):
+    for name in ("round-9999", "round-10000"):
+        (tmp_path / name / "update").mkdir(parents=True)
+        (tmp_path / name / "update" / "artifact.json").write_text("{}")
+    assert newest_checkpoint(tmp_path) == "round-10000"
