@@ -1,7 +1,7 @@
 """The flow `evaluate`: a checkpoint on held-out cases, compared with what came before it."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +11,10 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
+from prefect.states import Completed
 from pydantic import Field
 
+from calligrapher.errors import CalligrapherError
 from flows.contexts import lazy_scorer, our_logs
 from tasks.artifacts.run_dir import Artifact
 from tasks.evaluation.evaluation import (
@@ -40,7 +42,7 @@ def evaluate(
     checkpoint: Annotated[str | None, Field(examples=["round-0003"])] = None,
     runs_dir: str = "runs",
     params: Annotated[str, Field(examples=["params/evaluate.yaml"])] = "params/evaluate.yaml",
-) -> list[dict[str, Any]]:
+) -> Any:
     """Evaluate checkpoints; what was evaluated before is found again.
 
     Args:
@@ -49,19 +51,47 @@ def evaluate(
         runs_dir: Folder of all runs.
         params: Path of the file that says how (params/evaluate.yaml).
 
-    Returns one verdict a run (tasks/evaluation/evaluation.py).
+    Returns one verdict a run (tasks/evaluation/verdict.py). A run that cannot be evaluated does not
+    keep the others from it: the state's message names it. The flow fails when a run that was asked
+    for by name cannot be evaluated, or none can.
     """
     our_logs()
-    verdicts = []
-    for folder in _runs(Path(runs_dir), run):
-        name = (checkpoint or newest_checkpoint(folder) or "").split("/")[0]
-        with evaluation(folder, Path(params)) as this:
-            others = {other: measure(this, other) for other in this.earlier(name)}
-            made = measure(this, name)
-            verdict = this.compare(name, made, others)
-            show(this, verdict, made, others)
-            verdicts.append(asdict(verdict))
+
+    def evaluate_one(folder: Path) -> dict[str, Any]:
+        return asdict(_evaluate(folder, checkpoint, Path(params)))
+
+    if run is not None:
+        return [evaluate_one(Path(runs_dir) / run)]
+    verdicts, failures = each(_candidates(Path(runs_dir)), evaluate_one)
+    if failures and not verdicts:
+        raise CalligrapherError("No run could be evaluated: " + "; ".join(failures))
+    if failures:
+        return Completed(name="SomeFailed", message="; ".join(failures), data=verdicts)
     return verdicts
+
+
+def each(
+    folders: Iterable[Path], work: Callable[[Path], dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return what `work` gives for the folders, and a line for each for which it fails."""
+    results, failures = [], []
+    for folder in folders:
+        try:
+            results.append(work(folder))
+        except Exception as error:  # whatever is wrong with one run, the others are evaluated
+            logger.exception("%s cannot be evaluated", folder)
+            failures.append(f"{folder.name}: {error}")
+    return results, failures
+
+
+def _evaluate(folder: Path, checkpoint: str | None, params: Path) -> Verdict:
+    name = (checkpoint or newest_checkpoint(folder) or "").split("/")[0]
+    with evaluation(folder, params) as this:
+        others = {other: measure(this, other) for other in this.earlier(name)}
+        measured = measure(this, name)
+        verdict = this.compare(name, measured, others)
+        show(this, verdict, measured, others)
+        return verdict
 
 
 @task(cache_policy=NO_CACHE, task_run_name="measure {name}")
@@ -117,8 +147,7 @@ def evaluation(run: Path, params_file: Path) -> Iterator[Evaluation]:
         yield this
 
 
-def _runs(runs_dir: Path, run: str | None) -> list[Path]:
-    if run is not None:
-        return [runs_dir / run]
+def _candidates(runs_dir: Path) -> list[Path]:
+    """Return the runs that have a checkpoint."""
     folders = sorted(path.parent for path in runs_dir.glob("*/params.json"))
     return [folder for folder in folders if newest_checkpoint(folder)]

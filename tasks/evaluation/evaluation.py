@@ -70,6 +70,8 @@ def params_of(run: Path, settings: EvaluationParams) -> RunParams:
     if not path.is_file():
         raise DataError(f"{run} must be the folder of a run. It holds no params.json.")
     params = RunParams.model_validate_json(path.read_bytes())
+    if params.data.evaluation is None:
+        raise DataError(f"{run} must have held-out cases (data.evaluation). Its params name none.")
     chosen = settings.model_dump(exclude={"second_ocr"})
     evaluate = EvaluateParams(every=1, grid_cases=min(8, settings.num_cases), **chosen)
     return params.model_copy(update={"evaluate": evaluate})

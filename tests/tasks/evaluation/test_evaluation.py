@@ -84,3 +84,13 @@ def test_round_10000_is_newer_than_round_9999(tmp_path):
         (tmp_path / name / "update").mkdir(parents=True)
         (tmp_path / name / "update" / "artifact.json").write_text("{}")
     assert newest_checkpoint(tmp_path) == "round-10000"
+
+
+def test_a_run_without_held_out_cases_is_told_so(train):
+    folder, _ = train("one", rounds=1)
+    params = json.loads((folder / "params.json").read_text())
+    params["data"]["evaluation"] = None
+    params["evaluate"]["every"] = 0
+    (folder / "params.json").write_text(json.dumps(params))
+    with pytest.raises(DataError, match="must have held-out cases"):
+        params_of(folder, SETTINGS)
