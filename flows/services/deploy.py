@@ -10,14 +10,17 @@ import os
 import subprocess
 import sys
 
+from flows.services.prefect_api import QUIET
+
+if __name__ == "__main__":
+    os.environ |= QUIET  # before the import: it starts Prefect's telemetry
+
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.workers.process import ProcessWorker
-
-from flows.services.prefect_api import QUIET
 
 POOLS = {"calligrapher-train": 1, "calligrapher-evaluate": 1}  # concurrency limits
 CRASH_WATCH = "calligrapher: a run without a heartbeat has crashed"
@@ -59,5 +62,4 @@ def watch_for_crashes(client: SyncPrefectClient, silence: datetime.timedelta = S
 
 
 if __name__ == "__main__":
-    os.environ |= QUIET  # read when the first client is made, and by the commands started from here
     deploy()

@@ -20,8 +20,10 @@ State = Literal["done", "running", "unfinished", "missing", "damaged"]
 
 
 class StageStatus(BaseModel):
-    """One artifact. `bytes`: on disk now. `reward`: mean reward, or held-out accuracy of an
-    evaluation."""
+    """One artifact. `bytes`: on disk now. `reward`: mean of the round, by the stage `score`.
+
+    `ocr_accuracy`: held-out, by the stage `evaluate`.
+    """
 
     model_config = ConfigDict(frozen=True)
     name: str
@@ -29,6 +31,7 @@ class StageStatus(BaseModel):
     bytes: int = 0
     seconds: float | None = None
     reward: float | None = None
+    ocr_accuracy: float | None = None
     digest: str | None = None
     created: str | None = None
     shared: bool = False
@@ -132,12 +135,12 @@ def _stage(run_dir: RunDir, name: str, *, running: bool) -> StageStatus:
     except ArtifactError as error:
         return StageStatus(state="damaged", problem=str(error), **found)
     meta, damage = artifact.meta, artifact.damage(read_bytes=False)
-    key = {"score": "reward_mean", "evaluate": "ocr_accuracy"}.get(artifact.stage, "")
     return StageStatus(
         state="damaged" if damage else "done",
         problem="; ".join(damage) or None,
         seconds=artifact.manifest.seconds,
-        reward=meta.get(key),
+        reward=meta.get("reward_mean") if artifact.stage == "score" else None,
+        ocr_accuracy=meta.get("ocr_accuracy") if artifact.stage == "evaluate" else None,
         digest=artifact.digest,
         created=artifact.manifest.created,
         pruned=bool(artifact.pruned()),
@@ -156,9 +159,9 @@ def _line(stage: StageStatus, last: str, width: int) -> str:
     if stage.seconds is not None:
         parts.append(f"{stage.seconds:>9.1f} s")
     if stage.reward is not None:
-        parts.append(
-            f"  {'accuracy' if stage_of(stage.name) == 'evaluate' else 'reward'} {stage.reward:.3f}"
-        )
+        parts.append(f"  reward {stage.reward:.3f}")
+    if stage.ocr_accuracy is not None:
+        parts.append(f"  accuracy {stage.ocr_accuracy:.3f}")
     notes = [
         word
         for word, holds in (("shared", stage.shared), ("weights deleted", stage.pruned))

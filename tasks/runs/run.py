@@ -39,7 +39,7 @@ from tasks.stages import score as score_stage
 from tasks.stages import update as update_stage
 from tasks.stages import warmup as warmup_stage
 from tasks.stages.refresh import OLD
-from tasks.tracking.pointer import lineage_tags
+from tasks.tracking.pointer import lineage_tags, refuse_password
 from tasks.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -271,6 +271,7 @@ def open_run(params: RunParams, name: str, runs_dir: Path, bench: Bench) -> Iter
     Raises ArtifactError when the run has artifacts that were made with other params; nothing is
     changed then.
     """
+    refuse_password(params.tracking.uri)
     folder = RunDir(runs_dir / name)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():

@@ -16,7 +16,7 @@ from tasks.artifacts.digests import code_version
 from tasks.tracking.journal import METRICS_FILE, REPORT, Entry, Journal, run_journals
 from tasks.tracking.mlflow_setup import one_at_a_time, prepare_mlflow
 from tasks.tracking.models import ensure_model
-from tasks.tracking.pointer import read_pointer, store_pointer, write_pointer
+from tasks.tracking.pointer import read_pointer, store_pointer, with_variables, write_pointer
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -70,12 +70,13 @@ class Mirror:
         self._run_dir, self._journals, self._failed = run_dir, journals, failed
         self._metrics_offset = self._events_offset = 0
         pointer = read_pointer(run_dir)
+        uri = with_variables(pointer["uri"])
         prepare_mlflow()
         import mlflow
 
-        with one_at_a_time(pointer["uri"]):
-            self._client = mlflow.MlflowClient(tracking_uri=pointer["uri"])
-            self._experiment_id = self._experiment(pointer["experiment"], pointer["uri"])
+        with one_at_a_time(uri):
+            self._client = mlflow.MlflowClient(tracking_uri=uri)
+            self._experiment_id = self._experiment(pointer["experiment"], uri)
         self.run_id, is_new = self._run(pointer)
         run = self._client.get_run(self.run_id)
         self._params = dict(run.data.params)
@@ -84,7 +85,7 @@ class Mirror:
         self._known_keys = set() if is_new else set(run.data.metrics)
         self._datasets = {(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs}
         self._images = set() if is_new else self._listed_images()
-        self._system = self._watch_system(pointer["uri"])
+        self._system = self._watch_system(uri)
         self._mirror_entry: dict[str, Callable[[Entry], None]] = {
             "params": self._mirror_params,
             "tags": self._mirror_tags,

@@ -5,7 +5,7 @@ from typing import Any
 
 from calligrapher.errors import CalligrapherError
 from tasks.tracking.mlflow_setup import prepare_mlflow
-from tasks.tracking.pointer import read_pointer
+from tasks.tracking.pointer import read_pointer, with_variables
 
 CHAMPION_TAG = "champion"
 
@@ -25,7 +25,7 @@ class TrackedRun:
         prepare_mlflow()
         import mlflow
 
-        self.client: Any = mlflow.MlflowClient(tracking_uri=pointer["uri"])
+        self.client: Any = mlflow.MlflowClient(tracking_uri=with_variables(pointer["uri"]))
         self.run_id: str = pointer["run_id"]
         self.experiment_id: str = self.client.get_run(self.run_id).info.experiment_id
 
@@ -64,7 +64,11 @@ def model_path(uri: str, model_id: str) -> str | None:
     import mlflow
 
     try:
-        return mlflow.MlflowClient(tracking_uri=uri).get_logged_model(model_id).tags.get("path")
+        return (
+            mlflow.MlflowClient(tracking_uri=with_variables(uri))
+            .get_logged_model(model_id)
+            .tags.get("path")
+        )
     except mlflow.exceptions.MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None

@@ -1,14 +1,19 @@
 """Where a run is mirrored, and under which parent: `mlflow.json` in the run's folder."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from calligrapher.durable import atomic_write
+from calligrapher.errors import ParamsError
 from tasks.artifacts.layout import round_number
 from tasks.artifacts.lineage import read_fork
 
 POINTER_FILE = "mlflow.json"
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 def write_pointer(run_dir: Path, uri: str, experiment: str) -> None:
@@ -16,11 +21,39 @@ def write_pointer(run_dir: Path, uri: str, experiment: str) -> None:
 
     So does another store, unless it knows the run's id: then it is the same one at another address.
     """
+    refuse_password(uri)
     pointer = read_pointer(run_dir)
     if pointer.get("experiment") != experiment:
         store_pointer(run_dir, {"uri": uri, "experiment": experiment, "run_id": None})
     elif pointer.get("uri") != uri:
         store_pointer(run_dir, pointer | {"uri": uri})
+
+
+def refuse_password(uri: str | None) -> None:
+    """Raise ParamsError when `uri` holds a password: it would stand in the run's files and MLflow.
+
+    A variable in its place is kept as it is written, and looked up where MLflow is asked.
+    """
+    password = urlsplit(uri).password if uri else None
+    if password and not _VARIABLE.fullmatch(password):
+        raise ParamsError(
+            "tracking.uri must not hold a password. It does. Name a variable in its place, as in"
+            " `postgresql://user:${MLFLOW_PASSWORD}@host/db`, or, for an MLflow server, set"
+            " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+        )
+
+
+def with_variables(uri: str) -> str:
+    """Return `uri` with the environment's values for each `${NAME}`. Raises ParamsError."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise ParamsError(
+                f"tracking.uri names the variable {match[1]}, which must be set. It is not."
+            )
+        return os.environ[match[1]]
+
+    return _VARIABLE.sub(value, uri)
 
 
 def store_pointer(run_dir: Path, pointer: dict[str, Any]) -> None:

@@ -43,6 +43,9 @@ def test_a_finished_run_is_told_stage_by_stage(train):
     score = next(s for s in found.stages if s.name == "round-0001/score")
     meta = json.loads((folder / "round-0001/score/artifact.json").read_text())["meta"]
     assert score.reward == meta["reward_mean"]
+    assert score.ocr_accuracy is None
+    evaluations = [s for s in found.stages if s.name.endswith("evaluate")]
+    assert all(s.reward is None and s.ocr_accuracy is not None for s in evaluations)
     assert score.seconds >= 0
     assert json.loads(found.model_dump_json())["stages"][0]["name"] == "warmup"
     assert f"{folder}: nft, 2 of 2 rounds, finished (nobody works on it)" in found.text()
