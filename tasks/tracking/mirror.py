@@ -14,7 +14,7 @@ from PIL import Image
 from calligrapher.errors import CalligrapherError
 from tasks.artifacts.digests import code_version
 from tasks.tracking.journal import METRICS_FILE, REPORT, Entry, Journal, run_journals
-from tasks.tracking.mlflow_setup import one_at_a_time, prepare_mlflow
+from tasks.tracking.mlflow_setup import follow_moved_folder, one_at_a_time, prepare_mlflow
 from tasks.tracking.models import ensure_model
 from tasks.tracking.pointer import read_pointer, store_pointer, with_variables, write_pointer
 
@@ -76,6 +76,7 @@ class Mirror:
 
         with one_at_a_time(uri):
             self._client = mlflow.MlflowClient(tracking_uri=uri)
+            follow_moved_folder(uri)
             self._experiment_id = self._experiment(pointer["experiment"], uri)
         self.run_id, is_new = self._run(pointer)
         run = self._client.get_run(self.run_id)
