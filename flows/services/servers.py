@@ -20,6 +20,7 @@ from calligrapher.errors import CalligrapherError
 from flows.services.daemons import Daemons
 from flows.services.loopback import answers, no_proxy
 from flows.services.prefect_api import QUIET
+from tasks.tracking.mlflow_setup import create_database
 
 START_TIMEOUT_S = 300.0  # ten seconds on an idle machine
 SETTINGS = Path("prefect.toml")
@@ -47,6 +48,7 @@ def start(runs_dir: Path, prefect_port: int, mlflow_port: int) -> list[str]:
     _write_settings(api)
     try:
         daemons.start("prefect-server", _prefect("server", "start", "--port", str(prefect_port)))
+        create_database(f"sqlite:///{runs_dir / 'mlflow.db'}")  # a run may be creating it as well
         daemons.start("mlflow", *mlflow_server(runs_dir, mlflow_port))
         wait_answers(daemons, "prefect-server", f"{api}/health")
         deploy = [sys.executable, "-m", "flows.services.deploy"]

@@ -39,6 +39,15 @@ def one_at_a_time(uri: str) -> Iterator[None]:
         yield
 
 
+def create_database(uri: str) -> None:
+    """Create MLflow's tables, once, however many processes ask for it at the same time."""
+    prepare_mlflow()
+    import mlflow
+
+    with one_at_a_time(uri):
+        mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+
+
 def follow_moved_folder(uri: str) -> None:
     """Have a SQLite database beside `mlartifacts` keep its pictures there, after a move as well.
 

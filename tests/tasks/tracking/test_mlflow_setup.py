@@ -1,6 +1,12 @@
 import sqlite3
+import subprocess
+import sys
+
+import pytest
 
 from tasks.tracking.mlflow_setup import follow_moved_folder
+
+CREATE = "import sys; from tasks.tracking.mlflow_setup import create_database as c; c(sys.argv[1])"
 
 
 def test_pictures_of_a_moved_database_lie_beside_it(tmp_path):
@@ -28,3 +34,10 @@ def test_pictures_of_a_moved_database_lie_beside_it(tmp_path):
         assert database.execute("SELECT * FROM logged_models").fetchall() == [
             (f"{here}/models/m-1",)
         ]
+
+
+@pytest.mark.slow
+def test_processes_that_start_together_create_one_database(tmp_path):
+    command = [sys.executable, "-c", CREATE, f"sqlite:///{tmp_path / 'mlflow.db'}"]
+    processes = [subprocess.Popen(command) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
