@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -34,10 +34,11 @@ import psutil
 from flows import stages
 from flows.rl_train import rl_train
 from flows.services.prefect_api import prefect_api
-from tasks.artifacts.run_dir import RunDir
+from tasks.launch.calls import StageAnswer, StageCall
+from tasks.launch.in_process import InProcess
 from tasks.tracking.tracker import Tracker
 
-PARAMS = "params/tiny-nft.yaml"
+PARAMS = "tiny-nft"
 
 
 @dataclass
@@ -58,19 +59,16 @@ class Cost:
 def measure(overrides: list[str], runs_dir: Path) -> Cost:
     """Train the run `bench` and say what it cost."""
     cost, main, inside, started = Cost(), threading.current_thread(), False, 0.0
-    ensure, warmup, fsync, close = RunDir.ensure, stages.warmup, os.fsync, Tracker.close
+    run, warmup, fsync, close = InProcess.run, stages.warmup, os.fsync, Tracker.close
 
-    def timed_ensure(self: RunDir, name: str, build: Callable[[Path], Any], **how: Any) -> Any:
-        def building(out: Path) -> Any:
-            nonlocal inside
-            began, inside = time.monotonic(), True
-            try:
-                return build(out)
-            finally:
-                inside = False
-                cost.working += time.monotonic() - began
-
-        return ensure(self, name, building, **how)
+    def timed_run(self: InProcess, call: StageCall, out: Path) -> StageAnswer:
+        nonlocal inside
+        began, inside = time.monotonic(), True
+        try:
+            return run(self, call, out)
+        finally:
+            inside = False
+            cost.working += time.monotonic() - began
 
     def timed_fsync(descriptor: Any) -> None:
         began = time.monotonic()
@@ -78,14 +76,14 @@ def measure(overrides: list[str], runs_dir: Path) -> Cost:
         if inside and threading.current_thread() is main:
             cost.syncing += time.monotonic() - began
 
-    def first(run: Any) -> Any:
+    def first(training: Any) -> Any:
         nonlocal started
-        made = warmup(run)
-        _ = run.reads.scored_by  # starts the reward server
+        start = warmup(training)
+        training.sources["scored_by"]()  # starts the reward server
         cost.working = cost.syncing = 0.0
         cost.mirroring = -_mirror_seconds()
         started = time.monotonic()
-        return made
+        return start
 
     def timed_close(self: Tracker, *how: Any, **also: Any) -> None:
         ended = time.monotonic()
@@ -95,7 +93,7 @@ def measure(overrides: list[str], runs_dir: Path) -> Cost:
         cost.closing = time.monotonic() - ended
 
     with (
-        patch.object(RunDir, "ensure", timed_ensure),
+        patch.object(InProcess, "run", timed_run),
         patch.object(stages, "warmup", first),
         patch.object(os, "fsync", timed_fsync),
         patch.object(Tracker, "close", timed_close),
@@ -158,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="changes to params/tiny-nft.yaml"
     )
-    chosen = parser.parse_args(argv)
+    chosen = parser.parse_intermixed_args(argv)
     with (
         tempfile.TemporaryDirectory() as temporary,
         prefect_api(),

@@ -1,21 +1,27 @@
-"""Puts a run together (params, reward servers, bench, folder) and takes it apart in every case of
-exit."""
+"""With-blocks: what a flow needs, put together and taken apart in every case of exit."""
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from calligrapher.data.canvas import Canvas
 from calligrapher.errors import RewardError
-from calligrapher.model.conditioning import Canvas
-from tasks.artifacts.digests import code_version, fingerprint, path_digest
+from flows.prefect_ui import PrefectProgress
+from tasks.artifacts.digests import code_version, path_digest
+from tasks.artifacts.layout import RunsDir
+from tasks.artifacts.provenance import fingerprint
+from tasks.params.files import find_params_file
+from tasks.params.names import check_run_name
 from tasks.params.run_params import RunParams, load_params
-from tasks.resources.resources import Bench
-from tasks.resources.rewards import Scorer
+from tasks.progress import Progress
+from tasks.resources.rewards import RewardScorer, check_servers
 from tasks.runs.preflight import preflight
-from tasks.runs.run import Run, open_run
+from tasks.runs.run import Run, open_run, resources_of
+from tasks.weights.checkpoints import siglip_folder
 
 ENGINES = (
     "paddleocr",
@@ -26,49 +32,81 @@ ENGINES = (
     "torch",
     "transformers",
 )
+OWN_SERVER_FLAGS = {"vlm": "--vlm-model-path", "siglip": "--siglip-path"}
 
 
 @contextmanager
 def training_run(
-    params_file: Path, overrides: list[str], name: str | None, runs_dir: Path
+    params_file: str, overrides: list[str], name: str | None, runs_dir: Path
 ) -> Iterator[Run]:
-    """Everything that the flow needs. Raises ParamsError or RunLockedError before a model is
-    loaded."""
+    """Yield everything that the flow needs.
+
+    Raises ParamsError, RewardError or RunLockedError before a model is loaded.
+    """
     our_logs()
-    params = load_params(params_file, overrides)
-    name = name or params_file.stem
-    preflight(params, runs_dir / "data")
-    data = runs_dir / "data"
-    with (
-        lazy_scorer(params, runs_dir / name, data) as scorer,
-        open_run(params, name, runs_dir, Bench(params, data, scorer)) as run,
-    ):
+    file = find_params_file(params_file)
+    params = load_params(file, overrides)
+    name = check_run_name(file.stem if name is None else name)
+    runs = RunsDir(runs_dir)
+    folder = runs.run(name)
+    preflight(params, runs.data, run=folder)
+    check_servers(params.reward)
+    with opened_run(params, folder, progress=PrefectProgress) as run:
         yield run
 
 
 @contextmanager
-def lazy_scorer(params: RunParams, run_folder: Path, data_dir: Path) -> Iterator[Scorer]:
-    """The scorer of a run; a server of our own is started when something is to be scored, not
-    before."""
+def opened_run(
+    params: RunParams,
+    folder: Path,
+    *,
+    scorer: Any = None,
+    progress: Callable[..., Progress] = Progress,
+) -> Iterator[Run]:
+    """The run in `folder`, locked, with all that its stages need.
+
+    scorer: default, one that asks the reward servers of the params, or a server of our own.
+    """
+    runs = RunsDir(folder.parent)
+    with ExitStack() as stack:
+        scorer = scorer or stack.enter_context(lazy_scorer(params, folder, runs.data))
+        resources = resources_of(params, runs, scorer, progress=progress)
+        yield stack.enter_context(open_run(resources, folder))
+
+
+@contextmanager
+def lazy_scorer(params: RunParams, run_folder: Path, data_dir: Path) -> Iterator[RewardScorer]:
+    """Yield the scorer of a run; a server of its own starts when something is to be scored."""
     canvas = Canvas(params.model.width, params.model.height, params.model.reference_context)
     own = not params.reward.disable_reward_model and not params.reward.server_urls
     with ExitStack() as stack:
         urls = functools.cache(lambda: stack.enter_context(reward_urls(params, run_folder)))
         note = identity_note(params, data_dir) if own else None
-        yield Scorer(params.reward, urls, canvas, identity_note=note)
+        yield RewardScorer(params.reward, urls, canvas, identity_note=note)
 
 
 def identity_note(params: RunParams, data_dir: Path) -> Path:
-    """Where it is noted what our own server scores with: a name for its packages, its code and its
-    VLM."""
-    vlm = params.reward.vlm
+    """Return where it is noted what our own server scores with.
+
+    Its name stands for the server's packages, code and models.
+    """
     key = fingerprint(
         "identity",
         1,
         {"versions": {name: version(name) for name in ENGINES}, "code": code_version()},
-        {} if vlm is None else {"vlm": path_digest(vlm)},
+        {name: path_digest(folder) for name, folder in own_server_models(params).items()},
     )
     return data_dir / "reward-identity" / f"{key[:16]}.json"
+
+
+def own_server_models(params: RunParams) -> dict[str, str]:
+    """Return the model folders that the run's own server needs besides its OCR, by name."""
+    models = {}
+    if params.reward.vlm is not None:
+        models["vlm"] = params.reward.vlm
+    if params.reward.style_weight > 0:
+        models["siglip"] = str(siglip_folder(params.model.siglip))
+    return models
 
 
 def our_logs() -> None:
@@ -93,7 +131,9 @@ def reward_urls(params: RunParams, run_folder: Path) -> Iterator[list[str]]:
     from reward_server.processes.launch import ServerStartError, local_server
 
     run_folder.mkdir(parents=True, exist_ok=True)
-    flags = [] if reward.vlm is None else ["--vlm-model-path", reward.vlm]
+    flags = [
+        f"{OWN_SERVER_FLAGS[name]}={folder}" for name, folder in own_server_models(params).items()
+    ]
     with ExitStack() as stack:
         server = local_server(flags=flags, log_path=run_folder / "reward-server.log")
         try:

@@ -16,9 +16,9 @@ from pydantic import Field
 
 from calligrapher.errors import CalligrapherError
 from flows.contexts import lazy_scorer, our_logs
-from tasks.artifacts.run_dir import Artifact
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.layout import PARAMS, RunsDir
 from tasks.evaluation.evaluation import (
-    EVALUATIONS,
     Evaluation,
     load_evaluation_params,
     newest_checkpoint,
@@ -29,7 +29,9 @@ from tasks.evaluation.measures import CASES, MEASURES
 from tasks.evaluation.mlflow_run import track_evaluation
 from tasks.evaluation.report import picture, verdict_report
 from tasks.evaluation.verdict import Verdict
-from tasks.resources.resources import Bench
+from tasks.params.files import find_params_file
+from tasks.params.names import check_run_name
+from tasks.runs.run import resources_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def evaluate(
     run: Annotated[str | None, Field(examples=["tiny-nft"])] = None,
     checkpoint: Annotated[str | None, Field(examples=["round-0003"])] = None,
     runs_dir: str = "runs",
-    params: Annotated[str, Field(examples=["params/evaluate.yaml"])] = "params/evaluate.yaml",
+    params: Annotated[str, Field(examples=["params/evaluate.yaml"])] = "evaluate",
 ) -> Any:
     """Evaluate checkpoints; what was evaluated before is found again.
 
@@ -49,7 +51,7 @@ def evaluate(
         run: Name of the run. Default: every run that has a checkpoint.
         checkpoint: Its round, as `round-0003`. Default: the newest.
         runs_dir: Folder of all runs.
-        params: Path of the file that says how (params/evaluate.yaml).
+        params: Path of the file that says how; `evaluate` is the shipped one.
 
     Returns one verdict a run (tasks/evaluation/verdict.py). A run that cannot be evaluated does not
     keep the others from it: the state's message names it. The flow fails when a run that was asked
@@ -58,11 +60,16 @@ def evaluate(
     our_logs()
 
     def evaluate_one(folder: Path) -> dict[str, Any]:
-        return asdict(_evaluate(folder, checkpoint, Path(params)))
+        return asdict(_evaluate(folder, checkpoint, params))
 
     if run is not None:
-        return [evaluate_one(Path(runs_dir) / run)]
-    verdicts, failures = each(_candidates(Path(runs_dir)), evaluate_one)
+        return [evaluate_one(Path(runs_dir) / check_run_name(run))]
+
+    def evaluate_newest(folder: Path) -> dict[str, Any] | None:
+        return evaluate_one(folder) if newest_checkpoint(folder) else None
+
+    runs = sorted(path.parent for path in Path(runs_dir).glob(f"*/{PARAMS}"))
+    verdicts, failures = each(runs, evaluate_newest)
     if failures and not verdicts:
         raise CalligrapherError("No run could be evaluated: " + "; ".join(failures))
     if failures:
@@ -71,20 +78,26 @@ def evaluate(
 
 
 def each(
-    folders: Iterable[Path], work: Callable[[Path], dict[str, Any]]
+    folders: Iterable[Path], work: Callable[[Path], dict[str, Any] | None]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return what `work` gives for the folders, and a line for each for which it fails."""
+    """Return what `work` gives for the folders, and a line for each for which it fails.
+
+    What it gives None for, a run that has no checkpoint yet, is left out.
+    """
     results, failures = [], []
     for folder in folders:
         try:
-            results.append(work(folder))
+            result = work(folder)
         except Exception as error:  # whatever is wrong with one run, the others are evaluated
             logger.exception("%s cannot be evaluated", folder)
             failures.append(f"{folder.name}: {error}")
+        else:
+            if result is not None:
+                results.append(result)
     return results, failures
 
 
-def _evaluate(folder: Path, checkpoint: str | None, params: Path) -> Verdict:
+def _evaluate(folder: Path, checkpoint: str | None, params: str) -> Verdict:
     name = (checkpoint or newest_checkpoint(folder) or "").split("/")[0]
     with evaluation(folder, params) as this:
         others = {other: measure(this, other) for other in this.earlier(name)}
@@ -122,7 +135,7 @@ def show(this: Evaluation, verdict: Verdict, made: Artifact, others: dict[str, A
             {"prefect.resource.id": f"calligrapher.run.{verdict.run}"},
             payload=payload,
         )
-    if this.bench.params.tracking.enabled:
+    if this.resources.params.tracking.enabled:
         checkpoint = this.checkpoint(verdict.checkpoint).path
         try:
             track_evaluation(
@@ -135,19 +148,13 @@ def show(this: Evaluation, verdict: Verdict, made: Artifact, others: dict[str, A
 
 
 @contextmanager
-def evaluation(run: Path, params_file: Path) -> Iterator[Evaluation]:
+def evaluation(run: Path, params_file: str) -> Iterator[Evaluation]:
     """Everything that the flow needs for one run, taken apart in every case of exit."""
-    settings = load_evaluation_params(params_file)
+    settings = load_evaluation_params(find_params_file(params_file))
     params = params_of(run, settings)
-    data = run.parent / "data"
+    runs = RunsDir(run.parent)
     with (
-        lazy_scorer(params, run.parent / EVALUATIONS / run.name, data) as scorer,
-        open_evaluation(run, settings, Bench(params, data, scorer)) as this,
+        lazy_scorer(params, runs.evaluations(run.name), runs.data) as scorer,
+        open_evaluation(run, settings, resources_of(params, runs, scorer)) as this,
     ):
         yield this
-
-
-def _candidates(runs_dir: Path) -> list[Path]:
-    """Return the runs that have a checkpoint."""
-    folders = sorted(path.parent for path in runs_dir.glob("*/params.json"))
-    return [folder for folder in folders if newest_checkpoint(folder)]

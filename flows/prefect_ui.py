@@ -24,7 +24,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from tasks.artifacts.run_dir import Artifact
+from tasks.artifacts.artifact import Artifact
 from tasks.progress import Progress
 from tasks.reports.round_report import round_report
 

@@ -1,7 +1,7 @@
 """The flow `rerun-stage`, and the same without Prefect: stages of a run made anew in a fork."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,16 +10,14 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from calligrapher.errors import ParamsError
-from flows.contexts import lazy_scorer, our_logs
-from tasks.artifacts.run_dir import Artifact
-from tasks.pipeline import stage_of
-from tasks.resources.resources import Bench
+from flows.contexts import opened_run, our_logs
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.layout import RunsDir
+from tasks.pipeline import STAGES, stage_of
 from tasks.runs.preflight import preflight
-from tasks.runs.rerun import Rerun, build_stage, carry_out, prepare_replay, prepare_rerun
-from tasks.runs.run import Run, open_run
+from tasks.runs.rerun import Rerun, carry_out, prepare_replay, prepare_rerun
+from tasks.runs.run import Run
 from tasks.tracking.locate import locate
-
-_NEEDS_MODEL = {"warmup", "rollout", "update", "evaluate"}
 
 
 @flow(name="rerun-stage", flow_run_name="{fork}")
@@ -46,7 +44,7 @@ def rerun_stage(
 
 @task(cache_policy=NO_CACHE, task_run_name="{name}")
 def _build(run: Run, name: str) -> Artifact:
-    return build_stage(run, name)
+    return run.make(name)
 
 
 def rerun(
@@ -56,7 +54,7 @@ def rerun(
     fork: str,
     downstream: bool = False,
     runs_dir: Path = Path("runs"),
-    build: Callable[[Run, str], Artifact] = build_stage,
+    build: Callable[[Run, str], Artifact] | None = None,
 ) -> dict[str, Any]:
     """What the flow does, without Prefect. Returns the summary, or the artifact of the one
     stage."""
@@ -72,27 +70,20 @@ def replay(
 ) -> dict[str, Any]:
     """Train a policy anew, in a fork, on the images that `run` sampled. Returns the summary."""
     parent, _ = locate(run, runs_dir)
-    return _carry_out(prepare_replay(parent, overrides, fork), build_stage)
+    return _carry_out(prepare_replay(parent, overrides, fork))
 
 
-def _carry_out(todo: Rerun, build: Callable[[Run, str], Artifact]) -> dict[str, Any]:
+def _carry_out(todo: Rerun, build: Callable[[Run, str], Artifact] | None = None) -> dict[str, Any]:
     with _opened(todo) as this:
         return carry_out(this, todo, build)
 
 
 @contextmanager
 def _opened(todo: Rerun) -> Iterator[Run]:
-    """The fork, locked, with a bench; reward servers run only where something must be scored by
-    them."""
+    """The fork, locked; reward servers run only where something must be scored by them."""
     our_logs()
-    params, folder = todo.params, todo.folder.path
-    data_dir = folder.parent / "data"
-    if _NEEDS_MODEL & {stage_of(name) for name in todo.missing}:
-        preflight(params, data_dir)
-    with ExitStack() as stack:
-        scorer: Any = todo.recorded_scorer() or stack.enter_context(
-            lazy_scorer(params, folder, data_dir)
-        )
-        yield stack.enter_context(
-            open_run(params, folder.name, folder.parent, Bench(params, data_dir, scorer))
-        )
+    folder = todo.folder.path
+    if any("model" in STAGES[stage_of(name)].outside for name in todo.missing):
+        preflight(todo.params, RunsDir(folder.parent).data, run=folder)
+    with opened_run(todo.params, folder, scorer=todo.recorded_scorer()) as run:
+        yield run

@@ -13,7 +13,7 @@ from tasks.reports.summary import Summary
 
 @flow(name="rl-train", flow_run_name="{run}")
 def rl_train(
-    params: Annotated[str, Field(examples=["params/nft.yaml"])] = "params/tiny-nft.yaml",
+    params: Annotated[str, Field(examples=["params/nft.yaml"])] = "tiny-nft",
     overrides: Annotated[
         list[str] | None, Field(examples=[["rounds=20", "nft.nft_beta=0.1"]])
     ] = None,
@@ -23,7 +23,8 @@ def rl_train(
     """Train with reinforcement learning; the same call again goes on where the last one ended.
 
     Args:
-        params: Path of a params file: one YAML file is one experiment.
+        params: Path of a params file, or the name of a shipped one: one YAML file is one
+            experiment.
         overrides: Changes to it by dotted key, each as `section.key=value`.
         run: Name of the run's folder; the name of a run goes on with it.
             Default: that of the params file.
@@ -31,16 +32,24 @@ def rl_train(
 
     Returns the summary that is also written to `summary.json`.
     """
-    with training_run(Path(params), overrides or [], run, Path(runs_dir)) as this:
-        start = checkpoint = old = stages.warmup(this)
-        stages.evaluate(this, 0, checkpoint)
-        for round in range(this.params.rounds):
-            images = stages.rollout(this, round, old)
-            scores = stages.score(this, round, images)
-            advantages = stages.advantage(this, round, scores)
-            checkpoint = stages.update(this, round, checkpoint, start, old, images, advantages)
-            old = stages.refresh(this, round, old, checkpoint)
-            stages.evaluate(this, round + 1, checkpoint)
-            if this.finished(checkpoint):
+    with training_run(params, overrides or [], run, Path(runs_dir)) as training:
+        start = checkpoint = old = stages.warmup(training)
+        stages.evaluate(training, 0, checkpoint=checkpoint)
+        for round_index in range(training.params.rounds):
+            rollout = stages.rollout(training, round_index, old=old)
+            scores = stages.score(training, round_index, rollout=rollout)
+            advantages = stages.advantage(training, round_index, scores=scores)
+            checkpoint = stages.update(
+                training,
+                round_index,
+                previous=checkpoint,
+                start=start,
+                old=old,
+                rollout=rollout,
+                advantages=advantages,
+            )
+            old = stages.refresh(training, round_index, old=old, updated=checkpoint)
+            stages.evaluate(training, round_index + 1, checkpoint=checkpoint)
+            if training.finished(checkpoint):
                 break
-        return this.summarise(checkpoint)
+        return training.summarise(checkpoint)

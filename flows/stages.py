@@ -1,70 +1,67 @@
 """The stages as Prefect tasks: visibility and logs are Prefect's, resuming is our artifacts'."""
 
-import logging
-
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows.prefect_ui import PREFECT_UI, PrefectProgress, announce_checkpoint, send_report
-from tasks.artifacts.layout import round_name
-from tasks.artifacts.run_dir import Artifact
+from flows.prefect_ui import PREFECT_UI, announce_checkpoint, send_report
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.layout import PREVIEW
+from tasks.pipeline import name_of
 from tasks.runs.run import Run
-
-logger = logging.getLogger(__name__)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="warm-up")
 def warmup(run: Run) -> Artifact:
-    return _shown(run).warmup()
+    return run.make("warmup")
 
 
-@task(cache_policy=NO_CACHE, task_run_name="round {round} rollout")
-def rollout(run: Run, round: int, old: Artifact) -> Artifact:
-    return _shown(run).rollout(round, old)
+@task(cache_policy=NO_CACHE, task_run_name="round {round_index} rollout")
+def rollout(run: Run, round_index: int, *, old: Artifact) -> Artifact:
+    return run.make(name_of("rollout", round_index), old=old)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="round {round} score")
-def score(run: Run, round: int, images: Artifact) -> Artifact:
-    made = _shown(run).score(round, images)
-    logger.info("round %d: mean reward %.3f", round, made.meta["reward_mean"])
-    return made
+@task(cache_policy=NO_CACHE, task_run_name="round {round_index} score")
+def score(run: Run, round_index: int, *, rollout: Artifact) -> Artifact:
+    return run.make(name_of("score", round_index), rollout=rollout)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="round {round} advantage")
-def advantage(run: Run, round: int, scores: Artifact) -> Artifact:
-    return _shown(run).advantage(round, scores)
+@task(cache_policy=NO_CACHE, task_run_name="round {round_index} advantage")
+def advantage(run: Run, round_index: int, *, scores: Artifact) -> Artifact:
+    return run.make(name_of("advantage", round_index), scores=scores)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="round {round} update")
+@task(cache_policy=NO_CACHE, task_run_name="round {round_index} update")
 def update(
     run: Run,
-    round: int,
+    round_index: int,
+    *,
     previous: Artifact,
     start: Artifact,
     old: Artifact,
-    images: Artifact,
+    rollout: Artifact,
     advantages: Artifact,
 ) -> Artifact:
-    return _shown(run).update(round, previous, start, old, images, advantages)
+    return run.make(
+        name_of("update", round_index),
+        previous=previous,
+        start=start,
+        old=old,
+        rollout=rollout,
+        advantages=advantages,
+    )
 
 
-@task(cache_policy=NO_CACHE, task_run_name="round {round} refresh")
-def refresh(run: Run, round: int, old: Artifact, updated: Artifact) -> Artifact:
-    return _shown(run).refresh(round, old, updated)
+@task(cache_policy=NO_CACHE, task_run_name="round {round_index} refresh")
+def refresh(run: Run, round_index: int, *, old: Artifact, updated: Artifact) -> Artifact:
+    return run.make(name_of("refresh", round_index), old=old, updated=updated)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="evaluate after {round} rounds")
-def evaluate(run: Run, round: int, checkpoint: Artifact) -> Artifact | None:
-    made = _shown(run).evaluate(round, checkpoint)
-    if f"{round_name(round - 1)}/update" in run.built:
-        PREFECT_UI.send(lambda: send_report(run.folder.path, round - 1))
-        if (
-            made is not None and made.path.name == "evaluate"
-        ):  # the rounds that `evaluate.every` names
+@task(cache_policy=NO_CACHE, task_run_name="evaluate after {rounds_done} rounds")
+def evaluate(run: Run, rounds_done: int, *, checkpoint: Artifact) -> Artifact | None:
+    name = run.due_evaluation(rounds_done, checkpoint)
+    evaluation = None if name is None else run.make(name, checkpoint=checkpoint)
+    if name_of("update", rounds_done - 1) in run.built and rounds_done:
+        PREFECT_UI.send(lambda: send_report(run.folder.path, rounds_done - 1))
+        if name is not None and not name.endswith(PREVIEW):
             PREFECT_UI.send(lambda: announce_checkpoint(run.folder.path, checkpoint))
-    return made
-
-
-def _shown(run: Run) -> Run:
-    run.bench.progress = PrefectProgress
-    return run
+    return evaluation

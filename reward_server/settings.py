@@ -6,11 +6,19 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Option -> what it must name, and the file by which that is seen.
+_LOADED = {
+    "ocr_model_dir": ("a folder with Paddle weights (inference.yml)", "inference.yml"),
+    "ocr_det_model_dir": ("a folder with Paddle weights (inference.yml)", "inference.yml"),
+    "vlm_model_path": ("a folder with a Qwen2.5-VL (config.json)", "config.json"),
+    "vlm_api_key_file": ("a file", ""),
+    "vlm_prompt_file": ("a file", ""),
+    "siglip_path": ("a folder with a SigLIP (config.json)", "config.json"),
+}
 
 
 class Settings(BaseModel):
-    """Options of one server process; each is a flag of `python -m reward_server` with the same
-    name."""
+    """Options of one server process: `ocr_mode` is `--ocr-mode` of `python -m reward_server`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -107,9 +115,20 @@ class Settings(BaseModel):
             raise ValueError("ocr_model_dir must be given with ocr_engine paddle.")
         return self
 
+    def check_paths(self) -> None:
+        """Raise ValueError when a file or folder that is to be loaded is not there.
+
+        Told before a library is imported: loading would say so after half a minute.
+        """
+        if self.disable_reward_model:
+            return
+        for name, (kind, file) in _LOADED.items():
+            path = getattr(self, name)
+            if path is not None and not (path / file).is_file():
+                raise ValueError(f"{name} must be {kind}. Got {path}, where there is none.")
+
     def token(self) -> str | None:
-        """The bearer token, or None when none is required. Raises ValueError on an unusable
-        file."""
+        """Return the bearer token, or None when none is required. Raises ValueError."""
         if self.token_file is None:
             return None
         try:

@@ -1,8 +1,8 @@
 """Text of the OCR reward: how it is normalised, compared, and read out of a prompt.
 
 Formula: `ocr_accuracy = 1 - min(levenshtein(T, R), len(T)) / len(T)` with T (target) and R
-(recognised) both normalised: NFKC, spaces and invisible marks removed, case folded. By hand:
-`ocr_accuracy("Cafe", "CAFB") == 0.75`.
+(recognised) both normalised: NFKC, spaces and invisible marks removed, quotes and dashes of any
+form as ' " -, case folded. By hand: `ocr_accuracy("Cafe", "CAFB") == 0.75`.
 """
 
 import re
@@ -18,17 +18,26 @@ _CLOSED_BY = {
     "\u201c": '\u201d"',
     "\u201d": '\u201d"',
 }
+# Raised with every change of what `normalise` or `ocr_accuracy` returns: part of a server's setup.
+RULE = 2
+# Typographic quotes and dashes look as their plain forms do, and a recogniser gives either.
+_PLAIN = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u201a\u201b", "'")
+    | dict.fromkeys("\u201c\u201d\u201e\u201f", '"')
+    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015", "-")
+)
 # Unicode's bidirectional classes of Latin letters, numbers, and the signs inside numbers.
 _LEFT_TO_RIGHT = {"L", "EN", "AN", "ES", "ET", "CS"}
 
 
 def normalise(text: str) -> str:
-    """NFKC, all white space removed, case folded (then NFKC again: folding may leave a decomposed
-    form).
+    """Return what counts of a text: NFKC, case folded, quotes and dashes plain, no white space.
 
-    With the white space go marks that cannot be seen: of writing direction, joiners, soft hyphens.
+    NFKC comes again after folding, which may leave a decomposed form. With the white space go marks
+    that cannot be seen: of writing direction, joiners, soft hyphens.
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    plain = unicodedata.normalize("NFKC", text).translate(_PLAIN)
+    folded = unicodedata.normalize("NFKC", plain.casefold())
     return "".join(
         char for char in folded if not (char.isspace() or unicodedata.category(char) == "Cf")
     )
@@ -50,11 +59,11 @@ def ocr_accuracy(target: str, recognised: str) -> float:
 
 
 def picture_order(text: str) -> str:
-    """Characters as they stand in a picture from left to right, which is how a recogniser gives
-    them.
+    """Return the characters as they stand in a picture from left to right.
 
-    Right-to-left text is turned round; numbers and Latin words in it keep their direction. Its own
-    inverse; text without right-to-left letters stays as it is. By hand: 'אב 12' <-> '12 בא'.
+    That is how a recogniser gives them. Right-to-left text is turned round; numbers and Latin
+    words in it keep their direction. Its own inverse; text without right-to-left letters stays as
+    it is. By hand: 'אב 12' <-> '12 בא'.
     """
     kinds = [unicodedata.bidirectional(char) for char in text]
     if not {"R", "AL"} & set(kinds):
@@ -69,12 +78,11 @@ def picture_order(text: str) -> str:
 
 
 def text_from_prompt(prompt: str) -> str:
-    """The X of a prompt that ends in `The text is 'X'.` (straight or curly quotes, full stop
-    optional).
+    """Return the X of a prompt that ends in `The text is 'X'.`
 
-    X runs from the first such quote to the prompt's last character (before the full stop), so it
-    may itself hold quotes, '-', ',' and any script. Raises ValueError when the prompt has no such
-    ending.
+    Quotes may be straight or curly, the full stop is optional. X runs from the first such quote to
+    the prompt's last character (before the full stop), so it may itself hold quotes, '-', ',' and
+    any script. Raises ValueError when the prompt has no such ending.
     """
     quoted = prompt.rstrip().removesuffix(".").rstrip()
     for opening in _OPENING.finditer(quoted):

@@ -1,95 +1,331 @@
-"""Which artifacts a run has, in which order, and which of them each is made from.
+"""The pipeline, once: its stages in order, what each is made from and reads, and who does it.
 
 ```
 round_of("round-0003/update"), stage_of("round-0003/update")    # 3, "update"
 parents("round-0003/score")                                     # {"rollout": "round-0003/rollout"}
+planned(params)                                                 # every artifact of a run, in order
 ```
+
+Fingerprints, `rerun`, `why`, `gc` and the flow follow from the table `STAGES`; no other file lists
+the stages. The version of a stage stands here: raise it when the same inputs give another result.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from calligrapher.errors import ParamsError
-from tasks.artifacts.layout import evaluation_name, round_name, round_number
-from tasks.params.run_params import RunParams, Stage
+from tasks.artifacts.layout import (
+    EVALUATE,
+    PREVIEW,
+    WARMUP,
+    evaluation_name,
+    round_name,
+    round_number,
+)
+from tasks.artifacts.provenance import Provenance
+from tasks.params.run_params import RunParams
 
-WARMUP = "warmup"
-PREVIEW = "preview"
+Sources = Mapping[str, Callable[[], Any]]
+"""What lies outside of a run, reckoned when asked for: the digest of `model`, `train_data`,
+`evaluation_data`, and who scores (`scored_by`)."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One artifact that a stage is made from: that of `stage`, some rounds ago.
+
+    Before round 0 that is the warm-up's.
+    """
+
+    stage: str
+    rounds_ago: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table.
+
+    inputs: argument of the stage function -> the artifact that it is. outside: which `Sources` the
+    result depends on, as inputs. reads: what of the params it depends on. decides: what else does.
+    done_by: `ranks` have the model and get `Resources`; the `driver` gets the params alone.
+    """
+
+    name: str
+    version: int
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+    outside: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    decides: tuple[str, ...] = ()
+    done_by: Literal["ranks", "driver"] = "ranks"
+
+
+_OLD = Input("refresh", rounds_ago=1)
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "warmup",
+            version=1,
+            outside=("model", "train_data"),
+            reads=("seed", "model", "warmup", "reconstruct"),
+        ),
+        Stage(
+            "rollout",
+            version=1,
+            inputs={"old": _OLD},
+            outside=("model", "train_data"),
+            reads=("seed", "model", "rollout", "algorithm", "exploration"),
+            decides=("round",),
+        ),
+        Stage(
+            "score",
+            version=1,
+            inputs={"rollout": Input("rollout")},
+            outside=("train_data",),
+            reads=("reward",),
+            decides=("scored_by",),
+        ),
+        Stage(
+            "advantage",
+            version=1,
+            inputs={"scores": Input("score")},
+            reads=("advantage",),
+            decides=("group_size",),
+            done_by="driver",
+        ),
+        Stage(
+            "update",
+            version=1,
+            inputs={
+                "previous": Input("update", rounds_ago=1),
+                "start": Input(WARMUP),
+                "old": _OLD,
+                "rollout": Input("rollout"),
+                "advantages": Input("advantage"),
+            },
+            outside=("model", "train_data"),
+            reads=(
+                "seed",
+                "model",
+                "update",
+                "ema",
+                "algorithm",
+                "algorithm_section",
+                "num_inference_steps",
+                "horizon",
+            ),
+            decides=("round",),
+        ),
+        Stage(
+            "refresh",
+            version=1,
+            inputs={"old": _OLD, "updated": Input("update")},
+            reads=("algorithm", "old_policy"),
+            done_by="driver",
+        ),
+        Stage(
+            "evaluate",
+            version=1,
+            inputs={"checkpoint": Input("update")},
+            outside=("model", "evaluation_data"),
+            reads=("model", "evaluate", "reward", "num_inference_steps", "sampling_batch"),
+            decides=("scored_by", "cases"),
+        ),
+    )
+}
+ROUND = tuple(name for name in STAGES if name not in (WARMUP, EVALUATE))
+"""The stages of every round, in order; the warm-up comes before them, evaluations between."""
+
+
+# What a stage reads --------------------------------------------------------------------------
+
+# They say where and how fast, or name what an input digest stands for; no result depends on them.
+_NO_RESULT: dict[str, set[str]] = {
+    "model": {
+        "base",
+        "siglip",
+        "initial_adapter",
+        "device",
+        "gradient_checkpointing",
+        "offload_text_encoder_two",
+    },
+    "warmup": {"checkpointing_steps"},
+    "reward": {"server_urls", "vlm", "token_file", "timeout_s", "max_unscored_share"},
+    "update": {"checkpointing_steps"},
+    "evaluate": {"every"},
+}
+
+
+def _horizon(params: RunParams) -> dict[str, Any]:
+    """Return where a falling learning rate reaches 0.
+
+    Nothing is read while it is constant: a run can then be prolonged.
+    """
+    if params.update.lr_scheduler.startswith("constant"):
+        return {}
+    return {"steps": params.total_updates}
+
+
+def _exploration(params: RunParams) -> dict[str, Any]:
+    # The key is the name of the first algorithm that explored, also where another one trains.
+    six = {"noise_level", "noise", "sampler", "window_size", "timestep_fraction", "guard"}
+    return {"grpo": params.grpo.model_dump(mode="json", include=six) if params.grpo else {}}
+
+
+def _old_policy(params: RunParams) -> dict[str, Any]:
+    return {"old_policy": params.nft.old_policy} if params.nft is not None else {}
+
+
+# What `reads` names beside sections and single keys of the params.
+_DERIVED: dict[str, Callable[[RunParams], dict[str, Any]]] = {
+    "algorithm": lambda params: {"algorithm": params.algorithm},
+    "algorithm_section": lambda params: _section(params, params.algorithm),
+    "exploration": _exploration,
+    "horizon": _horizon,
+    "num_inference_steps": lambda params: {
+        "num_inference_steps": params.rollout.num_inference_steps
+    },
+    "old_policy": _old_policy,
+    # Only where it is set: what was made before there was such a key is not stale.
+    "reconstruct": lambda params: (
+        {"data": {"reconstruct": True}} if params.data.reconstruct else {}
+    ),
+    "sampling_batch": lambda params: {"batch_size": params.rollout.batch_size},
+}
+
+
+def reads(params: RunParams, stage: str) -> dict[str, Any]:
+    """Return what `stage` depends on besides its inputs, as plain JSON.
+
+    Left out: devices, addresses, time-outs, memory savers, and the paths of data and weights, for
+    which the inputs carry digests. `rounds` is left out too, so that a run can be prolonged.
+    """
+    values: dict[str, Any] = {}
+    for name in STAGES[stage].reads:
+        values |= _DERIVED[name](params) if name in _DERIVED else _section(params, name)
+    return values
+
+
+def _section(params: RunParams, name: str) -> dict[str, Any]:
+    """Return the section (or single key) `name` without what decides no result."""
+    value = params.model_dump(mode="json", include={name})[name]
+    if isinstance(value, dict):
+        value = {k: v for k, v in value.items() if k not in _NO_RESULT.get(name, ())}
+    if name == "ema":
+        value["decay"] = params.ema_decay
+    return {name: value}
+
+
+def provenance(
+    name: str, params: RunParams, sources: Sources, inputs: Mapping[str, str]
+) -> Provenance:
+    """Return what the artifact `name` is asked to be made from; inputs: name -> digest."""
+    stage = STAGES[stage_of(name)]
+    extra: dict[str, Callable[[], Any]] = {
+        "round": lambda: round_of(name),
+        "group_size": lambda: params.rollout.num_images_per_prompt,
+        "cases": lambda: evaluated_cases(name, params),
+        "scored_by": sources["scored_by"],
+    }
+    return Provenance(
+        stage.name,
+        stage.version,
+        reads(params, stage.name),
+        {source: sources[source]() for source in stage.outside} | dict(inputs),
+        {key: extra[key]() for key in stage.decides},
+    )
+
+
+# Names of artifacts --------------------------------------------------------------------------
 
 
 def planned(params: RunParams, rounds: int | None = None) -> list[str]:
-    """Names of all artifacts of a run, in the order in which they are made; `rounds` None = the
-    params'."""
+    """Return the names of all artifacts of a run in the order in which they are made.
+
+    rounds: instead of the params'.
+    """
     rounds = params.rounds if rounds is None else rounds
     names = [WARMUP, *_evaluation(params, 0, rounds)]
-    for round in range(rounds):
-        names += [
-            f"{round_name(round)}/{s}"
-            for s in ("rollout", "score", "advantage", "update", "refresh")
-        ]
-        names += _evaluation(params, round + 1, rounds)
+    for round_index in range(rounds):
+        names += [name_of(stage, round_index) for stage in ROUND]
+        names += _evaluation(params, round_index + 1, rounds)
     return names
 
 
-def _evaluation(params: RunParams, done: int, rounds: int) -> list[str]:
+def _evaluation(params: RunParams, rounds_done: int, rounds: int) -> Iterator[str]:
+    name = due_evaluation(params, rounds_done, last=rounds_done == rounds)
+    if name is not None:
+        yield name
+
+
+def due_evaluation(params: RunParams, rounds_done: int, *, last: bool) -> str | None:
+    """Return the name of the evaluation after so many rounds; None where the run has none.
+
+    Where none is due it is a preview. last: it is the run's last one, which is always due.
+    """
     every = params.evaluate.every
     if every == 0:
-        return []
-    return [evaluation_name(done, preview=done != rounds and done % every != 0)]
+        return None
+    return evaluation_name(rounds_done, preview=not last and rounds_done % every != 0)
 
 
-def stage_of(name: str) -> Stage:
-    """The stage that makes the artifact `name`."""
+def evaluated_cases(name: str, params: RunParams) -> int:
+    """Return how many held-out cases the evaluation `name` shows."""
+    settings = params.evaluate
+    return settings.grid_cases if name.endswith(PREVIEW) else settings.num_cases
+
+
+def name_of(stage: str, round_index: int) -> str:
+    """Return the name of the artifact of `stage` in a round; before round 0 the warm-up's."""
+    if round_index < 0 or stage == WARMUP:
+        return WARMUP
+    return f"{round_name(round_index)}/{stage}"
+
+
+def stage_of(name: str) -> str:
+    """Return the stage that makes the artifact `name`."""
     last = name.rpartition("/")[2]
-    return "evaluate" if last == PREVIEW else last  # type: ignore[return-value]
+    return EVALUATE if last == PREVIEW else last
 
 
 def round_of(name: str) -> int | None:
-    """The round of the artifact `name`, from 0; None for what is made before the first."""
+    """Return the round of the artifact `name`, from 0; None for what is made before the first."""
     folder = name.rpartition("/")[0]
     return round_number(folder) if folder else None
 
 
+def rounds_done(name: str) -> int:
+    """Return how many rounds are over when the evaluation `name` is made."""
+    round_index = round_of(name)
+    return 0 if round_index is None else round_index + 1
+
+
 def parents(name: str) -> dict[str, str]:
-    """Input -> name of the artifact of the same run that it is; empty for the warm-up."""
-    stage, round = stage_of(name), round_of(name)
-    if round is None:
-        return {} if stage == "warmup" else {"checkpoint": WARMUP}
-
-    def of(stage: str, number: int = round) -> str:
-        return f"{round_name(number)}/{stage}" if number >= 0 else WARMUP
-
-    old = of("refresh", round - 1)
-    match stage:
-        case "rollout":
-            return {"old": old}
-        case "score":
-            return {"rollout": of("rollout")}
-        case "advantage":
-            return {"scores": of("score")}
-        case "update":
-            made = {"rollout": of("rollout"), "advantages": of("advantage")}
-            return {"previous": of("update", round - 1), "start": WARMUP, "old": old} | made
-        case "refresh":
-            return {"old": old, "updated": of("update")}
-        case "evaluate":
-            return {"checkpoint": of("update")}
-    raise AssertionError(f"no artifact is called {name!r}")
+    """Return input -> the artifact of the same run that it is; empty for the warm-up."""
+    round_index = -1 if round_of(name) is None else round_of(name)
+    return {
+        key: name_of(made_by.stage, round_index - made_by.rounds_ago)
+        for key, made_by in STAGES[stage_of(name)].inputs.items()
+    }
 
 
 def descendants(name: str, names: Iterable[str]) -> list[str]:
-    """`name` and all of `names` (in the order of `planned`) that are made from it, however
-    indirectly."""
-    found = [name]
+    """Return `name` and all of `names` that are made from it, however indirectly.
+
+    names: in the order of `planned`.
+    """
+    below = [name]
     for other in names:
-        if other != name and not set(parents(other).values()).isdisjoint(found):
-            found.append(other)
-    return found
+        if other != name and not set(parents(other).values()).isdisjoint(below):
+            below.append(other)
+    return below
 
 
 def artifact_name(text: str, names: Iterable[str]) -> str:
-    """The one of `names` that a person means by `text`: `round-0003/update`, `round-3/update`,
-    `3/update`.
+    """Return the one of `names` that a person means: `round-0003/update`, `3/update`, ...
 
     Raises ParamsError with the nearest names.
     """

@@ -11,7 +11,7 @@ from tqdm import tqdm
 class Progress:
     """`with Progress("rollout", total=96, unit="image") as bar: bar.advance(12, reward=0.61)`."""
 
-    def __init__(self, label: str, total: int, unit: str, *, done: int = 0):
+    def __init__(self, label: str, total: int | None, unit: str, *, done: int = 0):
         self.bar = tqdm(
             total=total,
             initial=done,

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from calligrapher.threads import wait_asleep
+
+wait_asleep()  # before any test imports torch
+
 
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory) -> Path:

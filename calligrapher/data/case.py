@@ -1,5 +1,7 @@
-"""One case: what to write where, in whose style. The unit that is rolled out, grouped and
-evaluated."""
+"""One case: what to write where, in whose style.
+
+It is the unit that is sampled, grouped and evaluated.
+"""
 
 import hashlib
 import re
@@ -17,12 +19,12 @@ CaseId = Annotated[
 
 
 def prompt_for(text: str) -> str:
-    """The prompt that Calligrapher was trained with, full stop included."""
+    """Return the prompt that Calligrapher was trained with, full stop included."""
     return f"The text is '{text}'."
 
 
 class Case(BaseModel):
-    """Its pictures are files; paths are absolute."""
+    """A text, the file of each picture (paths are absolute), and a name that no other case has."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,7 +41,7 @@ class Case(BaseModel):
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of the files' bytes and the text; where the files lie does not count.
+        """The sha256 (hex) of the files' bytes and the text; where the files lie does not count.
 
         Read anew each time: a changed file must never hide behind an old digest. Raises DataError
         when a file cannot be read.
@@ -61,12 +63,14 @@ def _file_digest(path: Path) -> bytes:
 
 
 def checked_text(text: str) -> str:
-    """The text itself. Raises DataError when it cannot be written as one line."""
+    """Return the text without the blanks around it, which are layout wherever it was given.
+
+    Raises DataError when it cannot be written as one line.
+    """
+    text = text.strip()
     categories = [unicodedata.category(character) for character in text]
     if not any(category[0] in "LMNPS" for category in categories):
         raise DataError(f"text must have a visible character. Found {text!r}.")
-    if text != text.strip():
-        raise DataError(f"text must not begin or end with a blank. Found {text!r}.")
     forbidden = [
         c
         for c, category in zip(text, categories, strict=True)
@@ -80,8 +84,8 @@ def checked_text(text: str) -> str:
 
 
 def slug(text: str) -> str:
-    """Safe in file names; texts that do not survive the cleaning keep apart by a hash."""
+    """Return the text for use in file names; a hash keeps apart what the cleaning makes equal."""
     plain = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:32]
-    if plain == text:
+    if plain and plain == text:
         return plain
     return f"{plain or 'text'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

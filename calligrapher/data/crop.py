@@ -12,19 +12,17 @@ from calligrapher.data.images import mask_box
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]  # (width, height)
 
-FADE_SHARE = (
-    8  # The seam takes at most this part of the mask's thickness: behind it the old text shows.
-)
+# The seam takes at most this part of the mask's thickness: behind it the old text shows.
+FADE_SHARE = 8
 
 
 def whole(picture: Size) -> Box:
-    """The box of all of the picture."""
+    """Return the box of all of the picture."""
     return (0, 0, *picture)
 
 
 def crop_box(mask: Box, picture: Size, canvas: Size, grow: float) -> Box:
-    """The part of the picture that is put on the canvas; it holds all of `mask`, the box of what is
-    painted.
+    """Return the part of the picture that is put on the canvas: it holds all of the box `mask`.
 
     It has the shape of the canvas and `mask` in its middle, but lies inside the picture. It is as
     large as the canvas where `mask` fits on it, so that nothing is resampled; around a larger
@@ -44,11 +42,11 @@ def crop_box(mask: Box, picture: Size, canvas: Size, grow: float) -> Box:
 
 
 def faded(mask: Image.Image, feather: int) -> Image.Image:
-    """How much of each pixel is new, 0..255 (mode L): 0 outside of the mask, rising inwards from
-    its edge.
+    """Return how much of each pixel is new, 0..255 (mode L).
 
-    The n-th pixel from the edge has n / (depth + 1), at most 1. The depth is `feather` pixels, or
-    an eighth of the mask's mean thickness where that is less. The picture's own border is no edge.
+    It is 0 outside of the mask and rises inwards from its edge: the n-th pixel from the edge has
+    n / (depth + 1), at most 1. The depth is `feather` pixels, or an eighth of the mask's mean
+    thickness where that is less. The picture's own border is no edge.
     """
     left, top, right, bottom = mask_box(mask)
     region = (
@@ -71,11 +69,10 @@ def faded(mask: Image.Image, feather: int) -> Image.Image:
 
 
 def paste(source: Image.Image, painted: Image.Image, box: Box, weights: Image.Image) -> Image.Image:
-    """`source` with `painted` in `box`, mixed by `weights` (see `faded`); where they are 0 it is
-    the source.
+    """Return `source` with `painted` in `box`, mixed by `weights` (see `faded`).
 
-    `painted` is brought to the size of `box`. Both pictures are RGB; `weights` is as large as
-    `source`.
+    Where the weights are 0 it is the source. `painted` is brought to the size of `box`. Both
+    pictures are RGB; `weights` is as large as `source`.
     """
     size = (box[2] - box[0], box[3] - box[1])
     if painted.size != size:

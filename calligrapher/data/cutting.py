@@ -1,5 +1,4 @@
-"""Cuts cases out of a picture that shows several texts: one text is masked, another one is the
-reference.
+"""Cuts cases out of a picture of several texts: one is masked, another one is the reference.
 
 What stands where is found by others (an OCR engine); here it is decided which texts make good
 cases.
@@ -16,16 +15,15 @@ from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from calligrapher.data.case import checked_text
+from calligrapher.data.crop import Box
 from calligrapher.errors import DataError
 
 MAX_COVERED = 0.05  # share of another text that a mask may hide
 _UPRIGHT = 1.5  # times as tall as wide: turned before it is read, so its letters lie on their side
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom, as `Image.crop` takes it
-
 
 @dataclass(frozen=True)
-class Place:
+class TextPlace:
     """One text of a picture: what was read, how surely, and where."""
 
     text: str
@@ -98,16 +96,18 @@ class Cut:
 
 
 def cut_cases(
-    size: tuple[int, int], places: Sequence[Place], rules: Rules
+    size: tuple[int, int], places: Sequence[TextPlace], rules: Rules
 ) -> tuple[list[Cut], Counter[str]]:
-    """(cases in the order of the places, reason -> number of texts that make none)."""
-    made = [_cut(size, place, places, rules) for place in places]
-    cuts = [cut for cut in made if isinstance(cut, Cut)]
-    return cuts, Counter(reason for reason in made if isinstance(reason, str))
+    """Return the cases in the order of the places, and reason -> number of texts without one."""
+    cuts_or_reasons = [_cut(size, place, places=places, rules=rules) for place in places]
+    cuts = [cut for cut in cuts_or_reasons if isinstance(cut, Cut)]
+    return cuts, Counter(reason for reason in cuts_or_reasons if isinstance(reason, str))
 
 
-def _cut(size: tuple[int, int], place: Place, places: Sequence[Place], rules: Rules) -> Cut | str:
-    """The case that writes the text of `place`, or why it makes none."""
+def _cut(
+    size: tuple[int, int], place: TextPlace, *, places: Sequence[TextPlace], rules: Rules
+) -> Cut | str:
+    """Return the case that writes the text of `place`, or why it makes none."""
     others = [other for other in places if other is not place]
     if reason := _illegible(place, rules) or _unwanted(place, rules):
         return reason
@@ -118,13 +118,12 @@ def _cut(size: tuple[int, int], place: Place, places: Sequence[Place], rules: Ru
         return "too near to another text"
     if rules.self_reference:
         return Cut(place.text.strip(), mask, place.box(size, rules.grow * place.height))
-    box = _reference(size, mask, place, others, rules)
+    box = _reference(mask, place, others=others, rules=rules)
     return "no other text for the reference" if box is None else Cut(place.text.strip(), mask, box)
 
 
-def text_mask(size: tuple[int, int], place: Place, grow: float) -> Image.Image:
-    """White on the place's box and all that is within `grow` times its height (at least 2 px) of
-    it."""
+def text_mask(size: tuple[int, int], place: TextPlace, grow: float) -> Image.Image:
+    """Return a mask, white on the text and `grow` times its height (at least 2 px) around it."""
     margin = max(2, round(grow * place.height))
     mask = Image.new("L", size)
     ImageDraw.Draw(mask).polygon(place.corners, fill=255)
@@ -138,8 +137,8 @@ def text_mask(size: tuple[int, int], place: Place, grow: float) -> Image.Image:
     return mask
 
 
-def _illegible(place: Place, rules: Rules) -> str | None:
-    """Why its letters are no good as a style, if they are not."""
+def _illegible(place: TextPlace, rules: Rules) -> str | None:
+    """Return why its letters are no good as a style; None where they are good."""
     if place.height >= _UPRIGHT * place.width:
         return "letters on their side"
     if place.height < rules.min_height:
@@ -149,11 +148,10 @@ def _illegible(place: Place, rules: Rules) -> str | None:
     return None
 
 
-def _unwanted(place: Place, rules: Rules) -> str | None:
-    """Why its text is no good as a text to write, if it is not."""
-    text = place.text.strip()
+def _unwanted(place: TextPlace, rules: Rules) -> str | None:
+    """Return why its text is not to be written; None where it is."""
     try:
-        checked_text(text)
+        text = checked_text(place.text)
     except DataError:
         return "not a text of one line with a visible character"
     if len(text) > rules.max_length:
@@ -163,8 +161,8 @@ def _unwanted(place: Place, rules: Rules) -> str | None:
     return None
 
 
-def _covered(mask: Image.Image, place: Place) -> float:
-    """The share of a place that the mask hides."""
+def _covered(mask: Image.Image, place: TextPlace) -> float:
+    """Return the share of a place that the mask hides."""
     box = place.box(mask.size)
     if box[0] >= box[2] or box[1] >= box[3]:
         return 0.0
@@ -175,12 +173,12 @@ def _covered(mask: Image.Image, place: Place) -> float:
 
 
 def _reference(
-    size: tuple[int, int], mask: Image.Image, place: Place, others: Sequence[Place], rules: Rules
+    mask: Image.Image, place: TextPlace, *, others: Sequence[TextPlace], rules: Rules
 ) -> Box | None:
-    """The box of the legible text nearest in height that shows nothing of what will be painted."""
+    """Return the box of the legible text nearest in height that shows nothing of the mask."""
     styles = [other for other in others if _illegible(other, rules) is None]
     for style in sorted(styles, key=lambda style: abs(np.log(style.height / place.height))):
-        box = style.box(size, margin=rules.grow * style.height)
+        box = style.box(mask.size, margin=rules.grow * style.height)
         if mask.crop(box).getbbox() is None:
             return box
     return None

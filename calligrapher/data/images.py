@@ -17,8 +17,7 @@ from torch import Tensor
 
 from calligrapher.errors import CalligrapherError, DataError
 
-# What Pillow raises on damaged files: broken chunks come as SyntaxError, struct.error or
-# zlib.error.
+# What Pillow raises on damaged files: some broken chunks are SyntaxError, struct or zlib errors.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -33,9 +32,9 @@ CONTEXT_MULTIPLE = 16  # The VAE shrinks by 8 and packing by 2.
 
 
 def load_rgb(path: Path) -> Image.Image:
-    """Read a picture as 8-bit RGB: turned upright by EXIF, composited on white, CMYK and grey
-    converted.
+    """Return a picture as 8-bit RGB.
 
+    It is turned upright by EXIF and laid on white where transparent; CMYK and grey are converted.
     Raises DataError when the file is missing, cannot be decoded, or has no agreed range (32 bits,
     float).
     """
@@ -44,12 +43,22 @@ def load_rgb(path: Path) -> Image.Image:
         layer = image.convert("RGBA")
         canvas = Image.new("RGBA", layer.size, "white")
         image = Image.alpha_composite(canvas, layer)
-    return image.convert("RGB")
+    rgb = image.convert("RGB")
+    if rgb.info.get("icc_profile", b"")[16:20] != b"RGB ":
+        rgb.info.pop("icc_profile", None)  # That of CMYK or grey says nothing of these numbers.
+    return rgb
 
 
 def load_mask(path: Path) -> Image.Image:
-    """Read a mask as mode "L" with 0 and 255 only, white = paint: brightness from 0.5 (128..255) is
-    white.
+    """Return a mask as mode "L" with 0 and 255 only, white = paint: 128 and brighter is white.
+
+    Raises DataError as `load_grey` does.
+    """
+    return Image.fromarray(np.where(load_grey(path) >= 128, 255, 0).astype(np.uint8))
+
+
+def load_grey(path: Path) -> np.ndarray:
+    """Return the brightness [H, W] of a mask, 0 to 255.
 
     Raises DataError when it cannot be read, is transparent somewhere (painted or not?) or has
     colours.
@@ -65,16 +74,22 @@ def load_mask(path: Path) -> Image.Image:
         raise DataError(
             f"{path} must be a grey mask (red = green = blue). Found {coloured} coloured pixel(s)."
         )
-    return Image.fromarray(np.where(red >= 128, 255, 0).astype(np.uint8))
+    return red
 
 
 def _open(path: Path) -> Image.Image:
-    """Decode the whole file, turned upright, with at most 8 bits per channel."""
+    """Return the whole file decoded, turned upright, with at most 8 bits per channel."""
     try:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "nothing"
             raise DataError(f"{path} must be an image file. Found {found} there.")
         with Image.open(path) as image:
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # A camera's JPEG with its preview is MPO.
+                raise DataError(
+                    f"{path} must hold one picture. Found {frames} frames or pages. Save the one"
+                    " wanted as a file of its own."
+                )
             image.load()
             upright = ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
@@ -86,7 +101,7 @@ def _open(path: Path) -> Image.Image:
     except _DECODE_ERRORS as error:
         raise DataError(f"{path} must be a whole, readable image. Found: {error}.") from error
     if upright.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        return _upper_8_bits(upright)
     if upright.mode in ("I", "F"):
         raise DataError(
             f"{path} must have 8 or 16 bits per channel. Found 32 ({upright.mode!r}). Save it as"
@@ -95,9 +110,19 @@ def _open(path: Path) -> Image.Image:
     return upright
 
 
+def _upper_8_bits(image: Image.Image) -> Image.Image:
+    """Return a picture of 16-bit grey as 8-bit grey, with alpha where it is transparent."""
+    values = np.asarray(image)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    clear = image.info.get("transparency")  # In a PNG one grey value may stand for transparent.
+    if clear is None:
+        return grey
+    alpha = np.where(values == clear, 0, 255).astype(np.uint8)
+    return Image.merge("LA", (grey, Image.fromarray(alpha)))
+
+
 def to_tensor(image: Image.Image, width: int, height: int) -> Tensor:
-    """RGB picture -> [3, height, width] float32 in [-1, 1], resized with Lanczos where the size
-    differs."""
+    """Return an RGB picture as [3, height, width] float32 in [-1, 1], resized with Lanczos."""
     pixels_HWC = np.array(
         _resized(image, width, height, Image.Resampling.LANCZOS), dtype=np.float32
     )
@@ -105,14 +130,13 @@ def to_tensor(image: Image.Image, width: int, height: int) -> Tensor:
 
 
 def mask_to_tensor(mask: Image.Image, width: int, height: int) -> Tensor:
-    """Mask of 0 and 255 -> [1, height, width] float32 in {0, 1}; nearest neighbour keeps it
-    binary."""
+    """Return a mask of 0 and 255 as [1, height, width] float32 in {0, 1}, resized to nearest."""
     pixels_HW = np.asarray(_resized(mask, width, height, Image.Resampling.NEAREST))
     return torch.from_numpy((pixels_HW >= 128).astype(np.float32))[None]
 
 
 def to_image(tensor: Tensor) -> Image.Image:
-    """[3, H, W] in [-1, 1], any float type and device -> RGB picture: rounded, then clamped.
+    """Return [3, H, W] in [-1, 1], of any float type and device, as RGB: rounded, then clamped.
 
     Raises CalligrapherError on NaN or infinity: an overflowed VAE must not turn into a scored black
     picture.
@@ -129,8 +153,7 @@ def to_image(tensor: Tensor) -> Image.Image:
 
 
 def letterbox(image: Image.Image, size: int = 512) -> Image.Image:
-    """Fit into a black square of `size`, aspect kept, centred; bilinear like the released
-    scripts."""
+    """Return the picture in a black square of `size`, centred; bilinear as the released scripts."""
     longest = max(image.size)
     width, height = (max(1, side * size // longest) for side in image.size)
     canvas = Image.new("RGB", (size, size))
@@ -142,8 +165,10 @@ def letterbox(image: Image.Image, size: int = 512) -> Image.Image:
 
 
 def reference_context(reference: Image.Image, width: int) -> Image.Image:
-    """The reference at canvas width; height to the nearest multiple of 16 (a tie goes down), at
-    least 16."""
+    """Return the reference at canvas width, its height the nearest multiple of 16, at least 16.
+
+    A tie goes down.
+    """
     height = width * reference.height // reference.width
     below, rest = divmod(height, CONTEXT_MULTIPLE)
     multiples = max(1, below + (rest > CONTEXT_MULTIPLE // 2))
@@ -153,8 +178,7 @@ def reference_context(reference: Image.Image, width: int) -> Image.Image:
 def stack_context(
     context: Image.Image, source: Image.Image, mask: Image.Image
 ) -> tuple[Image.Image, Image.Image]:
-    """(image, mask): `context` on top of `source`, a black strip (nothing to paint) on top of
-    `mask`."""
+    """Return `context` on top of `source`, and a black strip (nothing to paint) on `mask`."""
     assert context.width == source.width, (
         f"context must be as wide as the source. Got {context.width}, {source.width}."
     )
@@ -170,10 +194,9 @@ def stack_context(
 
 
 def mask_box(mask: Image.Image) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the white pixels, right and bottom exclusive: what `Image.crop`
-    takes.
+    """Return (left, top, right, bottom) of the white pixels, as `Image.crop` takes it.
 
-    Raises DataError when there are none.
+    Right and bottom are exclusive. Raises DataError when there are none.
     """
     box = mask.getbbox()
     if box is None:
@@ -182,8 +205,11 @@ def mask_box(mask: Image.Image) -> tuple[int, int, int, int]:
 
 
 def png_bytes(image: Image.Image, level: int = 1) -> bytes:
-    """PNG file content; `level` is zlib's 0..9. The default is 1: encoding dominates writing a
-    rollout."""
+    """Return a picture as PNG; `level` is zlib's, 0 to 9.
+
+    The default is 1: level 6 takes three times as long for a tenth fewer bytes, and encoding
+    dominates writing a rollout.
+    """
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=level)
     return buffer.getvalue()

@@ -16,38 +16,49 @@ another reference's style.
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from calligrapher.data.case import Case, CaseId, checked_text, slug
 from calligrapher.errors import DataError
 
+FileName = Annotated[str, Field(min_length=1)]
 ListKind = Literal["self", "cross", "jsonl"]
-Entry = tuple[
-    str, list[Case] | DataError
-]  # where it stands, and its cases or what is wrong with it
 
+_BENCH_FILE = re.compile(r"(self|cross)_bench\.txt|test[0-9]+_(source|mask|ref|target)\.png")
 _SELF_LINE = re.compile(r"([0-9]{1,9})\s*-(.*)")
 _CROSS_LINE = re.compile(r"([0-9]{1,9})\s*-\s*([0-9]{1,9}(?:\s*,\s*[0-9]{1,9})*)\s*-(.*)")
 
 
-class Record(BaseModel):
+@dataclass(frozen=True)
+class ListEntry:
+    """One line of a list or row of a table: its cases, or what is wrong with it."""
+
+    where: str  # as `self_bench.txt line 3`
+    cases: tuple[Case, ...] = ()
+    error: DataError | None = None
+
+
+class ListedCase(BaseModel):
     """One line of a JSONL file, or one row of a table."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    source: str
-    mask: str
-    reference: str
+    source: FileName
+    mask: FileName
+    reference: FileName
     text: str
     case_id: CaseId | None = None
-    target: str | None = None
+    target: FileName | None = None
 
     def case(self, folder: Path, name: str) -> Case:
-        """The case, its paths relative to `folder`; `name` begins the case_id of one that has
-        none."""
+        """Return the case, its paths relative to `folder`.
+
+        `name` begins the case_id of one that has none.
+        """
         text = checked_text(self.text)
         return Case(
             case_id=self.case_id or f"{name}-{slug(text)}",
@@ -60,15 +71,15 @@ class Record(BaseModel):
 
 
 def wrong_fields(error: ValidationError) -> str:
-    """The fields of a Record that are not as they must be, in one line."""
+    """Return what is wrong with the fields of a record, in one line."""
     return "; ".join(
         ".".join(map(str, item["loc"])) + (": " if item["loc"] else "") + item["msg"]
         for item in error.errors(include_url=False, include_input=False)
     )
 
 
-def listed_entries(listing: Path, kind: ListKind) -> Iterator[Entry]:
-    """The entries of a list, line by line; blank lines are layout."""
+def listed_entries(listing: Path, kind: ListKind) -> Iterator[ListEntry]:
+    """Yield the entries of a list, line by line; blank lines are layout."""
     parse = {"self": _parse_self, "cross": _parse_cross, "jsonl": _parse_jsonl}[kind]
     for number, line in enumerate(
         listing.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1
@@ -77,13 +88,13 @@ def listed_entries(listing: Path, kind: ListKind) -> Iterator[Entry]:
             continue
         where = f"{listing.name} line {number}"
         try:
-            yield where, parse(listing.parent, _decoded(line))
+            yield ListEntry(where, tuple(parse(listing.parent, _decoded(line))))
         except DataError as error:
-            yield where, error
+            yield ListEntry(where, error=error)
 
 
 def find_list(path: Path, kind: ListKind) -> Path:
-    """The file that lists the cases of a bench folder, or `path` itself for JSONL."""
+    """Return the file that lists the cases of a bench folder, or `path` itself for JSONL."""
     if kind == "jsonl":
         if not path.is_file():
             raise DataError(
@@ -102,6 +113,11 @@ def find_list(path: Path, kind: ListKind) -> Path:
     return listing
 
 
+def is_bench_file(name: str) -> bool:
+    """Return whether a file of a bench folder belongs to it: its lists and the cases' pictures."""
+    return _BENCH_FILE.fullmatch(name) is not None
+
+
 def _decoded(line: bytes) -> str:
     try:
         return line.decode().strip()
@@ -114,7 +130,7 @@ def _parse_self(folder: Path, line: str) -> list[Case]:
     match = _SELF_LINE.fullmatch(line)
     if match is None:
         raise DataError(f"must read N-text, N a whole number. Found {line!r}.")
-    number, text = int(match[1]), checked_text(match[2].strip())
+    number, text = int(match[1]), checked_text(match[2])
     case = _bench_case(folder, number, number, f"test{number}-{slug(text)}", text)
     target = folder / f"test{number}_target.png"
     # A link to nowhere is a broken target, not a missing one.
@@ -127,7 +143,7 @@ def _parse_cross(folder: Path, line: str) -> list[Case]:
         raise DataError(
             f"must read N-ref1,ref2-text, N and the refs whole numbers. Found {line!r}."
         )
-    number, text = int(match[1]), checked_text(match[3].strip())
+    number, text = int(match[1]), checked_text(match[3])
     refs = [int(ref) for ref in match[2].split(",")]
     return [
         _bench_case(folder, number, ref, f"test{number}-ref{ref}-{slug(text)}", text)
@@ -137,7 +153,7 @@ def _parse_cross(folder: Path, line: str) -> list[Case]:
 
 def _parse_jsonl(folder: Path, line: str) -> list[Case]:
     try:
-        record = Record.model_validate_json(line)
+        record = ListedCase.model_validate_json(line)
     except ValidationError as error:
         raise DataError(
             f"must be {{source, mask, reference, text[, case_id][, target]}}. Found {line[:80]!r} "

@@ -1,5 +1,4 @@
-"""Tables of cases: Parquet files, and what the `datasets` library reads (saved, local folder, hub
-name).
+"""Tables of cases: Parquet files, and what the `datasets` library reads.
 
 Columns `source, mask, reference, text[, case_id][, target]`. A picture is a path, relative to the
 table's folder, or `struct<bytes, path>` as Hugging Face writes it. A case names files, so pictures
@@ -15,27 +14,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from calligrapher.data.lists import Entry, Record, wrong_fields
+from calligrapher.data.lists import ListedCase, ListEntry, wrong_fields
 from calligrapher.durable import atomic_write
 from calligrapher.errors import DataError, ParamsError
+from calligrapher.files import files_below
 
 PICTURES = ("source", "mask", "reference", "target")
 SAVED = ("state.json", "dataset_dict.json")  # one of them lies where `save_to_disk` wrote
 _BATCH = 16  # rows in memory at once
 
 
-def parquet_entries(path: Path, cache_dir: Path | None) -> Iterator[Entry]:
-    """The entries of a Parquet file or of a folder of them, row by row."""
+def parquet_entries(path: Path, cache_dir: Path | None) -> Iterator[ListEntry]:
+    """Yield the entries of a Parquet file or of a folder of them, row by row."""
     number = 0  # over all files: it makes the case ids
     for table in _tables(path):
         for place, row in enumerate(_rows(table), start=1):
             number += 1
-            yield _entry(f"{table.name} row {place}", row, table.parent, f"row{number}", cache_dir)
+            where = f"{table.name} row {place}"
+            if isinstance(row, DataError):
+                yield ListEntry(where, error=row)
+                continue
+            yield _entry(
+                where,
+                row,
+                folder=table.parent,
+                name=f"row{number}",
+                cache_dir=cache_dir,
+            )
 
 
 def _tables(path: Path) -> list[Path]:
-    """The Parquet files of a folder, in the order of their names, or the file itself."""
-    tables = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    """Return the Parquet files of a folder, in the order of their names, or the file itself."""
+    tables = [path]
+    if path.is_dir():
+        tables = sorted(file for file in files_below(path) if file.suffix == ".parquet")
     if not tables or not path.exists():
         found = "none in it" if path.is_dir() else "nothing there"
         raise DataError(
@@ -44,20 +56,29 @@ def _tables(path: Path) -> list[Path]:
     return tables
 
 
-def _rows(table: Path) -> Iterator[dict[str, Any]]:
+def _rows(table: Path) -> Iterator[dict[str, Any] | DataError]:
+    """Yield the rows of a Parquet file; an error in place of one that cannot be read."""
     try:
         with pq.ParquetFile(table) as file:
             _check_columns(table, file.schema_arrow.names)
             for batch in file.iter_batches(_BATCH):
-                yield from batch.to_pylist()
+                for number in range(batch.num_rows):
+                    yield _row(batch.slice(number, 1))
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{table} must be a whole, readable Parquet file. Found: {error}."
         ) from error
 
 
-def huggingface_entries(name: str, cache_dir: Path | None) -> Iterator[Entry]:
-    """The entries of a dataset: a folder that `save_to_disk` wrote, or what `load_dataset` takes.
+def _row(batch: pa.RecordBatch) -> dict[str, Any] | DataError:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return DataError(f"its strings must be UTF-8. Found {error.object[:40]!r}.")
+
+
+def huggingface_entries(name: str, cache_dir: Path | None) -> Iterator[ListEntry]:
+    """Yield the entries of a folder that `save_to_disk` wrote, or of what `load_dataset` takes.
 
     A dataset of several splits needs one named: `PATH#train`.
     """
@@ -66,18 +87,26 @@ def huggingface_entries(name: str, cache_dir: Path | None) -> Iterator[Entry]:
     _check_columns(name, rows.column_names)
     where = Path(path).name
     for number, row in enumerate(_undecoded(rows), start=1):
-        yield _entry(f"{where} row {number}", row, Path(path).absolute(), f"row{number}", cache_dir)
+        yield _entry(
+            f"{where} row {number}",
+            row,
+            folder=Path(path).absolute(),
+            name=f"row{number}",
+            cache_dir=cache_dir,
+        )
 
 
 def _loaded(path: str, cache_dir: Path | None) -> Any:
-    """The Dataset or DatasetDict; `datasets` copies what it reads into our cache, not into the
-    user's."""
+    """Return the Dataset or DatasetDict.
+
+    `datasets` copies what it reads into our cache, not into the user's.
+    """
     try:
         import datasets
     except ImportError as error:
         raise ParamsError(
             "kind must not be huggingface where the package datasets is not installed. Install it"
-            " with `pip install 'calligrapher[data]'`, or use another kind."
+            " with `pip install 'datasets>=4'`, or use another kind."
         ) from error
     try:
         if any((Path(path) / file).is_file() for file in SAVED):
@@ -107,8 +136,7 @@ def _one_split(path: str, loaded: Any, split: str) -> Any:
 
 
 def _undecoded(rows: Any) -> Iterable[dict[str, Any]]:
-    """Pictures as the bytes that were stored: `images` decodes them, and encoding anew would change
-    them."""
+    """Return the rows with pictures as the bytes that were stored, which encoding would change."""
     from datasets import Image
 
     for column, feature in rows.features.items():
@@ -117,9 +145,9 @@ def _undecoded(rows: Any) -> Iterable[dict[str, Any]]:
     return rows
 
 
-def _check_columns(where: Path | str, found: list[str]) -> None:
-    required = {name for name, field in Record.model_fields.items() if field.is_required()}
-    missing, unknown = required - set(found), set(found) - set(Record.model_fields)
+def _check_columns(where: Path | str, columns: list[str]) -> None:
+    required = {name for name, field in ListedCase.model_fields.items() if field.is_required()}
+    missing, unknown = required - set(columns), set(columns) - set(ListedCase.model_fields)
     if missing or unknown:
         wrong = {"without": missing, "also": unknown}
         told = " and ".join(
@@ -132,21 +160,20 @@ def _check_columns(where: Path | str, found: list[str]) -> None:
 
 
 def _entry(
-    where: str, row: dict[str, Any], folder: Path, name: str, cache_dir: Path | None
-) -> Entry:
+    where: str, row: dict[str, Any], *, folder: Path, name: str, cache_dir: Path | None
+) -> ListEntry:
     try:
         paths = {column: _picture_path(row.get(column), cache_dir) for column in PICTURES}
-        return where, [Record.model_validate(row | paths).case(folder, name)]
+        return ListEntry(where, (ListedCase.model_validate(row | paths).case(folder, name),))
     except ValidationError as error:
-        return where, DataError(
-            f"must have its pictures and its text. Found {wrong_fields(error)}."
-        )
+        problem = DataError(f"must have its pictures and its text. Found {wrong_fields(error)}.")
+        return ListEntry(where, error=problem)
     except DataError as error:
-        return where, error
+        return ListEntry(where, error=error)
 
 
 def _picture_path(value: Any, cache_dir: Path | None) -> Any:
-    """A path as it stands; bytes become a file. What is neither is left to Record to refuse."""
+    """Return a path as it stands; bytes become a file. ListedCase refuses what is neither."""
     path = value
     if isinstance(value, dict):
         path = value.get("path")
@@ -155,7 +182,7 @@ def _picture_path(value: Any, cache_dir: Path | None) -> Any:
 
 
 def _cached(content: bytes, cache_dir: Path | None) -> Path:
-    """The file of the cache with these bytes; a damaged one is written anew."""
+    """Return the file of the cache with these bytes; a damaged one is written anew."""
     if cache_dir is None:
         raise ParamsError(
             "cache_dir must be given: this table holds pictures, and cases are files. Got None."

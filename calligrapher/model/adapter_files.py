@@ -15,6 +15,7 @@ double blocks first.
 """
 
 import logging
+import re
 import struct
 import zipfile
 from collections import defaultdict
@@ -24,10 +25,10 @@ from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from calligrapher.durable import atomic_path
+from calligrapher.durable import atomic_path, save_tensors
 from calligrapher.errors import CheckpointError
 from calligrapher.model.ip_adapter import AdapterConfig, StyleAdapter
 
@@ -78,10 +79,9 @@ def read_tensors(path: Path) -> Nested:
         mapped = zipfile.is_zipfile(path)  # Files of torch before 1.6 cannot be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except _READ_ERRORS as error:
-        found = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"{path} must be a whole weights file that holds nothing but tensors. "
-            f"Reading it gave: {found} Nothing in it was executed."
+            f"Reading it gave: {_cause(error)}. Nothing in it was executed."
         ) from error
     if not _is_nested(content):
         raise CheckpointError(
@@ -89,6 +89,15 @@ def read_tensors(path: Path) -> Nested:
             f" {_described(content)}."
         )
     return content
+
+
+def _cause(error: Exception) -> str:
+    """Return what a reader met, without torch's advice to read the file unsafely."""
+    if isinstance(error, UnpicklingError):
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        return f"a pickled {named[1]}" if named else "a pickle of another kind"
+    sentence = str(error).strip().split("\n")[0].split(". ")[0].removesuffix(".")
+    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__
 
 
 def _is_nested(content: object) -> bool:
@@ -270,7 +279,7 @@ def _write(nested: Nested, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         if path.suffix == ".safetensors":
-            save_file(
+            save_tensors(
                 {f"{top}.{k}": v for top, part in nested.items() for k, v in part.items()}, partial
             )
         else:

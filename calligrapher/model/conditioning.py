@@ -7,20 +7,21 @@ deleted at any time; a damaged one is made anew.
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import PIL
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from calligrapher.data.canvas import prepare
+from calligrapher.data.canvas import Canvas, prepare
+from calligrapher.data.case import Case
 from calligrapher.data.crop import Box
-from calligrapher.data.dataset import Case
+from calligrapher.durable import atomic_path, save_tensors
 from calligrapher.errors import DataError
 from calligrapher.model import latents
 from calligrapher.model.policy import Conditioning
@@ -28,15 +29,6 @@ from calligrapher.model.policy import Conditioning
 logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 1  # Raise it when `Encoders` says something else of the same inputs.
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """The size of the generated picture, in pixels, and whether the reference is stacked on top."""
-
-    width: int
-    height: int
-    reference_context: bool = False
 
 
 @dataclass
@@ -64,7 +56,7 @@ class Encoders:
         `box` is the part of the source that is on the canvas; None = all of it.
         """
         prompt, pooled = self.encode_prompt(case, device)
-        prepared = prepare(case, canvas.width, canvas.height, canvas.reference_context, box)
+        prepared = prepare(case, canvas, box=box)
         pixels = self.image_processor(prepared.style_image, return_tensors="pt").pixel_values
         style = self.siglip(pixel_values=pixels.to(device, self.siglip.dtype)).pooler_output
         image, mask = prepared.image[None].to(device), prepared.mask[None].to(device)
@@ -78,31 +70,15 @@ class Encoders:
 
     @torch.no_grad()
     def encode_target(self, case: Case, canvas: Canvas, device: torch.device) -> dict[str, Tensor]:
-        """One case -> `x0` [L, D]: the packed latents of what supervised learning paints, on the
-        CPU."""
-        prepared = prepare(case, canvas.width, canvas.height, canvas.reference_context)
-        x0 = latents.pack(latents.encode(self.vae, prepared.learned[None].to(device)))
+        """Return `x0` [L, D], the packed latents of the target or, without one, of the source."""
+        prepared = prepare(case, canvas)
+        picture = prepared.image if prepared.target is None else prepared.target
+        x0 = latents.pack(latents.encode(self.vae, picture[None].to(device)))
         return {"x0": x0[0].cpu().contiguous()}
 
     def check_prompts(self, cases: Sequence[Case]) -> None:
-        """Raise one DataError that names every case whose prompt T5 would cut; warn of unknown
-        characters.
-
-        Costs a tokenization a case: meant for the start of a run.
-        """
-        limit, tokenizer = self.max_sequence_length, self.pipeline.tokenizer_2
-        ids = {case: tokenizer(case.prompt).input_ids for case in cases}
-        long = [f"{c.case_id}: {c.prompt!r} has {len(i)}" for c, i in ids.items() if len(i) > limit]
-        if long:
-            raise DataError(
-                f"A prompt must fit into model.max_sequence_length = {limit} tokens. Shorten the"
-                " text or raise the limit (at most 512). Found:\n- " + "\n- ".join(long)
-            )
-        unknown = [case.case_id for case, i in ids.items() if tokenizer.unk_token_id in i]
-        if unknown:
-            logger.warning(
-                "T5 does not know all characters of %d text(s): %s", len(unknown), unknown[:8]
-            )
+        """Raise a DataError when T5 would cut a prompt; see the function `check_prompts`."""
+        check_prompts(self.pipeline.tokenizer_2, cases, self.max_sequence_length)
 
     def encode_prompt(self, case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
         """Prompt -> ([1, T, D], [1, P]). Raises DataError when T5's limit would cut the text."""
@@ -121,6 +97,26 @@ class Encoders:
             if self.offload_text_encoder_two:
                 t5.to("cpu")
         return prompt, pooled
+
+
+def check_prompts(tokenizer: Any, cases: Sequence[Case], limit: int) -> None:
+    """Raise a DataError that names every case whose prompt has more than `limit` tokens of T5.
+
+    Warns of characters that the tokenizer does not know. Costs a tokenization a case: meant for the
+    start of a run.
+    """
+    ids = {case: tokenizer(case.prompt).input_ids for case in cases}
+    long = [f"{c.case_id}: {c.prompt!r} has {len(i)}" for c, i in ids.items() if len(i) > limit]
+    if long:
+        raise DataError(
+            f"A prompt must fit into model.max_sequence_length = {limit} tokens. Shorten the"
+            " text or raise the limit (at most 512). Found:\n- " + "\n- ".join(long)
+        )
+    unknown = [case.case_id for case, i in ids.items() if tokenizer.unk_token_id in i]
+    if unknown:
+        logger.warning(
+            "T5 does not know all characters of %d text(s): %s", len(unknown), unknown[:8]
+        )
 
 
 class ConditioningCache:
@@ -160,9 +156,15 @@ class ConditioningCache:
         stacked = {k: torch.stack([row[k] for row in rows]) for k in rows[0] if k != "image_ids"}
         return Conditioning(**stacked, image_ids=rows[0]["image_ids"]).to(self.device)
 
-    def targets(self, cases: Sequence[Case]) -> Tensor:
-        """What supervised learning paints: clean packed latents [B, L, D] of `cases`, on the
-        device."""
+    def targets(self, cases: Sequence[Case], *, reconstruct: bool = False) -> Tensor:
+        """Return the clean packed latents [B, L, D] that supervised learning paints.
+
+        A case without a target is refused with a DataError, unless `reconstruct` says that such a
+        case is to be painted as its source is.
+        """
+        bare = [case.case_id for case in cases if case.target is None]
+        if bare and not reconstruct:
+            raise DataError(f"A case must have a target to be learned from. Found none: {bare}.")
         rows = [self._entry("target", case, self.encoders.encode_target) for case in cases]
         return torch.stack([row["x0"] for row in rows]).to(self.device)
 
@@ -189,9 +191,8 @@ class ConditioningCache:
                 logger.warning("%s is damaged (%s): encoding %s again.", path, error, case.case_id)
         entry = encode(case, self.canvas, self.device)
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(entry, partial)
-        os.replace(partial, path)
+        with atomic_path(path) as temporary:
+            save_tensors(entry, temporary)
         return entry
 
     def _name(self, kind: str, case: Case) -> str:

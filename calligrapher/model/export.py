@@ -16,10 +16,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from calligrapher.durable import atomic_path, fsync_path
+from calligrapher.durable import atomic_path, fsync_path, save_tensors
 from calligrapher.errors import CheckpointError
 from calligrapher.model.adapter_files import ADAPTER, TRANSFORMER
 
@@ -29,12 +29,12 @@ Empty = Callable[[torch.Size, torch.dtype], Tensor]
 LORA_FILE = "pytorch_lora_weights.safetensors"
 _A, _B = ".lora_A.default.weight", ".lora_B.default.weight"
 _ROWS = 1024  # of a matrix that are summed at once
+_NUMBERS = 1 << 16  # of a tensor that are looked at at once
 
 
 @contextmanager
 def scratch(folder: Path) -> Iterator[Empty]:
-    """Yield `empty(shape, dtype)`: tensors in files below `folder`, which are deleted when the
-    block ends."""
+    """Yield `empty(shape, dtype)`: tensors in files below `folder`, deleted when the block ends."""
     with TemporaryDirectory(dir=folder, prefix=".writing-") as place:
         names = (str(Path(place) / str(i)) for i in itertools.count())
 
@@ -43,9 +43,8 @@ def scratch(folder: Path) -> Iterator[Empty]:
             if count == 0:
                 return torch.empty(shape, dtype=dtype)
             name = next(names)
-            with open(
-                name, "wb"
-            ) as file:  # A full disk is an OSError here; in the mapping it would kill.
+            with open(name, "wb") as file:
+                # A full disk is an OSError here; in the mapping it would kill the process.
                 os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
             return torch.from_file(name, shared=True, size=count, dtype=dtype).view(shape)
 
@@ -53,14 +52,13 @@ def scratch(folder: Path) -> Iterator[Empty]:
 
 
 def lora_pairs(weights: Mapping[str, Tensor], part: str) -> Pairs:
-    """The LoRA pairs of `part` (adapter or transformer) by the names of their layers inside the
-    part."""
-    found = {}
+    """Return the LoRA pairs of `part` (adapter or transformer) by their layers' names in it."""
+    pairs = {}
     for name, a in weights.items():
         if name.startswith(f"{part}.") and name.endswith(_A):
             layer = name.removesuffix(_A)
-            found[layer.removeprefix(f"{part}.")] = (a, weights[layer + _B])
-    return found
+            pairs[layer.removeprefix(f"{part}.")] = (a, weights[layer + _B])
+    return pairs
 
 
 def own_adapter(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -71,6 +69,17 @@ def own_adapter(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for n, w in weights.items()
         if n.startswith(prefix) and ".lora_" not in n
     }
+
+
+def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    """Raise CheckpointError that names the first tensor with a number that is not finite."""
+    for name, weight in weights.items():
+        bad = sum(int((~part.isfinite()).sum()) for part in weight.flatten().split(_NUMBERS))
+        if bad:
+            raise CheckpointError(
+                f"{source} must hold finite numbers. {bad} of {weight.numel()} in {name} are NaN or"
+                " infinite. Name an earlier checkpoint."
+            )
 
 
 def cast(state: Mapping[str, Tensor], dtype: torch.dtype, empty: Empty) -> dict[str, Tensor]:
@@ -90,6 +99,7 @@ def with_lora(
             weight.split(_ROWS), b.split(_ROWS), out.split(_ROWS), strict=True
         ):
             out_rows.copy_(torch.addmm(rows.float(), b_rows.float(), a.float(), alpha=scale))
+        check_finite({f"{layer}.weight": out}, "The sum of weights and LoRA")
         merged[f"{layer}.weight"] = out
     return merged
 
@@ -105,12 +115,11 @@ def write_lora(pairs: Pairs, scale: float, dtype: torch.dtype | None, path: Path
         layers[f"{TRANSFORMER}.{layer}.lora_A.weight"] = a.to(dtype or a.dtype)
         layers[f"{TRANSFORMER}.{layer}.lora_B.weight"] = (b * scale).to(dtype or b.dtype)
     with atomic_path(path) as partial:
-        save_file(layers, partial, metadata={"format": "pt"})
+        save_tensors(layers, partial, metadata={"format": "pt"})
 
 
 def check_layers(source: Path, pairs: Pairs) -> None:
-    """Raise CheckpointError unless the diffusers folder `source` has a weight of each pair's
-    shape."""
+    """Raise CheckpointError unless the diffusers folder `source` has the layers of all pairs."""
     shapes = {}
     for file in source.glob("*.safetensors"):
         with safe_open(file, framework="pt") as content:
@@ -125,8 +134,7 @@ def check_layers(source: Path, pairs: Pairs) -> None:
 
 
 def write_merged_transformer(source: Path, pairs: Pairs, scale: float, out: Path) -> None:
-    """Write the diffusers folder `source` as `out`, in its own files and number types, with LoRA
-    added.
+    """Write the diffusers folder `source` as `out`, with LoRA added, in its own number types.
 
     An older `out` is replaced at the end. A crash leaves it, or a folder `.writing-*` besides.
     """
@@ -143,7 +151,7 @@ def write_merged_transformer(source: Path, pairs: Pairs, scale: float, out: Path
                         layer: pair for layer, pair in pairs.items() if f"{layer}.weight" in state
                     }
                     merged = with_lora(state, here, scale, empty)
-                    save_file(merged, made / file.name, metadata={"format": "pt"})
+                    save_tensors(merged, made / file.name, metadata={"format": "pt"})
             fsync_path(made / file.name)
         if out.exists():
             shutil.rmtree(out)

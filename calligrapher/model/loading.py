@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from calligrapher.data.canvas import Canvas
 from calligrapher.data.images import to_image
 from calligrapher.errors import CheckpointError, ParamsError
 from calligrapher.model import latents
 from calligrapher.model.adapter_files import load_adapter
-from calligrapher.model.conditioning import Canvas, Encoders
+from calligrapher.model.conditioning import Encoders
 from calligrapher.model.ip_adapter import AdapterConfig, StyleAdapter
 from calligrapher.model.policy import Policy, StyledTransformer, add_loras
 

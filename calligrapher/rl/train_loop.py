@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from calligrapher.durable import save_tensors
 from calligrapher.errors import CalligrapherError
 from calligrapher.model.policy import Policy, Weights
 from calligrapher.rl.ema import ema_decay, lerp_
@@ -55,9 +56,9 @@ class TrainState:
     def save(self, policy: Policy, folder: Path) -> None:
         """Write the four state files; the same state gives the same bytes."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(policy.snapshot(), folder / TRAINED)
-        save_file(self.ema or {}, folder / EMA)
-        save_file(_flat(self.optimizer.state_dict()["state"]), folder / OPTIMIZER)
+        save_tensors(policy.snapshot(), folder / TRAINED)
+        save_tensors(self.ema or {}, folder / EMA)
+        save_tensors(_flat(self.optimizer.state_dict()["state"]), folder / OPTIMIZER)
         scaler = self.scaler.state_dict() if self.scaler else None
         (folder / STATE).write_text(json.dumps({"step": self.step, "scaler": scaler}) + "\n")
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
+from calligrapher.data.canvas import Canvas
+from calligrapher.data.case import Case
 from calligrapher.data.crop import Box, crop_box, faded, paste, whole
-from calligrapher.data.dataset import Case
 from calligrapher.data.images import load_mask, load_rgb, mask_box
 from calligrapher.errors import DataError
-from calligrapher.model.conditioning import Canvas
 from calligrapher.model.ip_adapter import scaled
 from calligrapher.model.loading import Model, pictures
 from calligrapher.model.policy import Conditioning

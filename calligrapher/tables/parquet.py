@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from calligrapher.data.images import png_bytes
 from calligrapher.durable import atomic_path
 from calligrapher.errors import ArtifactError
 from calligrapher.tables.schema import (
@@ -52,7 +53,6 @@ __all__ = [
     "write_shard",
 ]
 
-_PNG_LEVEL = 1  # level 6 takes three times as long for a tenth fewer bytes
 _THREADS = 4  # zlib lets go of the interpreter
 
 
@@ -122,8 +122,10 @@ def read_shard(path: str | Path, columns: Sequence[str] | None = None) -> dict[s
 
 
 def write_scores(path: str | Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Write a score table: all columns of SCORE_COLUMNS; the rows without a reward have a
-    reason."""
+    """Write a score table: all columns of SCORE_COLUMNS, then what else was measured, as numbers.
+
+    Raises ArtifactError when a row has neither a reward nor a reason, or both.
+    """
     for sample, reward, reason in zip(
         columns["sample_id"], columns["reward"], columns["reason"], strict=True
     ):
@@ -131,7 +133,8 @@ def write_scores(path: str | Path, columns: Mapping[str, Sequence[Any]]) -> None
             raise ArtifactError(
                 f"{path}: {sample} must have a reward or a reason. Got {reward=}, {reason=}."
             )
-    _write_table(path, SCORE_COLUMNS, columns)
+    further = [pa.field(name, pa.float64()) for name in columns if name not in SCORE_COLUMNS.names]
+    _write_table(path, pa.schema([*SCORE_COLUMNS, *further]), columns)
 
 
 def write_advantages(path: str | Path, columns: Mapping[str, Sequence[Any]]) -> None:
@@ -155,10 +158,8 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> dict[s
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """PNG bytes of a picture, lossless and quick."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=_PNG_LEVEL)
-    return buffer.getvalue()
+    """Return the PNG bytes of a picture, as a shard holds them."""
+    return png_bytes(image)
 
 
 def decode_png(png: bytes) -> Image.Image:

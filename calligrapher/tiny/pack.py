@@ -6,6 +6,7 @@ import torch
 
 from calligrapher.model.adapter_files import write_calligrapher_bin
 
+TINY = "tiny"  # the word for the embedded model in params and commands
 DATA = Path(__file__).parent / "data"
 """The embedded model: `flux-fill/`, `siglip/`, `calligrapher.bin`."""
 

@@ -1,5 +1,4 @@
-"""Draws the tiny world: words of 3 to 6 capital letters in varied fonts, colours and backgrounds,
-96 x 32 px.
+"""Draws the tiny world: words of 3 to 6 capitals in many fonts and colours, 96 x 32 px.
 
 Every letter has a cell of its own (15 px), left-aligned in the line. A case is a picture that shows
 one word, a mask over it, a reference that shows another word in the style wanted, and the text to
@@ -10,12 +9,19 @@ seed.
 import colorsys
 import functools
 import hashlib
+import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from calligrapher.durable import atomic_folder
+
+logger = logging.getLogger(__name__)
+
+LISTING = "self_bench.txt"
 WIDTH, HEIGHT = 96, 32
 CELL, LEFT, MAX_LETTERS = 15, 3, 6
 TOP, BOTTOM = 4, 28
@@ -34,8 +40,7 @@ HUES = 12
 
 @dataclass(frozen=True)
 class Style:
-    """How a word looks: font index, text colour, background colours left and right (RGB in [0,
-    1])."""
+    """How a word looks: font index, text colour, background left and right (RGB in [0, 1])."""
 
     font: int
     ink: tuple[float, float, float]
@@ -58,14 +63,15 @@ class Drawing:
 
 
 def split_of(key: str) -> str:
-    """Whether a word or a style belongs to `train` or `evaluation`: one in six is held out, by
-    hash."""
+    """Return `train` or `evaluation` for a word or a style: one in six is held out, by hash."""
     return "evaluation" if hashlib.sha256(key.encode()).digest()[0] % 6 == 0 else "train"
 
 
 def random_word(rng: np.random.Generator, split: str) -> str:
-    """A word of the split: consonants and vowels in turn or, one time in three, letters at
-    random."""
+    """Return a word of the split: letters in turn from vowels and consonants, or at random.
+
+    Random is one in three.
+    """
     vowels, consonants = "AEIOU", "BCDFGHJKLMNPQRSTVWXYZ"
     while True:
         length = int(rng.integers(3, MAX_LETTERS + 1))
@@ -82,7 +88,7 @@ def random_word(rng: np.random.Generator, split: str) -> str:
 
 
 def random_style(rng: np.random.Generator, split: str) -> Style:
-    """A legible style of the split: dark ink on light paper or light ink on dark paper."""
+    """Return a legible style of the split: dark ink on light paper or light ink on dark paper."""
     while True:
         font, hue = int(rng.integers(0, len(FONTS))), int(rng.integers(0, HUES))
         if split_of(f"{font}/{hue}") == split:
@@ -105,8 +111,10 @@ def random_style(rng: np.random.Generator, split: str) -> Style:
 
 @functools.cache
 def glyph(font: int, letter: str) -> np.ndarray:
-    """Coverage [24, 15] of one letter in its cell, in [0, 1]; centred, squeezed when wider than the
-    cell."""
+    """Return the coverage [24, 15] of one letter in its cell, in [0, 1].
+
+    The letter is centred, and squeezed when it is wider than the cell.
+    """
     from matplotlib import get_data_path
 
     name, size = FONTS[font]
@@ -126,14 +134,14 @@ def glyph(font: int, letter: str) -> np.ndarray:
 
 
 def paper(style: Style) -> np.ndarray:
-    """The empty background [32, 96, 3] of a style: a gradient from left to right."""
+    """Return the empty background [32, 96, 3] of a style: a gradient from left to right."""
     t = np.linspace(0.0, 1.0, WIDTH, dtype=np.float32)[None, :, None]
     left, right = (np.asarray(c, dtype=np.float32) for c in style.paper)
     return np.broadcast_to((1 - t) * left + t * right, (HEIGHT, WIDTH, 3)).copy()
 
 
 def write(background: np.ndarray, word: str, style: Style) -> np.ndarray:
-    """`word` in the ink and font of `style` on a copy of `background` [32, 96, 3]."""
+    """Return `word` in the ink and font of `style` on a copy of `background` [32, 96, 3]."""
     picture = background.copy()
     ink = np.asarray(style.ink, dtype=np.float32)
     for i, letter in enumerate(word):
@@ -144,32 +152,49 @@ def write(background: np.ndarray, word: str, style: Style) -> np.ndarray:
 
 
 def mask_for(letters: int) -> np.ndarray:
-    """Mask [32, 96] that covers the cells of a word with so many letters; 1 = paint."""
+    """Return a mask [32, 96] over the cells of a word with so many letters; 1 = paint."""
     mask = np.zeros((HEIGHT, WIDTH), dtype=np.float32)
     mask[TOP:BOTTOM, LEFT : LEFT + letters * CELL] = 1.0
     return mask
 
 
 def random_case(rng: np.random.Generator, split: str) -> Drawing:
-    """One case of the split. The reference's ink must be legible on the source's paper, so both
-    share lightness; its hue, font and paper are its own."""
-    source_style, wanted = random_style(rng, split), random_style(rng, split)
-    while (sum(source_style.paper[0]) > 1.5) != (sum(wanted.paper[0]) > 1.5):
-        wanted = random_style(rng, split)
+    """Return one case of the split.
+
+    The reference's ink must be legible on the source's paper, so both share lightness; its hue,
+    font and paper are its own.
+    """
+    source_style, reference_style = random_style(rng, split), random_style(rng, split)
+    while (sum(source_style.paper[0]) > 1.5) != (sum(reference_style.paper[0]) > 1.5):
+        reference_style = random_style(rng, split)
     old, shown, text = (random_word(rng, split) for _ in range(3))
     background = paper(source_style)
     return Drawing(
         source=write(background, old, source_style),
         mask=mask_for(max(len(old), len(text))),
-        reference=write(paper(wanted), shown, wanted),
-        target=write(background, text, wanted),
+        reference=write(paper(reference_style), shown, reference_style),
+        target=write(background, text, reference_style),
         text=text,
     )
 
 
 def to_image(array: np.ndarray) -> Image.Image:
-    """[H, W] or [H, W, 3] in [0, 1] -> picture."""
+    """Return [H, W] or [H, W, 3] in [0, 1] as a picture."""
     return Image.fromarray((array * 255).round().clip(0, 255).astype(np.uint8))
+
+
+def shared_bench(folder: Path, *, num_cases: int, split: str, seed: int) -> Path:
+    """Return a bench folder that many runs use, drawn first where it is not there.
+
+    Runs may start together: each draws aside, and the first one's folder is renamed into place.
+    """
+    if folder.is_dir() and not (folder / LISTING).exists():
+        shutil.rmtree(folder, ignore_errors=True)  # Half drawn, by a version that drew in place.
+    if not folder.is_dir():
+        logger.info("drawing %d tiny %s cases into %s", num_cases, split, folder)
+        with atomic_folder(folder) as drawing:
+            write_bench(drawing, num_cases=num_cases, split=split, seed=seed)
+    return folder
 
 
 def write_bench(folder: Path, *, num_cases: int, split: str, seed: int) -> Path:
@@ -188,5 +213,5 @@ def write_bench(folder: Path, *, num_cases: int, split: str, seed: int) -> Path:
         to_image(case.reference).save(folder / f"test{n}_ref.png")
         to_image(case.target).save(folder / f"test{n}_target.png")
         lines.append(f"{n}-{case.text}")
-    (folder / "self_bench.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / LISTING).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from calligrapher.data.dataset import Case
+from calligrapher.data.case import Case
 from calligrapher.sampling.generate import look
 from calligrapher.tiny import world
 from tasks.inference.painter import open_painter

@@ -1,5 +1,4 @@
-"""`python -m flows.cli`: the command where no script is installed, as under a launcher of
-processes."""
+"""`python -m flows.cli`: the command where no script is installed."""
 
 import sys
 

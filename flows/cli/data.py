@@ -20,6 +20,9 @@ def add_data_commands(commands: argparse._SubParsersAction) -> None:
         "--reference-context", action="store_true", help="as model.reference_context"
     )
     check.add_argument(
+        "--warmup", action="store_true", help="for warmup.steps > 0: each case must have a target"
+    )
+    check.add_argument(
         "--sheet", type=Path, help="draw a contact sheet here (more pages: NAME-2.png, ...)"
     )
     check.add_argument(
@@ -46,7 +49,7 @@ def add_data_commands(commands: argparse._SubParsersAction) -> None:
         "--self-reference", action="store_true", help="the text itself is the reference"
     )
     make.add_argument("--max-cases", type=positive, help="stop after so many")
-    make.set_defaults(command=_make)
+    make.set_defaults(command=_make, resumes=True)
 
 
 def positive(text: str) -> int:
@@ -56,16 +59,29 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """A whole number from 0, as argparse wants it said."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0. Got {text!r}.")
+    return int(text)
+
+
 def _check(chosen: argparse.Namespace) -> int:
-    from calligrapher.model.conditioning import Canvas
+    from calligrapher.data.canvas import Canvas
     from tasks.data.check import check
+    from tasks.data.demands import Demands
     from tasks.data.sheet import write_sheets
     from tasks.params.run_params import check_multiple
 
     for side in ("width", "height"):
         check_multiple(f"--{side}", getattr(chosen, side), 16)
     canvas = Canvas(chosen.width, chosen.height, chosen.reference_context)
-    checked = check(Path(chosen.path), chosen.kind, canvas, chosen.runs_dir / "data" / "pictures")
+    checked = check(
+        Path(chosen.path),
+        chosen.kind,
+        demands=Demands(canvas, warmup=chosen.warmup),
+        cache_dir=chosen.runs_dir / "data" / "pictures",
+    )
     print(checked.text())
     if chosen.sheet:
         for path in write_sheets(checked, chosen.sheet, chosen.sheet_cases):
@@ -90,6 +106,13 @@ def _make(chosen: argparse.Namespace) -> int:
     except ValidationError as error:
         raise ParamsError(f"a rule of data make cannot be used: {wrong_fields(error)}.") from error
     read, reads_with = scene_reader()
-    made = make_cases(chosen.pictures, chosen.out, read, reads_with, rules, chosen.max_cases)
+    made = make_cases(
+        chosen.pictures,
+        chosen.out,
+        read=read,
+        reads_with=reads_with,
+        rules=rules,
+        max_cases=chosen.max_cases,
+    )
     print(made.text())
     return 0

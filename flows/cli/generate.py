@@ -48,7 +48,7 @@ def add_generate_commands(commands: argparse._SubParsersAction) -> None:
         "--runs-dir", type=Path, default=Path("runs"), help="where names are looked up"
     )
     model.add_argument(
-        "--variant", help="base, warm-up or trained; default: trained where there is a run"
+        "--variant", help="base, warmup or trained; default: trained where there is a run"
     )
     model.add_argument("--base", help="folder of a diffusers FLUX.1-Fill, or tiny")
     model.add_argument("--siglip", help="folder of its SigLIP")
@@ -57,12 +57,11 @@ def add_generate_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of the results"
     )
-    parser.set_defaults(command=_generate)
+    parser.set_defaults(command=_generate, resumes=True)
 
 
 def _add_settings(how: argparse._ArgumentGroup) -> None:
-    """The values themselves are checked as params; what is not given is the run's or the
-    model's."""
+    """Add options that are checked as params; what is not given is the run's or the model's."""
     how.add_argument("--scale", type=float, help="weight of the style (1); 0 = FLUX.1-Fill alone")
     how.add_argument(
         "--seed", type=int, help="seed of the first picture (0); the next ones count up"
@@ -96,9 +95,10 @@ def _add_settings(how: argparse._ArgumentGroup) -> None:
 
 def _generate(chosen: argparse.Namespace) -> int:
     """Mistakes in cases and settings are told before a model is loaded."""
-    from tasks.inference.gallery import GenerateParams, paint_cases
-    from tasks.inference.painter import AFTER, BASE, open_painter
+    from tasks.inference.gallery import GenerateParams, check_folder, paint_cases
+    from tasks.inference.painter import BASE, TRAINED, open_painter
     from tasks.params.errors import checked
+    from tasks.pipeline import WARMUP
 
     how = checked(GenerateParams, _given(chosen, _HOW))
     named = _given(chosen, _MODEL)
@@ -107,10 +107,13 @@ def _generate(chosen: argparse.Namespace) -> int:
             f"--{' and --'.join(named)} must not be given with --run, which brings its model."
         )
     cases = _cases(chosen)
+    check_folder(chosen.out)
     painter = open_painter(
         chosen.run, runs_dir=chosen.runs_dir, **named, **_given(chosen, _INSTEAD)
     )
-    variant = chosen.variant or (AFTER if AFTER in painter.variants else BASE)
+    variant = chosen.variant or (TRAINED if TRAINED in painter.variants else BASE)
+    if variant == "warm-up":  # as it is spelt in prose
+        variant = WARMUP
     print("\n".join(map(str, paint_cases(painter, variant, cases, how, chosen.out))))
     return 0
 

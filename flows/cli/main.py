@@ -1,46 +1,58 @@
-"""The command `calligrapher`: train, serve rewards, track, and build the embedded tiny model.
+"""The command `calligrapher`: train, serve rewards, look at runs, paint.
 
-calligrapher train params/tiny-nft.yaml [run=NAME] [runs_dir=DIR] [rounds=5 nft.nft_beta=0.1 ...]
-calligrapher reward-server [--gpu-ids 0,1] [--port 8000] ... calligrapher status|verify|gc|sync RUN
-calligrapher why RUN STAGE [KEY=VALUE ...] calligrapher rerun RUN STAGE [KEY=VALUE ...] --fork NAME
-[--downstream] calligrapher replay RUN [KEY=VALUE ...] --fork NAME calligrapher data check DIR|FILE
-[--sheet sheet.png] | data make PICTURES OUT calligrapher convert WEIGHTS TARGET [--weights
-ema|trained] [--lora merged|separate] [--dtype bfloat16] calligrapher generate --image IMG --mask
-MASK --reference REF --text TEXT [--run RUN] --out DIR calligrapher demo [--run RUN] [--base FOLDER
---siglip FOLDER] [--adapter FILE] ... calligrapher plan params/nft.yaml [KEY=VALUE ...] [--gpu h100
-| --gpu-memory GIB] [--json] calligrapher tiny pretrain OUT | tiny cases OUT
+calligrapher train tiny-nft|FILE [run=NAME] [runs_dir=DIR] [rounds=5 nft.nft_beta=0.1 ...]
+calligrapher plan nft|FILE [KEY=VALUE ...] [--gpu h100 | --gpu-memory GIB] [--json]
+calligrapher reward-server [--gpu-ids 0,1] [--port 8000] ...
+calligrapher status|verify|gc|sync RUN
+calligrapher why RUN STAGE [KEY=VALUE ...]
+calligrapher rerun RUN STAGE [KEY=VALUE ...] --fork NAME [--downstream]
+calligrapher replay RUN [KEY=VALUE ...] --fork NAME
+calligrapher data check DIR|FILE [--sheet sheet.png]
+calligrapher data make PICTURES OUT
+calligrapher convert WEIGHTS TARGET [--weights ema|trained] [--lora merged|separate] ...
+calligrapher generate --image IMG --mask MASK --reference REF --text TEXT [--run RUN] --out DIR
+calligrapher demo [--run RUN] [--base FOLDER --siglip FOLDER] [--adapter FILE] ...
+calligrapher tiny pretrain OUT
+calligrapher tiny cases OUT
 """
 
 import argparse
+import contextlib
+import errno
 import logging
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from calligrapher import __version__
 from calligrapher.errors import CalligrapherError
+from calligrapher.threads import wait_asleep
 from flows.cli.convert import add_convert_commands
-from flows.cli.data import add_data_commands
+from flows.cli.data import add_data_commands, count, positive
 from flows.cli.demo import add_demo_commands
 from flows.cli.generate import add_generate_commands
 from flows.cli.plan import add_plan_commands
 from flows.cli.runs import add_run_commands
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # told without the name of a file
 ONLY_PRINT = {"data", "plan", "status", "verify", "why"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. A user's mistake is one clear line, not a
-    traceback."""
+    """Run one command and return its exit status; a user's mistake is one line on stderr."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # A file's name may be no UTF-8.
+    wait_asleep()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["reward-server"]:
         from reward_server.processes.launch import main as reward_server
 
         return reward_server(arguments[1:])
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
+    chosen = parsed(arguments)
     what = vars(chosen).pop("what")
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
@@ -53,8 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CalligrapherError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None and error.errno not in _FULL:
+            raise
+        where = f"{error.filename} must be usable" if error.filename else "The disk must have room"
+        print(f"{where}. Found: {error.strerror}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        goes_on = " The same command goes on from here." if hasattr(chosen, "resumes") else ""
+        print(f"Stopped.{goes_on}", file=sys.stderr)
         return 130
 
 
@@ -69,20 +88,36 @@ def _ending_with_the_reader() -> Iterator[None]:
         signal.signal(signal.SIGPIPE, before)
 
 
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """Return what the arguments choose; settings may stand before, between and after options."""
+    parser = _parser()
+    chosen, rest = parser.parse_known_args(arguments)
+    # argparse looks for positional arguments that may be none, as KEY=VALUE, up to the first option
+    # alone, and leaves the later ones over.
+    if rest and not (hasattr(chosen, "settings") and all(not r.startswith("-") for r in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        chosen.settings = [*chosen.settings, *rest]
+    return chosen
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="calligrapher",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="what")
 
     train = commands.add_parser("train", help="train a run, or go on with it")
-    train.add_argument("params", type=Path, help="a YAML file, as params/tiny-nft.yaml")
+    train.add_argument(
+        "params", help="a YAML file, as params/tiny-nft.yaml, or the name of a shipped one"
+    )
     train.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="run=, runs_dir= or any dotted key"
     )
-    train.set_defaults(command=_train)
+    train.set_defaults(command=_train, resumes=True)
 
     commands.add_parser("reward-server", help="serve rewards (`calligrapher reward-server --help`)")
 
@@ -107,12 +142,12 @@ def _parser() -> argparse.ArgumentParser:
         "pretrain", help="train it from nothing (about an hour on two cores); resumes"
     )
     pretrain.add_argument("out", type=Path)
-    pretrain.set_defaults(command=_pretrain)
+    pretrain.set_defaults(command=_pretrain, resumes=True)
     cases = tiny.add_parser("cases", help="draw cases in the bench layout")
     cases.add_argument("out", type=Path)
-    cases.add_argument("--num", type=int, default=64)
+    cases.add_argument("--num", type=positive, default=64)
     cases.add_argument("--split", choices=("train", "evaluation"), default="evaluation")
-    cases.add_argument("--seed", type=int, default=0)
+    cases.add_argument("--seed", type=count, default=0)
     cases.set_defaults(command=_cases)
     return parser
 
@@ -137,11 +172,18 @@ def split_settings(settings: Sequence[str]) -> tuple[str | None, Path, list[str]
 
 def _train(chosen: argparse.Namespace) -> int:
     run, runs_dir, overrides = split_settings(chosen.settings)
+    from tasks.params.files import find_params_file
+    from tasks.params.names import check_run_name
     from tasks.params.run_params import load_params
+    from tasks.resources.rewards import check_servers
     from tasks.runs.preflight import preflight
 
     # The user's mistakes are told before anything is started.
-    preflight(load_params(chosen.params, overrides), runs_dir / "data")
+    file = find_params_file(chosen.params)
+    run = check_run_name(file.stem if run is None else run)
+    params = load_params(file, overrides)
+    preflight(params, runs_dir / "data", run=runs_dir / run)
+    check_servers(params.reward)
     from flows.services.prefect_api import QUIET, prefect_api
 
     for name, value in (QUIET | {"PREFECT_LOGGING_LEVEL": "WARNING"}).items():
@@ -149,10 +191,31 @@ def _train(chosen: argparse.Namespace) -> int:
     from flows.rl_train import rl_train
     from tasks.reports.summary import closing_lines
 
-    with prefect_api():
-        summary = rl_train(str(chosen.params), overrides, run or chosen.params.stem, str(runs_dir))
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_no_copy)
+    try:
+        with prefect_api():
+            summary = rl_train(str(file), overrides, run, str(runs_dir))
+    except (CalligrapherError, OSError):
+        _keep_traceback(runs_dir / run)
+        raise
     print("\n".join(closing_lines(summary, runs_dir)))
     return 0
+
+
+def _is_no_copy(record: logging.LogRecord) -> bool:
+    """Whether `record` says something new: Prefect logs each exception that goes on to `main`."""
+    return not (
+        record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))
+        and (record.levelno >= logging.ERROR)
+    )
+
+
+def _keep_traceback(folder: Path) -> None:
+    """Append the exception at hand to `errors.log` in a run's folder, where there is one."""
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    with contextlib.suppress(OSError), (folder / "errors.log").open("a") as file:
+        file.write(f"{now}\n{traceback.format_exc()}\n")
 
 
 def _sync(chosen: argparse.Namespace) -> int:

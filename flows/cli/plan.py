@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from pathlib import Path
 
 
 def add_plan_commands(commands: argparse._SubParsersAction) -> None:
@@ -10,7 +9,9 @@ def add_plan_commands(commands: argparse._SubParsersAction) -> None:
     plan = commands.add_parser(
         "plan", help="what a run needs of a GPU, a disk and time; no weights needed"
     )
-    plan.add_argument("params", type=Path, help="a YAML file, as params/nft.yaml")
+    plan.add_argument(
+        "params", help="a YAML file, as params/nft.yaml, or the name of a shipped one"
+    )
     plan.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="any dotted key, as for train"
     )
@@ -23,10 +24,11 @@ def add_plan_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _plan(chosen: argparse.Namespace) -> int:
+    from tasks.params.files import find_params_file
     from tasks.planning.gpu_fit import capacity
     from tasks.planning.run_plan import make_plan
 
     gpu = capacity(chosen.gpu, chosen.gpu_memory)
-    found = make_plan(chosen.params, chosen.settings, *gpu)
+    found = make_plan(find_params_file(chosen.params), chosen.settings, *gpu)
     print(json.dumps(found.as_json(), indent=1) if chosen.json else found.text())
     return 0 if found.fits else 1

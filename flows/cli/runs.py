@@ -35,6 +35,7 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
 
     rerun = _add(commands, "rerun", _rerun, "make a stage anew, in a fork that shares the rest")
     _stage_and_settings(rerun, "changed params")
+    rerun.set_defaults(resumes=True)
     rerun.add_argument("--fork", required=True, metavar="NAME", help="name of the new run")
     rerun.add_argument(
         "--downstream", action="store_true", help="also all that is made from the stage"
@@ -44,6 +45,7 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
         commands, "replay", _replay, "train anew, in a fork, on the images that a run sampled"
     )
     replay.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="changed params")
+    replay.set_defaults(resumes=True)
     replay.add_argument("--fork", required=True, metavar="NAME", help="name of the new run")
 
 
@@ -119,16 +121,18 @@ def _told_damage(folder: Path, where) -> int:
 
 
 def _gc(chosen: argparse.Namespace) -> int:
-    from tasks.artifacts.lineage import PARAMS
+    from tasks.artifacts.layout import PARAMS
     from tasks.artifacts.run_dir import RunDir
     from tasks.params.run_params import load_params
-    from tasks.runs.retention import collect
+    from tasks.runs.overrides import refuse_others
+    from tasks.runs.retention import clean_up
 
     folder, _ = _located(chosen)
+    refuse_others(chosen.settings, "retention")
     params = load_params(folder / PARAMS, chosen.settings)
     run_dir = RunDir(folder)
     with nullcontext() if chosen.dry_run else run_dir.lock():
-        found = collect(run_dir, params.retention, dry_run=chosen.dry_run)
+        found = clean_up(run_dir, params.retention, dry_run=chosen.dry_run)
     for garbage in found:
         print(f"{garbage.freed:>12}  {garbage.why:<20}  {garbage.path}")
     verb = "would be freed" if chosen.dry_run else "were freed"

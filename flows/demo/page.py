@@ -3,32 +3,48 @@
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Event
 
 import gradio as gr
 from PIL import Image
+from starlette.middleware import Middleware
 
-from calligrapher.data.dataset import Case
+from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, load_rgb
 from calligrapher.errors import CalligrapherError, DataError
+from flows.demo.hosts import KnownHosts, names_of
 from flows.demo.results import problem_html
-from flows.demo.session import Studio
-from flows.demo.sketch import PAINT, Sketch, easel, kept, on_easel, painted, uploaded_mask
+from flows.demo.session import DemoSession
+from flows.demo.sketch import (
+    PAINT,
+    DemoInput,
+    editor_value,
+    mask_of_layers,
+    scaled_for_editor,
+    uploaded_mask,
+    write_once,
+)
 
 MAX_PICTURES, MAX_STEPS, MAX_SEED = 8, 50, 2**31
 STYLES = Path(__file__).with_name("demo.css")
+# In a browser: when painting begins, the results move into view.
+SHOW_RESULTS = """() => {
+  const results = document.querySelector('#results');
+  if (results.querySelector('figure') && !results.querySelector('figure:not(.waiting)'))
+    results.scrollIntoView({behavior: 'smooth', block: 'nearest'});
+}"""
 SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 
 
 def _telling(handler: Callable[..., dict]) -> Callable[..., dict]:
-    """The handler; where something must hold and does not, that is shown and nothing else
-    changes."""
+    """Return the handler, which shows what must hold where it does not, and changes nothing."""
 
     @functools.wraps(handler)
     def told(page: "Page", *given) -> dict:
         try:
             return {page.problem: ""} | handler(page, *given)
         except CalligrapherError as error:
-            return {page.problem: problem_html(error, page.studio.folder)}
+            return {page.problem: problem_html(error, page.session.folder)}
 
     return told
 
@@ -39,28 +55,30 @@ class Page:
     `about` says in Markdown what is to be seen.
     """
 
-    def __init__(self, studio: Studio, examples: Sequence[Case], about: str):
-        self.studio, self.examples = studio, examples
+    def __init__(self, session: DemoSession, examples: Sequence[Case], about: str):
+        self.session, self.examples = session, examples
+        self._stops: dict[str | None, Event] = {}  # of each browser tab, for what it asked last
         with gr.Blocks(
             title="Calligrapher", analytics_enabled=False, fill_width=True
         ) as self.blocks:
             gr.Markdown(f"# Calligrapher\n{about}", elem_id="about")
             self.source = gr.State()
-            self.cases = self._gallery(
-                "source", "An example: picture, place, style and text", columns=12
-            )
+            self.cases = self._gallery("source", "An example: picture, place, style and text", 12)
             with gr.Row():
                 with gr.Column(scale=3):
                     self._lay_out_where()
-                    self._lay_out_what()
                 with gr.Column(scale=2):
                     self._lay_out_how()
+            self._lay_out_what()
             self.results = gr.HTML(elem_id="results")
+            self.download = gr.DownloadButton(
+                "Download all pictures", size="sm", visible=False, elem_id="download"
+            )
             self._wire()
 
     def launch(self, host: str, port: int) -> None:
-        """Serve it from now on, on this machine alone: nobody on the internet is asked or told
-        anything."""
+        """Serve the page from now on; nobody on the internet is asked or told anything."""
+        known_hosts = Middleware(KnownHosts, names=names_of(host))
         self.blocks.launch(
             server_name=host,
             server_port=port,
@@ -70,6 +88,7 @@ class Page:
             prevent_thread_lock=True,
             footer_links=[],
             run_history=False,
+            app_kwargs={"middleware": [known_hosts]},
             theme=gr.themes.Default(primary_hue="pink", neutral_hue="slate", **SYSTEM_FONTS),
             css_paths=[STYLES],
         )
@@ -99,25 +118,31 @@ class Page:
     def _lay_out_what(self) -> None:
         with gr.Row(equal_height=True):
             self.text = gr.Textbox(
-                label="2 · What: the text to write",
+                label="3 · What: the text to write; Enter generates",
                 max_lines=1,
-                scale=3,
+                scale=6,
+                min_width=300,
                 elem_id="text",
             )
-            self.go = gr.Button("Generate", variant="primary", size="lg", elem_id="generate")
+            self.go = gr.Button(
+                "Generate", variant="primary", size="lg", min_width=120, elem_id="generate"
+            )
+            self.stop = gr.Button(
+                "Stop", size="lg", min_width=80, interactive=False, elem_id="stop"
+            )
         self.problem = gr.HTML(elem_id="problem")
 
     def _lay_out_how(self) -> None:
-        own = self.studio.painter.num_steps
+        own = self.session.painter.num_steps
         self.reference = gr.Image(
-            label="3 · How: a picture in the style wanted",
+            label="2 · How: a picture in the style wanted",
             type="filepath",
             sources=["upload", "clipboard"],
             height=180,
             buttons=[],
             elem_id="reference",
         )
-        self.styles = self._gallery("reference", "Other styles", columns=6)
+        self.styles = self._gallery("reference", "Other styles", 6)
         with gr.Row():
             self.seed = gr.Number(
                 0, label="First seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=90
@@ -125,18 +150,26 @@ class Page:
             self.count = gr.Slider(1, MAX_PICTURES, 2, step=1, label="Pictures", min_width=140)
         with gr.Row():
             self.steps = gr.Slider(
-                2, max(MAX_STEPS, own), own, step=1, label="Steps", min_width=140
+                2,
+                max(MAX_STEPS, own),
+                own,
+                step=1,
+                label="Steps",
+                min_width=140,
+                elem_id="steps",
             )
             self.scale = gr.Slider(0, 2, 1, step=0.05, label="Style scale", min_width=140)
 
-    def _gallery(self, role: str, label: str, columns: int) -> gr.Gallery:
-        """Small pictures of the examples to choose from; nothing where there is none."""
-        pictures = [on_easel(load_rgb(getattr(case, role))) for case in self.examples[:columns]]
+    def _gallery(self, role: str, label: str, count: int) -> gr.Gallery:
+        """Lay out small pictures of the first examples to choose from; none without examples."""
+        pictures = [
+            scaled_for_editor(load_rgb(getattr(case, role))) for case in self.examples[:count]
+        ]
         return gr.Gallery(
             pictures,
             label=label,
             format="png",
-            columns=columns,
+            columns=count,
             height="auto",
             allow_preview=False,
             object_fit="contain",
@@ -147,27 +180,37 @@ class Page:
 
     def _wire(self) -> None:
         canvas = [self.canvas, self.problem]
-        case = [self.source, self.canvas, self.reference, self.text, self.problem]
-        wishes = [self.reference, self.text, self.seed, self.count, self.steps, self.scale]
+        outcome = [self.results, self.download, self.go, self.stop]
+        case = [self.source, self.canvas, self.reference, self.text, self.problem, *outcome]
+        settings = [self.reference, self.text, self.seed, self.count, self.steps, self.scale]
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
-        self.source_file.upload(self.take_source, self.source_file, [self.source, *canvas], **quiet)
+        generating = gr.on(
+            [self.go.click, self.text.submit],
+            self.generate,
+            [self.source, self.canvas, *settings],
+            [self.problem, *outcome],
+            **quiet,
+        )
+        self.results.change(None, None, None, js=SHOW_RESULTS, **quiet)
+        self.stop.click(self.stop_generating, None, self.stop, **quiet)
+        # What is still painted belongs to another picture from now on.
+        anew = quiet | {"cancels": [generating]}
+        self.source_file.upload(
+            self.take_source, self.source_file, [self.source, *canvas, *outcome], **anew
+        )
+        self.cases.select(self.take_example, None, case, **anew)
         self.mask_file.upload(self.take_mask, [self.mask_file, self.source], canvas, **quiet)
         self.clear.click(self.clear_mask, self.source, canvas, **quiet)
-        self.cases.select(self.take_example, None, case, **quiet)
         self.styles.select(self.take_style, None, [self.reference, self.problem], **quiet)
         if self.examples:
             self.blocks.load(self.take_first, None, case, **quiet)
-        self.go.click(
-            self.generate,
-            [self.source, self.canvas, *wishes],
-            [self.results, self.problem],
-            **quiet,
-        )
 
     @_telling
-    def take_source(self, file: str) -> dict:
+    def take_source(self, file: str, request: gr.Request) -> dict:
         source = load_rgb(Path(file))
-        return {self.source: source, self.canvas: easel(self.studio.folder, source)}
+        self._stop(request)
+        canvas = editor_value(self.session.folder, source)
+        return {self.source: source, self.canvas: canvas, **self._outcome("")}
 
     @_telling
     def take_mask(self, file: str, source: Image.Image | None) -> dict:
@@ -175,33 +218,39 @@ class Page:
             raise DataError(
                 "There must be a source picture before its mask. Upload one, or choose an example."
             )
-        return {self.canvas: easel(self.studio.folder, source, uploaded_mask(Path(file), source))}
+        return {
+            self.canvas: editor_value(
+                self.session.folder, source, uploaded_mask(Path(file), source)
+            )
+        }
 
     @_telling
     def clear_mask(self, source: Image.Image | None) -> dict:
-        return {self.canvas: source and easel(self.studio.folder, source)}
+        return {self.canvas: source and editor_value(self.session.folder, source)}
 
     @_telling
     def take_first(self) -> dict:
         return self._taken(self.examples[0])
 
     @_telling
-    def take_example(self, chosen: gr.SelectData) -> dict:
+    def take_example(self, chosen: gr.SelectData, request: gr.Request) -> dict:
+        self._stop(request)
         return self._taken(self.examples[chosen.index])
 
     def _taken(self, case: Case) -> dict:
         source = load_rgb(case.source)
         return {
             self.source: source,
-            self.canvas: easel(self.studio.folder, source, load_mask(case.mask)),
-            self.reference: kept(self.studio.folder, load_rgb(case.reference)),
+            self.canvas: editor_value(self.session.folder, source, load_mask(case.mask)),
+            self.reference: write_once(self.session.folder, load_rgb(case.reference)),
             self.text: case.text,
+            **self._outcome(""),
         }
 
     @_telling
     def take_style(self, chosen: gr.SelectData) -> dict:
         reference = load_rgb(self.examples[chosen.index].reference)
-        return {self.reference: kept(self.studio.folder, reference)}
+        return {self.reference: write_once(self.session.folder, reference)}
 
     def generate(
         self,
@@ -213,15 +262,39 @@ class Page:
         count: int,
         steps: int,
         scale: float,
+        request: gr.Request,
     ) -> Iterator[dict]:
-        yield {self.problem: ""}
+        """Yield what the page shows while every variant paints."""
+        stop = self._stops[request.session_hash] = Event()
+        yield {self.problem: "", **self._outcome("", busy=True)}
         try:
             if seed is None:
                 raise DataError("The first seed must be a whole number, 0 or more.")
-            mask = painted(editor["layers"], source.size) if source and editor else None
-            sketch = Sketch(source, mask, load_rgb(Path(reference)) if reference else None, text)
+            mask = mask_of_layers(editor["layers"], source.size) if source and editor else None
+            given = DemoInput(source, mask, load_rgb(Path(reference)) if reference else None, text)
             seeds = range(seed, seed + int(count))
-            for html in self.studio.results(sketch, seeds, num_steps=int(steps), scale=scale):
-                yield {self.results: html}
+            for shown in self.session.results(
+                given, seeds, num_steps=int(steps), scale=scale, stop=stop
+            ):
+                yield self._outcome(shown.html, busy=True, archive=shown.archive)
+            yield self._outcome(shown.html, archive=shown.archive)
         except CalligrapherError as error:
-            yield {self.problem: problem_html(error, self.studio.folder), self.results: ""}
+            yield {self.problem: problem_html(error, self.session.folder), **self._outcome("")}
+
+    def stop_generating(self, request: gr.Request) -> dict:
+        """Let what this browser waits for end at its next step; what is painted stays."""
+        self._stop(request)
+        return {self.stop: gr.Button(interactive=False)}
+
+    def _stop(self, request: gr.Request) -> None:
+        if stop := self._stops.get(request.session_hash):
+            stop.set()
+
+    def _outcome(self, html: str, *, busy: bool = False, archive: Path | None = None) -> dict:
+        """Return what shows results, offers them as a file, and starts and stops painting."""
+        return {
+            self.results: html,
+            self.download: gr.DownloadButton(value=archive, visible=archive is not None),
+            self.go: gr.Button(interactive=not busy),
+            self.stop: gr.Button(interactive=busy),
+        }

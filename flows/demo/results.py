@@ -1,5 +1,4 @@
-"""The results as HTML: a column per variant, a row per seed, each picture over what was read in
-it."""
+"""The results as HTML: a column per variant, a row per seed, each picture over its reading."""
 
 import base64
 import re
@@ -11,37 +10,67 @@ from pathlib import Path
 from PIL import Image
 
 from calligrapher.data.images import png_bytes
-from flows.demo.sketch import EASEL
+from flows.demo.sketch import EDITOR_SIDE
 from reward_server.client import RewardResult
-from tasks.inference.painter import AFTER, BASE, WARM_UP
+from tasks.inference.painter import BASE, TRAINED
+from tasks.pipeline import WARMUP
 
-TITLES = {BASE: "Base", WARM_UP: "After the warm-up", AFTER: "Trained"}
+TITLES = {BASE: "Base", WARMUP: "After the warm-up", TRAINED: "Trained"}
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What was asked for; `unknown`: characters of the text that T5 does not know."""
+
+    text: str
+    seeds: Sequence[int]
+    num_steps: int
+    scale: float
+    unknown: Sequence[str] = ()
 
 
 @dataclass
 class Column:
-    """What one variant has painted so far, and what was read in it: as many as seeds, or not yet
-    any."""
+    """What one variant has painted so far, and its scores: as many as seeds, or none yet."""
 
     pictures: Sequence[Image.Image] = ()
     readings: Sequence[RewardResult] = field(default_factory=tuple)
+    stopped: bool = False
 
 
-def results_html(columns: Mapping[str, Column], seeds: Sequence[int]) -> str:
-    """A grid: the names of the variants, and below them a row of pictures for each seed."""
+def results_html(heading: Heading, columns: Mapping[str, Column]) -> str:
+    """Return the text, and a grid: the names of the variants over a row of pictures per seed."""
     heads = [_head(variant, column) for variant, column in columns.items()]
     cells = [
         _cell(variant, column, row, seed)
-        for row, seed in enumerate(seeds)
+        for row, seed in enumerate(heading.seeds)
         for variant, column in columns.items()
     ]
-    return f'<div class="results" style="--columns: {len(columns)}">{"".join(heads + cells)}</div>'
+    grid = f'<div class="results" style="--columns: {len(columns)}">{"".join(heads + cells)}</div>'
+    return _title(heading) + grid
 
 
 def problem_html(error: Exception, folder: Path) -> str:
     """What must hold, for a person on the page, to whom our temporary `folder` means nothing."""
     message = re.sub(rf"{re.escape(str(folder))}/(?:\S*/)?", "", str(error))
     return f'<div class="problem" role="alert">{escape(message)}</div>'
+
+
+def _title(heading: Heading) -> str:
+    first, last = heading.seeds[0], heading.seeds[-1]
+    settings = [
+        f"seed {first}" if first == last else f"seeds {first} to {last}",
+        f"{heading.num_steps} steps",
+        f"style scale {heading.scale:g}",
+    ]
+    title = f"<h2>{escape(heading.text)} <small>{' · '.join(settings)}</small></h2>"
+    if not heading.unknown:
+        return title
+    characters = " ".join(heading.unknown)
+    return (
+        f'{title}<div class="notice" role="status">T5, which reads the text for the model, does not'
+        f" know {escape(characters)}: the model sees an unknown character in its place.</div>"
+    )
 
 
 def _head(variant: str, column: Column) -> str:
@@ -51,14 +80,19 @@ def _head(variant: str, column: Column) -> str:
 
 
 def _cell(variant: str, column: Column, row: int, seed: int) -> str:
+    name = f'data-variant="{variant}" data-title="{TITLES[variant]}"'
     if not column.pictures:
-        return f'<figure class="waiting" data-variant="{variant}">painting …</figure>'
+        state = "stopped" if column.stopped else "painting …"
+        return f'<figure class="waiting" {name}>{state}</figure>'
     picture = column.pictures[row]
-    caption = _caption(column.readings[row]) if column.readings else "reading …"
-    crisp = ' class="crisp"' if max(picture.size) < EASEL // 2 else ""
+    if column.readings:
+        caption = _caption(column.readings[row])
+    else:
+        caption = "stopped" if column.stopped else "reading …"
+    crisp = ' class="crisp"' if max(picture.size) < EDITOR_SIDE // 2 else ""
     data = base64.b64encode(png_bytes(picture)).decode("ascii")
     return (
-        f'<figure data-variant="{variant}" data-seed="{seed}">'
+        f'<figure {name} data-seed="{seed}">'
         f'<img{crisp} alt="{variant}, seed {seed}" src="data:image/png;base64,{data}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
@@ -77,5 +111,7 @@ def _caption(reading: RewardResult) -> str:
         "confidence": reading.ocr_confidence,
         "style": reading.style_score,
     }
-    told = " · ".join(f"{name} {value:.2f}" for name, value in numbers.items() if value is not None)
-    return f'<b class="{right}">{escape(reading.ocr_text or "—")}</b> <span>{told}</span>'
+    scores = " · ".join(
+        f"{name} {value:.2f}" for name, value in numbers.items() if value is not None
+    )
+    return f'<b class="{right}">{escape(reading.ocr_text or "—")}</b> <span>{scores}</span>'

@@ -1,5 +1,4 @@
-"""Puts the page together (model, examples, reward server, a temporary folder) and serves it until
-Ctrl-C."""
+"""Puts the page together (model, examples, reward server, a folder) and serves it."""
 
 import logging
 import os
@@ -11,16 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from calligrapher.data.dataset import Case, load_cases
+from calligrapher.data.case import Case
+from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError, ParamsError
+from calligrapher.tiny.pack import TINY
 from flows.contexts import our_logs
-from flows.demo.scores import reader
-from flows.demo.session import Studio
+from flows.demo.hosts import is_loopback
+from flows.demo.scores import picture_scorer
+from flows.demo.session import DemoSession
+from flows.services.loopback import ask_this_machine_directly
 from reward_server.processes.process import url_of
-from tasks.artifacts.lineage import PARAMS
-from tasks.inference.painter import WARM_UP, Painter, open_painter
+from tasks.artifacts.layout import PARAMS
+from tasks.inference.painter import Painter, open_painter
 from tasks.params.run_params import DataParams, RunParams, load_params
-from tasks.resources.resources import TINY
+from tasks.pipeline import WARMUP
 from tasks.tracking.locate import locate
 
 logger = logging.getLogger(__name__)
@@ -66,9 +69,17 @@ def serve(
             data, folder, run_folder and run_folder.parent / "data" / "pictures"
         )
         urls = reward_urls or (params.reward.server_urls if params else [])
-        with reader(urls, folder) as asked:
-            studio = Studio(painter, _shown(painter, params), asked, folder)
-            layout.Page(studio, examples, _about(run_folder)).launch(host, port)
+        with picture_scorer(urls, folder) as scorer:
+            session = DemoSession(painter, _shown(painter, params), scorer, folder)
+            ask_this_machine_directly()  # Gradio asks its own page whether it is there
+            layout.Page(session, examples, _about(run_folder)).launch(host, port)
+            if not is_loopback(host):
+                logger.warning(
+                    "The page has no password: whoever reaches %s on port %d may paint, and read"
+                    " what was uploaded. --host 127.0.0.1 keeps it to this machine.",
+                    host,
+                    port,
+                )
             print(f"The page is at {url_of(host, port)} (Ctrl-C ends it).", flush=True)
             threading.Event().wait()
 
@@ -81,7 +92,10 @@ def _layout(folder: Path) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise ParamsError("The page needs the extra `demo`: pip install -e '.[demo]'") from None
+        raise ParamsError(
+            "The page needs the package gradio: `pip install 'gradio>=6.31,<7'`, or in the"
+            " repository `pip install -e '.[demo]'`."
+        ) from None
     return demo_page
 
 
@@ -95,10 +109,9 @@ def _check_port(host: str, port: int) -> None:
 
 
 def example_cases(data: DataParams, folder: Path, pictures: Path | None) -> list[Case]:
-    """The first held-out cases; tiny ones are drawn into `folder`. None where they are not on this
-    disk.
+    """Return the first held-out cases; none where they are not on this disk.
 
-    `pictures` is where runs keep the pictures of tables.
+    Tiny ones are drawn into `folder`. `pictures` is where runs keep the pictures of tables.
     """
     where = data.evaluation
     if where == TINY:
@@ -116,7 +129,7 @@ def example_cases(data: DataParams, folder: Path, pictures: Path | None) -> list
 def _shown(painter: Painter, params: RunParams | None) -> list[str]:
     """The variants, without the warm-up where there was none: it is the base once more."""
     no_warm_up = params is not None and params.warmup.steps == 0
-    return [variant for variant in painter.variants if not (variant == WARM_UP and no_warm_up)]
+    return [variant for variant in painter.variants if not (variant == WARMUP and no_warm_up)]
 
 
 def _about(run: Path | None) -> str:

@@ -1,4 +1,4 @@
-"""From what was drawn, uploaded and typed on the page to a checked case in a folder.
+"""Turns what was drawn, uploaded and typed on the page into a checked case in a folder.
 
 The page shows a picture as large as is good to paint on; the mask comes back at that size and is
 brought to the source's own.
@@ -18,13 +18,13 @@ from calligrapher.data.images import load_mask, png_bytes
 from calligrapher.durable import atomic_write
 from calligrapher.errors import DataError
 
-EASEL = 960  # pixels; the longest side of a picture on the page
+EDITOR_SIDE = 960  # pixels; the longest side of a picture on the page
 PAINT = (236, 72, 153, 153)  # RGBA of the brush
 HALF = 128  # A pixel counts as painted from this alpha on.
 
 
 @dataclass(frozen=True)
-class Sketch:
+class DemoInput:
     """What the page holds when pictures are asked for; None where nothing was given."""
 
     source: Image.Image | None
@@ -33,51 +33,48 @@ class Sketch:
     text: str
 
 
-def write_case(sketch: Sketch, folder: Path) -> Case:
-    """The sketch as a case with its files in `folder`. Raises DataError that says what must
-    hold."""
+def write_case(given: DemoInput, folder: Path) -> Case:
+    """Return a case with its files in `folder`. Raises DataError that says what must hold."""
     for role in ("source", "reference"):
-        if getattr(sketch, role) is None:
+        if getattr(given, role) is None:
             raise DataError(f"There must be a {role} picture. Upload one, or choose an example.")
-    if sketch.mask is None or sketch.mask.getbbox() is None:
+    if given.mask is None or given.mask.getbbox() is None:
         raise DataError(
             "The mask must have a painted pixel. Paint over the place where the text shall stand."
         )
-    pictures = {"source": sketch.source, "mask": sketch.mask, "reference": sketch.reference}
+    pictures = {"source": given.source, "mask": given.mask, "reference": given.reference}
     paths = {role: folder / f"{role}.png" for role in pictures}
     for role, picture in pictures.items():
         picture.save(paths[role])
-    case = Case(case_id="sketch", text=checked_text(sketch.text.strip()), **paths)
+    case = Case(case_id="sketch", text=checked_text(given.text.strip()), **paths)
     if problems := list(problems_of(case, inspect)):
         raise DataError(" ".join(problems))
     return case
 
 
-def on_easel(picture: Image.Image) -> Image.Image:
-    """As large as is good to paint on: a small picture by a whole factor, its pixels kept crisp."""
+def scaled_for_editor(picture: Image.Image) -> Image.Image:
+    """Return the picture at the editor's size; a small one by a whole factor, its pixels crisp."""
     longest = max(picture.size)
-    if longest <= EASEL:
+    if longest <= EDITOR_SIDE:
         return picture.resize(
-            [side * (EASEL // longest) for side in picture.size], Image.Resampling.NEAREST
+            [side * (EDITOR_SIDE // longest) for side in picture.size], Image.Resampling.NEAREST
         )
-    size = [max(1, side * EASEL // longest) for side in picture.size]
+    size = [max(1, side * EDITOR_SIDE // longest) for side in picture.size]
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def easel(folder: Path, source: Image.Image, mask: Image.Image | None = None) -> dict:
-    """What the editor shows, as files in `folder`: the source, and the mask as a layer of paint on
-    it."""
-    background, layers = on_easel(source), []
+def editor_value(folder: Path, source: Image.Image, mask: Image.Image | None = None) -> dict:
+    """Return what the editor shows, as files in `folder`: the source, and the mask as paint."""
+    background, layers = scaled_for_editor(source), []
     if mask is not None:
         layers.append(Image.new("RGBA", background.size))
         layers[0].paste(PAINT, mask=mask.resize(background.size, Image.Resampling.NEAREST))
-    paint = [kept(folder, layer) for layer in layers]
-    return {"background": kept(folder, background), "layers": paint, "composite": None}
+    paint = [write_once(folder, layer) for layer in layers]
+    return {"background": write_once(folder, background), "layers": paint, "composite": None}
 
 
-def kept(folder: Path, picture: Image.Image) -> str:
-    """The picture as a file in `folder`. One is written once and never again: a browser may be
-    reading it."""
+def write_once(folder: Path, picture: Image.Image) -> str:
+    """Return the picture's file in `folder`; written once: a browser may be reading it."""
     data = png_bytes(picture)
     path = folder / f"{hashlib.sha256(data).hexdigest()}.png"
     if not path.exists():
@@ -85,9 +82,8 @@ def kept(folder: Path, picture: Image.Image) -> str:
     return str(path)
 
 
-def painted(layers: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image:
-    """All paint of the RGBA `layers` as one mask of 0 and 255, `size` = (width, height) of the
-    source."""
+def mask_of_layers(layers: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image:
+    """Return all paint of the RGBA `layers` as a mask of 0 and 255, as large as the source."""
     mask = Image.new("L", size)
     for layer in layers:
         alpha_HW = np.asarray(layer.getchannel("A").resize(size, Image.Resampling.NEAREST))
@@ -96,9 +92,9 @@ def painted(layers: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image
 
 
 def uploaded_mask(path: Path, source: Image.Image) -> Image.Image:
-    """A mask file for `source`. Raises DataError when the sizes differ."""
+    """Return the mask in a file. Raises DataError unless it is as large as `source`."""
     mask = load_mask(path)
     if mask.size != source.size:
-        wanted, found = ("x".join(map(str, picture.size)) for picture in (source, mask))
-        raise DataError(f"The mask must be as large as the source, {wanted}. Found {found}.")
+        expected, actual = ("x".join(map(str, picture.size)) for picture in (source, mask))
+        raise DataError(f"The mask must be as large as the source, {expected}. Found {actual}.")
     return mask

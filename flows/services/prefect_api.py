@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from calligrapher.errors import CalligrapherError
-from flows.services.loopback import answers, proxy_spares_this_machine
+from flows.services.loopback import answers, ask_this_machine_directly
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +40,9 @@ def prefect_api() -> Iterator[str]:
     A named server that does not answer is replaced by a child, with a warning. Raises
     CalligrapherError when the child does not start.
     """
-    with proxy_spares_this_machine(), _reachable_api() as url:
-        yield url
-
-
-@contextmanager
-def _reachable_api() -> Iterator[str]:
     from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
+    ask_this_machine_directly()
     if configured := PREFECT_API_URL.value():
         if answers(f"{configured}/health"):
             yield configured

@@ -17,9 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calligrapher.errors import CalligrapherError
+from calligrapher.threads import wait_asleep
 from flows.services.daemons import Daemons
-from flows.services.loopback import answers, no_proxy
+from flows.services.loopback import answers, ask_this_machine_directly
 from flows.services.prefect_api import QUIET
+from tasks.artifacts.layout import RunsDir
 from tasks.tracking.mlflow_setup import create_database
 
 START_TIMEOUT_S = 300.0  # ten seconds on an idle machine
@@ -33,22 +35,21 @@ def start(runs_dir: Path, prefect_port: int, mlflow_port: int) -> list[str]:
     Raises CalligrapherError when a server does not answer in time; none of ours is left running
     then.
     """
+    ask_this_machine_directly()
     runs_dir = runs_dir.absolute()
     api, mlflow = f"http://127.0.0.1:{prefect_port}/api", f"http://127.0.0.1:{mlflow_port}"
-    environment = (
-        QUIET
-        | no_proxy(os.environ)
-        | {
-            "PREFECT_API_URL": api,
-            "PREFECT_HOME": str(runs_dir / ".services" / "prefect"),
-            "CALLIGRAPHER_MLFLOW_URL": mlflow,
-        }
-    )
+    environment = QUIET | {
+        "PREFECT_API_URL": api,
+        "PREFECT_HOME": str(runs_dir / ".services" / "prefect"),
+        "CALLIGRAPHER_MLFLOW_URL": mlflow,
+    }
+    wait_asleep()  # the workers' flows train beside these servers
     daemons = Daemons(runs_dir / ".services", os.environ | environment)
     _write_settings(api)
     try:
         daemons.start("prefect-server", _prefect("server", "start", "--port", str(prefect_port)))
-        create_database(f"sqlite:///{runs_dir / 'mlflow.db'}")  # a run may be creating it as well
+        # A run may be creating it as well.
+        create_database(f"sqlite:///{RunsDir(runs_dir).mlflow_database}")
         daemons.start("mlflow", *mlflow_server(runs_dir, mlflow_port))
         wait_answers(daemons, "prefect-server", f"{api}/health")
         deploy = [sys.executable, "-m", "flows.services.deploy"]
@@ -94,7 +95,7 @@ def _prefect(*arguments: str) -> list[str]:
 def mlflow_server(runs_dir: Path, port: int) -> tuple[list[str], dict[str, str]]:
     """Command and environment. One worker and no job runner: 2 processes and 0.5 GB, not 14 and 2.5
     GB."""
-    store = ["--backend-store-uri", f"sqlite:///{runs_dir / 'mlflow.db'}"]
+    store = ["--backend-store-uri", f"sqlite:///{RunsDir(runs_dir).mlflow_database}"]
     place = ["--artifacts-destination", str(runs_dir / "mlartifacts"), "--host", "127.0.0.1"]
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
     return [*command, *store, *place], {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

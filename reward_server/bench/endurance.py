@@ -1,5 +1,4 @@
-"""Memory, threads and descriptors of a server over many requests; what is lost when a server is
-killed."""
+"""A server over many requests: memory, threads, descriptors; and what a killed one loses."""
 
 import os
 import random
@@ -19,8 +18,7 @@ _CLIENTS = 8
 
 
 def soak(count: int, threads: int) -> dict:
-    """RSS (MiB), threads and descriptors of the server process after the first, middle and last
-    step."""
+    """Return MiB, threads and descriptors of a server after the first, middle and last step."""
     sent = items(64)
     step = max(count // 20, 1)
     samples: list[dict] = []

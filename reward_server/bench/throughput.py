@@ -1,5 +1,4 @@
-"""Images per second of the service beside a bare loop and the original pattern; latencies by
-clients."""
+"""Images per second beside a bare loop and the original pattern; latencies by clients."""
 
 import os
 import random
@@ -65,8 +64,7 @@ def throughput(count: int, threads: int) -> dict:
 
 
 class _BareLoop:
-    """The same engine and the same work on decoded crops, no server; `threads` batches side by
-    side."""
+    """The same engine and work on decoded crops, no server; `threads` batches side by side."""
 
     def __init__(self, count: int, threads: int):
         self._targets = words(count)
@@ -94,8 +92,7 @@ class _BareLoop:
 
 
 def _load(url: str, sent: Sequence[RewardItem], *, clients: int, chunk: int) -> dict[str, float]:
-    """Clients that each send their share in requests of `chunk`, one after the other; rate and
-    latency."""
+    """Return rate and latencies of clients that each send their share in requests of `chunk`."""
     latencies: list[float] = []
 
     def work(share: Sequence[RewardItem]) -> None:

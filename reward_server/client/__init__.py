@@ -1,7 +1,7 @@
 """What a training imports of the reward service: pictures to servers, results in order."""
 
 from reward_server.client.client import (
-    FIELDS,
+    TOKEN_VARIABLE,
     RewardClient,
     RewardItem,
     RewardResult,
@@ -15,7 +15,7 @@ from reward_server.client.failover import (
 )
 
 __all__ = [
-    "FIELDS",
+    "TOKEN_VARIABLE",
     "RewardClient",
     "RewardClientError",
     "RewardItem",

@@ -1,5 +1,4 @@
-"""The client: batches of pictures to one or several reward servers, with failover, retries and a
-deadline.
+"""The client: batches of pictures to reward servers, with failover, retries and a deadline.
 
 Imports only `requests` and the standard library. A picture is encoded once, a wrong request is
 never retried, and a picture that could not be scored is never a number.
@@ -8,6 +7,7 @@ never retried, and a picture that could not be scored is never a number.
 import base64
 import io
 import json
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +15,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reward_server.client.failover import (
+    Request,
     RewardClientError,
     RewardRejectedError,
     RewardUnavailableError,
     Servers,
 )
+from reward_server.components import NAMES, Measured
 
 __all__ = [
-    "FIELDS",
+    "TOKEN_VARIABLE",
     "RewardClient",
     "RewardClientError",
     "RewardItem",
@@ -33,14 +35,8 @@ __all__ = [
     "server_urls",
 ]
 
-FIELDS = (
-    "ocr_text",
-    "ocr_confidence",
-    "ocr_accuracy",
-    "ocr_likelihood",
-    "vlm_score",
-    "style_score",
-)
+_INFO = Request("GET", "/info")
+TOKEN_VARIABLE = "CALLIGRAPHER_REWARD_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -58,15 +54,9 @@ class RewardItem:
 
 
 @dataclass(frozen=True)
-class RewardResult:
-    """Components of one picture; None exactly where `errors` says why, by field name."""
+class RewardResult(Measured):
+    """What one picture was measured to be; None exactly where `errors` says why, by field name."""
 
-    ocr_text: str | None = None
-    ocr_confidence: float | None = None
-    ocr_accuracy: float | None = None
-    ocr_likelihood: float | None = None
-    vlm_score: float | None = None
-    style_score: float | None = None
     errors: dict[str, str] = field(default_factory=dict)
     reward_model_disabled: bool = False
 
@@ -89,11 +79,13 @@ def encode_png(picture: Any) -> str:
 
 
 class RewardClient:
-    """Scores items on the server of this rank, on the others when that one is down.
+    """Scores items on several servers at once, on the others when one is down.
 
-    `urls`: all servers; `rank`: this process's, its own server is `urls[rank % len(urls)]`.
-    `deadline_s`: for one call of `score_batch`, retries included. `chunk_size` items travel in one
-    request, `concurrency` requests at a time.
+    `urls`: all servers, set up alike. `rank`: this process's; it begins with
+    `urls[rank % len(urls)]`. `token`: None sends what the environment variable
+    CALLIGRAPHER_REWARD_TOKEN holds, if anything. `deadline_s`: for one call of `score_batch`,
+    retries included. `chunk_size`: the most items of one request. `concurrency`: requests at a
+    time; None is 4, or one for each server.
     """
 
     def __init__(
@@ -105,13 +97,16 @@ class RewardClient:
         deadline_s: float = 600.0,
         request_timeout_s: float = 180.0,
         chunk_size: int = 8,
-        concurrency: int = 4,
+        concurrency: int | None = None,
         max_request_bytes: int = 32 * 2**20,
         trip_after: int = 3,
         max_pause_s: float = 30.0,
     ):
         if not urls:
             raise ValueError("urls must name at least one reward server. Got none.")
+        if strange := [url for url in urls if not url.startswith(("http://", "https://"))]:
+            raise ValueError(f"urls must begin with http:// or https://. Got {strange[0]!r}.")
+        concurrency = max(4, len(urls)) if concurrency is None else concurrency
         if chunk_size < 1 or concurrency < 1:
             raise ValueError(
                 f"chunk_size and concurrency must be at least 1. Got {chunk_size}, {concurrency}."
@@ -119,24 +114,25 @@ class RewardClient:
         own = rank % len(urls)
         self._servers = Servers(
             [*urls[own:], *urls[:own]],
-            token=token,
+            token=token or os.environ.get(TOKEN_VARIABLE),
             request_timeout_s=request_timeout_s,
             trip_after=trip_after,
             max_pause_s=max_pause_s,
         )
         self._deadline_s = deadline_s
         self._chunk_size, self._max_request_bytes = chunk_size, max_request_bytes
+        self._parallel = min(concurrency, len(urls))  # servers that can work at the same time
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="reward-client")
 
     def score_batch(self, items: Sequence[RewardItem]) -> list[RewardResult]:
-        """Score items, order kept. An item that the server refuses gets a result whose every field
-        is None.
+        """Return the results of the items, order kept.
 
-        Raises RewardRejectedError (wrong token, malformed request) and RewardUnavailableError
-        (deadline passed).
+        An item that the server refuses gets a result whose every component is None. Raises
+        RewardRejectedError (wrong token, malformed request, servers that are set up unlike) and
+        RewardUnavailableError (deadline passed).
         """
         stop_at = time.monotonic() + self._deadline_s
-        chunks = self._chunks([_body(item) for item in items])
+        chunks = self._chunks(_bodies(items))
         futures = [self._pool.submit(self._score_chunk, chunk, stop_at) for chunk in chunks]
         results: list[RewardResult | None] = []
         reason = ""
@@ -158,8 +154,24 @@ class RewardClient:
         return results  # type: ignore[return-value]
 
     def info(self) -> dict:
-        """`GET /info` of the first server that answers. Raises like `score_batch`."""
-        return self._servers.ask("GET", "/info", None, time.monotonic() + self._deadline_s)
+        """Return `GET /info` of the servers, which must be set up alike. Raises like `score_batch`.
+
+        Servers that do not answer now are left out; their answers are compared when they come.
+        """
+        stop_at = time.monotonic() + self._deadline_s
+        answers, _ = self._servers.ask_all(_INFO, stop_at)
+        return answers[0] if answers else self._servers.ask(_INFO, stop_at)
+
+    def check(self) -> list[dict]:
+        """Return `GET /info` of the servers that give it now; a loading server gives none yet.
+
+        Raises RewardRejectedError (wrong token, set up unlike) and RewardUnavailableError when no
+        server is there at all, without waiting for one.
+        """
+        answers, reasons = self._servers.ask_all(_INFO, time.monotonic() + self._deadline_s)
+        if not any(server.there for server in self._servers.servers):
+            raise RewardUnavailableError(f"no reward server is there ({'; '.join(reasons)})", [])
+        return answers
 
     def close(self) -> None:
         """End threads and connections."""
@@ -173,13 +185,16 @@ class RewardClient:
         self.close()
 
     def _chunks(self, bodies: list[dict]) -> list[list[dict]]:
-        """Bodies for one request each, in order: at most `chunk_size` and `max_request_bytes`
-        together."""
+        """Return the bodies of each request, order kept, none above the limits for one.
+
+        A few items are shared out as well, so that every server has some.
+        """
+        share = min(self._chunk_size, -(-len(bodies) // self._parallel))
         chunks: list[list[dict]] = []
         room = 0
         for body in bodies:
             size = sum(len(value) for value in body.values())
-            if not chunks or len(chunks[-1]) == self._chunk_size or size > room:
+            if not chunks or len(chunks[-1]) == share or size > room:
                 chunks.append([])
                 room = self._max_request_bytes
             chunks[-1].append(body)
@@ -188,7 +203,7 @@ class RewardClient:
 
     def _score_chunk(self, bodies: list[dict], stop_at: float) -> list[RewardResult]:
         body = json.dumps({"items": bodies}).encode()
-        answer = self._servers.ask("POST", "/score_batch", body, stop_at)
+        answer = self._servers.ask(Request("POST", "/score_batch", body), stop_at)
         try:
             results = [_result(one) for one in answer["results"]]
         except (KeyError, TypeError) as error:
@@ -202,20 +217,31 @@ class RewardClient:
         return results
 
 
-def _body(item: RewardItem) -> dict:
-    body: dict[str, Any] = {"image": encode_png(item.image), "prompt": item.prompt}
-    if item.mask is not None:
-        body["mask"] = encode_png(item.mask)
-    if item.reference is not None:
-        body["reference"] = encode_png(item.reference)
-    if item.text is not None:
-        body["text"] = item.text
-    return body
+def _bodies(items: Sequence[RewardItem]) -> list[dict[str, str]]:
+    """Return the items as they travel; a picture that several share is encoded and held once."""
+    encoded: dict[int, str] = {}  # by identity: the items keep their pictures alive
+
+    def once(picture: Any) -> str:
+        if id(picture) not in encoded:
+            encoded[id(picture)] = encode_png(picture)
+        return encoded[id(picture)]
+
+    bodies = []
+    for item in items:
+        body = {"image": once(item.image), "prompt": item.prompt}
+        if item.mask is not None:
+            body["mask"] = once(item.mask)
+        if item.reference is not None:
+            body["reference"] = once(item.reference)
+        if item.text is not None:
+            body["text"] = item.text
+        bodies.append(body)
+    return bodies
 
 
 def _result(one: dict) -> RewardResult:
     if one["error"] is not None:
         return RewardResult(
-            errors=dict.fromkeys(FIELDS, f"the server refused the item: {one['error']}")
+            errors=dict.fromkeys(NAMES, f"the server refused the item: {one['error']}")
         )
     return RewardResult(**one["score"])

@@ -1,22 +1,26 @@
-"""Asking one of several reward servers: preference, retries with backoff, deadline, circuit
-breaker.
+"""Asking one of several reward servers: the least busy first, retries, deadline, circuit breaker.
 
 ```
 RewardClientError
-├── RewardRejectedError      the server refused the request for good (4xx): token, size, form
+├── RewardRejectedError      for good: token, size, form (4xx), or a server that is set up unlike
 └── RewardUnavailableError   the deadline passed; `.results` holds what was scored, None elsewhere
 ```
 """
 
+import itertools
 import logging
 import random
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import requests
 
 log = logging.getLogger(__name__)
+
+# Header of every answer: a digest of what decides the server's scores (`fingerprint` of `/info`).
+FINGERPRINT_HEADER = "X-Reward-Fingerprint"
 
 _CONNECT_S = 5.0
 _MAX_BACKOFF_S = 10.0
@@ -28,48 +32,71 @@ class RewardClientError(RuntimeError):
 
 
 class RewardRejectedError(RewardClientError):
-    """The server refused the request for good; sending it again would not help."""
+    """Refused for good; sending it again would not help."""
 
 
 class RewardUnavailableError(RewardClientError):
-    """No server scored everything before the deadline. `results[i]` is None where item i is
-    unscored."""
+    """No server scored everything before the deadline.
+
+    `results[i]` is None where item i is unscored.
+    """
 
     def __init__(self, message: str, results: list):
         super().__init__(message)
         self.results = results
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a server is asked; `body` is JSON, encoded once for all attempts."""
+
+    method: str
+    path: str
+    body: bytes | None = None
+
+
 class Server:
-    """One server's address and its circuit breaker."""
+    """One server's address, the requests it has under way, and its circuit breaker."""
 
     def __init__(self, url: str, *, trip_after: int, max_pause_s: float):
         self.url = url.rstrip("/")
+        self.outstanding = 0  # requests under way
+        self.turn = 0  # number of the last request, counted over all servers
+        self.there = False  # whether it answered the last request, if only that it is busy
         self._trip_after, self._max_pause_s = trip_after, max_pause_s
         self._failures = 0
         self._open_until = 0.0
         self._lock = threading.Lock()
 
     def pause(self) -> float:
-        """Seconds until this server may be asked again; 0 when it may now."""
+        """Return the seconds until this server may be asked again; 0 when it may now."""
         return max(0.0, self._open_until - time.monotonic())
 
     def succeeded(self) -> None:
+        """Note that it works."""
         with self._lock:
-            self._failures, self._open_until = 0, 0.0
+            self._failures, self._open_until, self.there = 0, 0.0, True
 
     def failed(self) -> None:
         """Count a failure; from the `trip_after`th on, stay away for longer and longer."""
         with self._lock:
+            self.there = False
             self._failures += 1
             if self._failures >= self._trip_after:
                 pause = min(0.5 * 2 ** (self._failures - self._trip_after), self._max_pause_s)
                 self._open_until = time.monotonic() + pause
 
+    def busy(self, seconds: float) -> None:
+        """Stay away for `seconds`: it is alive, and no failure is counted."""
+        with self._lock:
+            self._open_until, self.there = time.monotonic() + seconds, True
+
 
 class Servers:
-    """Servers in order of preference. Threads may `ask` at the same time; each has its own
-    connection."""
+    """Servers that share the work. Threads may `ask` at the same time, each on its connection.
+
+    All must be set up alike: the first fingerprint that is seen is expected of every later answer.
+    """
 
     def __init__(
         self,
@@ -88,6 +115,9 @@ class Servers:
         self._local = threading.local()
         self._sessions: list[requests.Session] = []
         self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._turns = itertools.count(1)
+        self._expected: tuple[str, str] | None = None  # fingerprint, and the server that gave it
 
     def close(self) -> None:
         """Make every `ask` under way give up, and end the connections."""
@@ -95,53 +125,103 @@ class Servers:
         for session in self._sessions:
             session.close()
 
-    def ask(self, method: str, path: str, body: bytes | None, stop_at: float) -> dict:
-        """The JSON answer of whichever server gives one first in order of preference, until
-        `stop_at`.
+    def ask(self, request: Request, stop_at: float) -> dict:
+        """Return the JSON answer of the first server that gives one until `stop_at`.
 
-        `body`: JSON, encoded once for all attempts.
+        The server with the fewest requests under way is asked first, the others when it fails.
+        Raises RewardRejectedError and RewardUnavailableError.
         """
         delay, reason = 0.1, "no server was asked"
         while time.monotonic() < stop_at and not self._closing.is_set():
-            wait = min(server.pause() for server in self.servers)
-            for server in self.servers:
-                left = stop_at - time.monotonic()
-                if server.pause() > 0 or left <= 0:
-                    continue
-                answer, reason, wait = self._try(server, method, path, body, left)
+            tried: set[Server] = set()
+            while time.monotonic() < stop_at and (server := self._take(tried)) is not None:
+                tried.add(server)
+                answer, reason = self._try(server, request, stop_at)
                 if answer is not None:
                     return answer
+            wait = min(server.pause() for server in self.servers)
             wait = max(wait, delay * random.uniform(0.5, 1.5))
             self._closing.wait(max(0.0, min(wait, stop_at - time.monotonic())))
             delay = min(delay * 2, _MAX_BACKOFF_S)
         raise RewardUnavailableError(f"no reward server answered in time (last: {reason})", [])
 
-    def _try(self, server: Server, method: str, path: str, body: bytes | None, left: float):
-        """One request: (answer or None, why none, seconds to wait). Raises RewardRejectedError."""
-        timeout = (min(_CONNECT_S, left), min(self._request_timeout_s, left))
+    def ask_all(self, request: Request, stop_at: float) -> tuple[list[dict], list[str]]:
+        """Return the answers of the servers that give one now, and why the others give none.
+
+        Raises RewardRejectedError.
+        """
+        answers, reasons = [], []
+        tried: set[Server] = set()
+        while (server := self._take(tried)) is not None:
+            tried.add(server)
+            answer, reason = self._try(server, request, stop_at)
+            if answer is None:
+                reasons.append(reason)
+            else:
+                answers.append(answer)
+        return answers, reasons
+
+    def _check_setup(self, server: Server, fingerprint: str | None) -> None:
+        """Raise RewardRejectedError when `server` is set up unlike the one that answered first."""
+        if fingerprint is None:  # a server of before: what it scores with is not known
+            return
+        with self._lock:
+            self._expected = self._expected or (fingerprint, server.url)
+            expected, first = self._expected
+        if fingerprint != expected:
+            raise RewardRejectedError(
+                f"reward servers must be set up alike. Got {server.url} with the fingerprint"
+                f" {fingerprint[:12]}, {first} answered with {expected[:12]}. Compare their /info"
+                " (engines, models, digests, --disable-reward-model) and stop or restart the wrong"
+                " one."
+            )
+
+    def _take(self, tried: set[Server]) -> Server | None:
+        """Return the least busy server that may be asked now and is not in `tried`, if any.
+
+        Among equals it is the one whose last request is longest ago: single requests go round.
+        """
+        with self._lock:
+            free = [one for one in self.servers if one not in tried and one.pause() == 0]
+            server = min(free, key=lambda one: (one.outstanding, one.turn), default=None)
+            if server is not None:
+                server.outstanding += 1
+                server.turn = next(self._turns)
+            return server
+
+    def _try(self, server: Server, request: Request, stop_at: float) -> tuple[dict | None, str]:
+        """Ask `server`, which was taken, once: (answer or None, why none)."""
+        left = max(0.001, stop_at - time.monotonic())
         try:
             response = self._session().request(
-                method, server.url + path, data=body, timeout=timeout
+                request.method,
+                server.url + request.path,
+                data=request.body,
+                timeout=(min(_CONNECT_S, left), min(self._request_timeout_s, left)),
             )
             if response.status_code in (200, 207):
                 answer = response.json()
+                self._check_setup(server, response.headers.get(FINGERPRINT_HEADER))
                 server.succeeded()
-                return answer, "", 0.0
+                return answer, ""
         except (requests.RequestException, ValueError) as error:
             server.failed()
-            log.warning("reward server %s failed: %s", server.url, error)
-            return None, f"{server.url}: {error}", 0.0
-        reason = f"{server.url}{path} answered {response.status_code}: {response.text[:300]}"
+            reason = f"{server.url}: {_cause(error)}"
+            log.warning("reward server %s", reason)
+            return None, reason
+        finally:
+            with self._lock:
+                server.outstanding -= 1
+        reason = (
+            f"{server.url}{request.path} answered {response.status_code}: {response.text[:300]}"
+        )
         if response.status_code in (429, 503):  # alive but busy or loading: no fault of its own
-            return (
-                None,
-                reason,
-                min(_seconds(response.headers.get("Retry-After")), _MAX_RETRY_AFTER_S),
-            )
+            server.busy(min(_seconds(response.headers.get("Retry-After")), _MAX_RETRY_AFTER_S))
+            return None, reason
         if response.status_code >= 500:
             server.failed()
             log.warning(reason)
-            return None, reason, 0.0
+            return None, reason
         raise RewardRejectedError(reason)
 
     def _session(self) -> requests.Session:
@@ -152,6 +232,13 @@ class Servers:
             session.headers.update(self._headers)
             self._sessions.append(session)
         return session
+
+
+def _cause(error: BaseException) -> str:
+    """Return what the system said, without the three libraries that passed it on."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -91,8 +91,7 @@ def _gpu_ids(parser: argparse.ArgumentParser, text: str) -> list[str]:
 
 
 def _serve(fleet: Fleet, gpu_ids: list[str], start_timeout: float) -> int:
-    """Start the fleet, say where it is, watch over it until it is asked to stop; the exit
-    status."""
+    """Start the fleet, say where it is, watch over it; return the exit status."""
     try:
         fleet.start(start_timeout)
         if fleet.stopping:

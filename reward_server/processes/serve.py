@@ -10,14 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from reward_server.settings import Settings
-
-if TYPE_CHECKING:  # the launcher imports this file and must stay light
-    from reward_server.scorers.base import Scorer
 
 log = logging.getLogger(__name__)
 
@@ -39,84 +35,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_settings(parser: argparse.ArgumentParser, options: dict) -> Settings:
-    """Settings from parsed flags; ends the program with the parser's usage error when they do not
-    fit."""
+    """Return the settings of parsed flags, or end the program with the parser's usage error."""
     try:
         settings = Settings(**options)
+        settings.check_paths()
         settings.token()
         return settings
     except ValidationError as error:
-        told = "; ".join(
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
+        problem = "; ".join(
+            # Options that do not go together have no place, and say themselves what they are.
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']}. Got {one['input']!r}."
+            if one["loc"]
+            else one["msg"].removeprefix("Value error, ")
+            for one in error.errors()
         )
-        parser.error(told)
     except ValueError as error:
-        parser.error(str(error))
-
-
-def load_scorers(settings: Settings) -> "list[Scorer]":
-    """Build every configured scorer. Raises what the model libraries raise."""
-    if settings.disable_reward_model:
-        from reward_server.scorers.debug import DebugScorer
-
-        return [DebugScorer()]
-    scorers: list[Scorer] = []
-    if settings.ocr_engine != "none":
-        from reward_server.scorers.ocr.scorer import OCRScorer
-
-        scorers.append(
-            OCRScorer(
-                num_threads=settings.ocr_threads,
-                mode=settings.ocr_mode,
-                engine=settings.ocr_engine,
-                model_dir=settings.ocr_model_dir,
-                det_model_dir=settings.ocr_det_model_dir,
-                device=settings.ocr_device,
-            )
-        )
-    if (vlm := _load_vlm(settings)) is not None:
-        scorers.append(vlm)
-    if settings.siglip_path is not None:
-        from reward_server.scorers.style import StyleScorer
-
-        wait_s = settings.max_wait_ms / 1000
-        scorers.append(
-            StyleScorer.load(settings.siglip_path, device=settings.device, max_wait_s=wait_s)
-        )
-    return scorers
-
-
-def _load_vlm(settings: Settings) -> "Scorer | None":
-    if settings.vlm_model_path is None and settings.vlm_url is None:
-        return None
-    from reward_server.scorers.vlm.question import Question
-
-    question = Question.load(settings.vlm_mode, settings.vlm_prompt_file)
-    if settings.vlm_model_path is not None:
-        from reward_server.scorers.vlm.local import LocalVLMScorer
-
-        return LocalVLMScorer.load(
-            settings.vlm_model_path,
-            question,
-            device=settings.device,
-            max_batch=settings.vlm_max_batch,
-            max_wait_s=settings.max_wait_ms / 1000,
-            min_mass=settings.vlm_min_mass,
-        )
-    from reward_server.scorers.vlm.http import HttpVLMScorer
-
-    assert settings.vlm_url is not None
-    assert settings.vlm_model is not None
-    key_file = settings.vlm_api_key_file
-    return HttpVLMScorer(
-        settings.vlm_url,
-        settings.vlm_model,
-        question,
-        api_key=key_file.read_text(encoding="utf-8").strip() if key_file else None,
-        parallel=settings.vlm_max_batch,
-        timeout_s=settings.vlm_timeout,
-        min_mass=settings.vlm_min_mass,
-    )
+        problem = str(error)
+    # Not `parser.error`: forty flags would stand above the one sentence.
+    parser.exit(EXIT_USAGE, f"{parser.prog}: error: {problem}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,8 +89,9 @@ def bind(host: str, port: int) -> socket.socket:
 
 def serve(settings: Settings, sock: socket.socket) -> int:
     """Run uvicorn on a bound socket until told to stop."""
-    import uvicorn
+    import uvicorn  # the launcher imports this file and must stay light
 
+    from reward_server.scorers.load import load_scorers
     from reward_server.service.app import create_app
 
     status = 0

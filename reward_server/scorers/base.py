@@ -12,12 +12,12 @@ class Item:
     """One picture, decoded and checked, as every scorer sees it."""
 
     image: np.ndarray  # [H, W, 3] uint8 RGB, the whole picture
-    crop: (
-        np.ndarray
-    )  # [h, w, 3] uint8 RGB, the mask's bounding box, or the whole picture without a mask
+    crop: np.ndarray  # [h, w, 3] uint8 RGB, the mask's bounding box; all of it without a mask
     text: str  # what it should show
     has_mask: bool = True
     reference: np.ndarray | None = None  # [H', W', 3] uint8 RGB, the picture whose style was wanted
+    # Why the reference that was sent cannot be used: who looks at one is not asked about this item.
+    reference_error: str | None = None
 
 
 @dataclass(frozen=True)

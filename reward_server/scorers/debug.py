@@ -4,8 +4,8 @@ out."""
 import hashlib
 from collections.abc import Sequence
 
+from reward_server.components import NAMES
 from reward_server.scorers.base import Item, Outcome
-from reward_server.service.schema import COMPONENTS
 
 
 class DebugScorer:
@@ -13,7 +13,7 @@ class DebugScorer:
     response."""
 
     name = "debug"
-    fields = COMPONENTS
+    fields = NAMES
     parallel, max_batch, max_wait_s = 1, 64, 0.0
     info = {"engine": "none: the reward model is disabled, the numbers mean nothing"}  # noqa: RUF012
 
@@ -28,7 +28,7 @@ class DebugScorer:
     def _score_one(item: Item) -> Outcome:
         digest = hashlib.sha256(item.crop.tobytes() + item.text.encode()).digest()
         values: dict[str, float | str] = {
-            field: digest[place] / 255 for place, field in enumerate(COMPONENTS)
+            field: digest[place] / 255 for place, field in enumerate(NAMES)
         }
         values["ocr_text"] = item.text
         return Outcome(values)

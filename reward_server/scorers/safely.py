@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 
+from reward_server.components import LOWEST
 from reward_server.scorers.base import (
     Item,
     Outcome,
@@ -11,14 +12,15 @@ from reward_server.scorers.base import (
     failed,
     probe_item,
 )
-from reward_server.service.schema import lowest
 
 log = logging.getLogger(__name__)
 
 
 def score_safely(scorer: Scorer, items: Sequence[Item]) -> list[Outcome]:
-    """Outcomes of a batch; when it raises, each item is tried alone, so one bad item fails only
-    itself."""
+    """Return the outcomes of a batch, order kept.
+
+    When the batch raises, each item is tried alone, so that one bad item fails only itself.
+    """
     try:
         outcomes = scorer.score_items(items)
         assert len(outcomes) == len(items), (
@@ -37,12 +39,11 @@ def score_safely(scorer: Scorer, items: Sequence[Item]) -> list[Outcome]:
 
 
 def checked(outcome: Outcome) -> Outcome:
-    """The outcome with each number that lies outside its field's range (NaN does) turned into an
-    error."""
+    """Return the outcome with each number outside its range (NaN is) turned into an error."""
     bad = {
-        field: f"the scorer gave {value}, which is no number in {lowest(field):g}..1"
+        field: f"the scorer gave {value}, which is no number in {LOWEST[field]:g}..1"
         for field, value in outcome.values.items()
-        if not isinstance(value, str) and not lowest(field) <= value <= 1
+        if not isinstance(value, str) and not LOWEST[field] <= value <= 1
     }
     if not bad:
         return outcome
@@ -51,6 +52,5 @@ def checked(outcome: Outcome) -> Outcome:
 
 
 def probe(scorer: Scorer) -> Outcome:
-    """The outcome of a picture that every scorer can score; an error in it means that the scorer
-    cannot."""
+    """Return the outcome of a picture that every working scorer can score."""
     return score_safely(scorer, [probe_item()])[0]

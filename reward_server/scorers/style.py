@@ -30,8 +30,10 @@ class StyleScorer:
 
     @classmethod
     def load(cls, path: Path, *, device: str, max_wait_s: float) -> "StyleScorer":
-        """From a folder with a SigLIP (whole or vision half), Hugging Face layout; never from the
-        network."""
+        """Return the scorer of a folder with a SigLIP, whole or its vision half.
+
+        Hugging Face layout; nothing is taken from the network.
+        """
         import torch
         from transformers import SiglipVisionModel
 
@@ -91,8 +93,7 @@ class StyleScorer:
 
 
 def letterbox(picture: np.ndarray, side: int) -> np.ndarray:
-    """A picture scaled into a square on black, float32 [side, side, 3] in [-1, 1] as SigLIP was
-    trained."""
+    """Return a picture scaled into a square on black: float32 [side, side, 3] in [-1, 1]."""
     image = Image.fromarray(picture)
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from reward_server.client.failover import FINGERPRINT_HEADER
 from reward_server.scorers.base import Scorer
 from reward_server.service.admission import OverloadedError
 from reward_server.service.guard import Guard
@@ -44,6 +45,12 @@ _PROBLEMS: dict[int | str, dict] = {
         "description": "not ready yet, or too many requests",
         "headers": _RETRY_LATER,
     },
+}
+_SETUP = {
+    FINGERPRINT_HEADER: {
+        "description": "`fingerprint` of `/info`: other servers that score alike have the same",
+        "schema": {"type": "string"},
+    }
 }
 _BUSY: dict[int | str, dict] = {status: _PROBLEMS[status] for status in (401, 503)}
 
@@ -88,10 +95,11 @@ def create_app(
     app.add_exception_handler(TooManyPixelsError, _too_many_pixels)
     app.add_exception_handler(Exception, _our_mistake)
 
-    @app.post("/score", responses=_PROBLEMS)
-    async def score(request: ScoreRequest) -> ScoreResponse:
+    @app.post("/score", responses={**_PROBLEMS, 200: {"headers": _SETUP}})
+    async def score(request: ScoreRequest, response: Response) -> ScoreResponse:
         """Score one picture."""
         (result,) = await service.score([request])
+        response.headers[FINGERPRINT_HEADER] = service.fingerprint
         if isinstance(result, ItemError):
             raise HTTPException(422, str(result))
         return result
@@ -100,7 +108,12 @@ def create_app(
         "/score_batch",
         responses={
             **_PROBLEMS,
-            207: {"model": BatchResponse, "description": "scored, but some items have an `error`"},
+            200: {"headers": _SETUP},
+            207: {
+                "model": BatchResponse,
+                "description": "scored, but some items have an `error`",
+                "headers": _SETUP,
+            },
         },
     )
     async def score_batch(batch: BatchRequest, response: Response) -> BatchResponse:
@@ -110,6 +123,7 @@ def create_app(
                 422, f"items must be at most {settings.max_items}. Got {len(batch.items)}."
             )
         results = await service.score(list(batch.items))
+        response.headers[FINGERPRINT_HEADER] = service.fingerprint
         if any(isinstance(result, ItemError) for result in results):
             response.status_code = 207
         return BatchResponse(
@@ -132,10 +146,12 @@ def create_app(
             return state
         return JSONResponse(state.model_dump(), 503, headers={"Retry-After": "1"})  # type: ignore[return-value]
 
-    @app.get("/info", responses=_BUSY)
-    async def info() -> Info:
+    @app.get("/info", responses={**_BUSY, 200: {"headers": _SETUP}})
+    async def info(response: Response) -> Info:
         """What decides the scores, and the limits."""
-        return service.info()
+        answer = service.info()
+        response.headers[FINGERPRINT_HEADER] = answer.fingerprint
+        return answer
 
     @app.get(
         "/metrics",

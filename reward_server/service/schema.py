@@ -4,32 +4,20 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from reward_server.components import LOWEST
+
 MAX_PROMPT_CHARS = 4096
 MAX_TEXT_CHARS = 256
-COMPONENTS = (
-    "ocr_text",
-    "ocr_confidence",
-    "ocr_accuracy",
-    "ocr_likelihood",
-    "vlm_score",
-    "style_score",
-)
 
 Base64PNG = Annotated[
     str,
     Field(
-        min_length=1,
         description="a PNG file, base64 (standard alphabet, padded)",
         json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
     ),
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
-Cosine = Annotated[float, Field(ge=-1, le=1)]
-
-
-def lowest(component: str) -> float:
-    """The smallest number that a component may be; the largest is always 1."""
-    return -1.0 if component == "style_score" else 0.0
+Cosine = Annotated[float, Field(ge=LOWEST["style_score"], le=1)]
 
 
 class Wire(BaseModel):
@@ -37,12 +25,17 @@ class Wire(BaseModel):
 
 
 class ScoreRequest(Wire):
-    """One painted picture to be scored."""
+    """One painted picture to be scored.
+
+    Limits are checked by `intake`, not here: an item that breaks one fails alone, not its batch.
+    """
 
     image: Base64PNG
     prompt: str = Field(
-        max_length=MAX_PROMPT_CHARS,
-        description="ends in \"The text is 'X'.\" unless `text` is given",
+        description=(
+            "ends in \"The text is 'X'.\" unless `text` is given; at most"
+            f" {MAX_PROMPT_CHARS} characters"
+        ),
     )
     mask: Base64PNG | None = Field(
         None,
@@ -60,9 +53,7 @@ class ScoreRequest(Wire):
     )
     text: str | None = Field(
         None,
-        min_length=1,
-        max_length=MAX_TEXT_CHARS,
-        description="the text that the picture should show",
+        description=f"the text that the picture should show, 1 to {MAX_TEXT_CHARS} characters",
     )
     reference: Base64PNG | None = Field(
         None, description="the picture whose style was wanted (style, VLM)"
@@ -70,7 +61,10 @@ class ScoreRequest(Wire):
 
 
 class ScoreResponse(Wire):
-    """Every component of one picture's score; one is null exactly when `errors` says why."""
+    """Every component of one picture's score; one is null exactly when `errors` says why.
+
+    Its fields are those of `components.Measured`, described.
+    """
 
     vlm_score: Share | None
     ocr_text: str | None
@@ -134,6 +128,7 @@ class Info(Wire):
     scorers: dict[str, dict[str, str]] = Field(
         description="engine, model, versions and weight digests of each"
     )
+    components: list[str] = Field(description="what is measured: fields of an answer")
     limits: Limits
     reward_model_disabled: bool
     fingerprint: str = Field(

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 
+from reward_server.components import MEASURED_BY, NAMES, SEES_REFERENCE
 from reward_server.scorers.base import Item, Outcome, Scorer, failed
 from reward_server.scorers.safely import probe
 from reward_server.service.admission import Admission
 from reward_server.service.batching import Batcher
-from reward_server.service.intake import ItemError, Opened, decode, open_pictures, pixels_of
+from reward_server.service.intake import ItemError, Opened, decode, open_pictures
 from reward_server.service.metrics import Metrics
 from reward_server.service.schema import (
-    COMPONENTS,
     Health,
     Info,
     Limits,
@@ -26,6 +26,7 @@ from reward_server.service.schema import (
     ScoreResponse,
 )
 from reward_server.settings import Settings
+from reward_server.text import RULE
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class RewardService:
         self._batchers: list[Batcher] = []
         self._state = "loading"  # ok | broken | stopping
         self._status: dict[str, str] = {"scorers": "loading"}
+        self.fingerprint = ""  # of what decides the scores, once the scorers are loaded
         self._closed = threading.Event()
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
 
@@ -82,6 +84,7 @@ class RewardService:
             batcher = Batcher(scorer, on_batch=self.metrics.count_batch, on_broken=self._broke)
             self.metrics.watch_queue(scorer.name, batcher.__len__)
             self._batchers.append(batcher)
+        self.fingerprint = self._digest_of_setup()
         if not self._closed.is_set():
             self._state = "ok"
 
@@ -122,9 +125,6 @@ class RewardService:
         """What decides the scores, and the limits. Raises NotReadyError."""
         self.must_be_ready()
         settings = self.settings
-        scorers = {batcher.scorer.name: dict(batcher.scorer.info) for batcher in self._batchers}
-        identity = {"scorers": scorers, "disabled": settings.disable_reward_model}
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         limits = Limits(
             max_items=settings.max_items,
             max_body_bytes=settings.max_body_bytes,
@@ -133,11 +133,23 @@ class RewardService:
         )
         return Info(
             version=_version(),
-            scorers=scorers,
+            scorers=self._scorers_info(),
+            components=[name for one in self._batchers for name in one.scorer.fields],
             limits=limits,
             reward_model_disabled=settings.disable_reward_model,
-            fingerprint=digest,
+            fingerprint=self.fingerprint,
         )
+
+    def _scorers_info(self) -> dict[str, dict[str, str]]:
+        return {batcher.scorer.name: dict(batcher.scorer.info) for batcher in self._batchers}
+
+    def _digest_of_setup(self) -> str:
+        setup = {
+            "scorers": self._scorers_info(),
+            "disabled": self.settings.disable_reward_model,
+            "text_rule": RULE,
+        }
+        return hashlib.sha256(json.dumps(setup, sort_keys=True).encode()).hexdigest()
 
     def must_be_ready(self) -> None:
         """Raises NotReadyError."""
@@ -156,7 +168,7 @@ class RewardService:
         self.admission.enter(items=len(requests))
         try:
             opened = await loop.run_in_executor(self._decoders, self._open_all, requests)
-            wanted = sum(map(pixels_of, opened))
+            wanted = sum(one.pixels for one in opened if isinstance(one, Opened))
             if wanted > self.admission.max_pixels:
                 raise TooManyPixelsError(
                     "the pictures of one batch must together have at most"
@@ -191,6 +203,10 @@ class RewardService:
 
     async def _outcome(self, batcher: Batcher, item: Item) -> Outcome:
         scorer, limit = batcher.scorer, self.settings.score_timeout
+        if item.reference_error is not None and SEES_REFERENCE.intersection(scorer.fields):
+            outcome = failed(scorer.fields, item.reference_error)
+            self.metrics.count_failures(scorer.name, outcome)
+            return outcome
         try:
             return await asyncio.wait_for(asyncio.wrap_future(batcher.submit(item)), limit)
         except TimeoutError:
@@ -203,8 +219,11 @@ class RewardService:
             return outcome
 
     def _response(self, outcomes: list[Outcome]) -> ScoreResponse:
-        values: dict = dict.fromkeys(COMPONENTS)
-        errors = dict.fromkeys(COMPONENTS, "no scorer for it is configured")
+        values: dict = dict.fromkeys(NAMES)
+        errors = {
+            name: f"no scorer for it is configured: start the reward server with {option}"
+            for name, option in MEASURED_BY.items()
+        }
         for outcome in outcomes:
             for field, value in outcome.values.items():
                 values[field] = value

@@ -1,5 +1,4 @@
-"""One artifact: a folder of files whose `artifact.json` says what made them and whether they are
-whole."""
+"""One artifact: a folder of files whose `artifact.json` says what made them, byte by byte."""
 
 import datetime
 import hashlib
@@ -13,14 +12,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from calligrapher.durable import atomic_write, is_temporary
 from calligrapher.errors import ArtifactError
-from tasks.artifacts.digests import canonical_json, code_version, file_sha256, fingerprint
+from calligrapher.threads import machine
+from tasks.artifacts.digests import canonical_json, code_version, file_sha256
+from tasks.artifacts.layout import INNER, MANIFEST, PARTIAL, PARTIAL_SUFFIX, PRUNED
+from tasks.artifacts.provenance import Provenance
 
 SCHEMA = 1
-MANIFEST = "artifact.json"
-PRUNED = "pruned.json"
-PARTIAL = "partial.json"
-PARTIAL_SUFFIX = ".partial"
-INNER = "inner"
 
 
 class FileEntry(BaseModel):
@@ -32,8 +29,16 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The contents of `artifact.json`; hashes cover all but `meta`, `created`, `seconds` and
-    `code`."""
+    """The contents of `artifact.json`; no hash covers `meta`, `created`, `seconds` and `code`.
+
+    ```
+    {"schema_version": 1, "stage": "score", "stage_version": 1, "fingerprint": "9c1e...",
+     "digest": "77ab...", "params": {"reward": {...}}, "inputs": {"rollout": "3fa1..."},
+     "extra": {"scored_by": {...}}, "files": {"scores-0000.parquet": {"sha256": ..., "bytes": ...}},
+     "meta": {"reward_mean": 0.71}, "created": "2026-11-26T16:00:00+00:00", "seconds": 3.1,
+     "code": {"python": "3.11.7", "torch": "2.13.0", "threads": "2", "cpu": "AMD EPYC, AVX512"}}
+    ```
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: int
@@ -50,10 +55,14 @@ class Manifest(BaseModel):
     seconds: float
     code: dict[str, str]
 
+    @property
+    def provenance(self) -> Provenance:
+        """All that the fingerprint covers."""
+        return Provenance(self.stage, self.stage_version, self.params, self.inputs, self.extra)
+
 
 def files_digest(stage: str, files: Mapping[str, FileEntry]) -> str:
-    """The digest of a result: its stage and its files' names and bytes. Equal results have equal
-    digests."""
+    """Return the digest of a result: its stage, and its files' names and bytes."""
     hashes = {name: entry.sha256 for name, entry in files.items()}
     return hashlib.sha256(
         canonical_json({"schema": SCHEMA, "stage": stage, "files": hashes})
@@ -62,8 +71,7 @@ def files_digest(stage: str, files: Mapping[str, FileEntry]) -> str:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished artifact. Its folder is there, so it is complete; `verify` says whether it is
-    still whole.
+    """A finished artifact: its folder is there, so it is complete.
 
     `files`: name -> FileEntry. `meta`: what the stage wants people to see (counts, means); no later
     stage may compute from it, because no hash covers it. `digest`: the address of the bytes, for
@@ -75,8 +83,7 @@ class Artifact:
 
     @classmethod
     def load(cls, path: str | Path) -> "Artifact":
-        """Read the manifest in `path` and check that it agrees with itself. Raises
-        ArtifactError."""
+        """Read the manifest in `path`. Raises ArtifactError unless it agrees with itself."""
         path = Path(path)
         if path.name.endswith(PARTIAL_SUFFIX):
             raise ArtifactError(
@@ -97,6 +104,10 @@ class Artifact:
         return self.manifest.digest
 
     @property
+    def provenance(self) -> Provenance:
+        return self.manifest.provenance
+
+    @property
     def params(self) -> dict[str, Any]:
         return self.manifest.params
 
@@ -113,8 +124,7 @@ class Artifact:
         return self.manifest.meta
 
     def file(self, name: str) -> Path:
-        """The path of the file `name` (as in `files`). Raises ArtifactError when it is pruned or
-        missing."""
+        """Return the path of the file `name`. Raises ArtifactError when it is pruned or missing."""
         if name not in self.files:
             raise ArtifactError(
                 f"{self.path} must hold {name!r}. It has {', '.join(sorted(self.files))}."
@@ -141,15 +151,19 @@ class Artifact:
         )
 
     def verify(self, *, read_bytes: bool = True) -> None:
-        """Raise an ArtifactError naming every damaged file. `read_bytes=False` compares only the
-        sizes."""
+        """Raise an ArtifactError naming every damaged file.
+
+        `read_bytes=False` compares only the sizes.
+        """
         if problems := self.damage(read_bytes=read_bytes):
             listing = "".join(f"\n  {problem}" for problem in problems)
             raise ArtifactError(f"{self.path} is damaged:{listing}\n{self._mend()}")
 
     def damage(self, *, read_bytes: bool = True) -> list[str]:
-        """One line for every file that is not as it was written; what retention deleted is no
-        damage."""
+        """Return a line for every file that is not as it was written.
+
+        What retention deleted is no damage.
+        """
         pruned, problems = self.pruned(), []
         for name, entry in sorted(self.files.items()):
             path = self.path / name
@@ -185,8 +199,7 @@ def _read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(
             f"{path} must be a whole manifest. It cannot be read: {error}"
         ) from error
-    reads = (manifest.stage, manifest.stage_version, manifest.params, manifest.inputs)
-    if manifest.fingerprint != fingerprint(*reads, **manifest.extra):
+    if manifest.fingerprint != manifest.provenance.fingerprint:
         raise ArtifactError(
             f"{path} was changed by hand: its params and inputs do not give its fingerprint."
         )
@@ -198,8 +211,7 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def payload_files(folder: Path) -> Iterator[Path]:
-    """What a work folder holds for the artifact, sorted: no manifest, inner checkpoint or
-    leftover."""
+    """Yield what a work folder holds for the artifact: no manifest, inner checkpoint, leftover."""
     for path in sorted(folder.rglob("*")):
         inner = path.relative_to(folder).parts[0] == INNER
         bookkeeping = path.parent == folder and path.name in {MANIFEST, PARTIAL}
@@ -209,18 +221,9 @@ def payload_files(folder: Path) -> Iterator[Path]:
 
 
 def write_manifest(
-    folder: Path,
-    *,
-    stage: str,
-    stage_version: int,
-    params: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    extra: Mapping[str, Any],
-    meta: Mapping[str, Any],
-    seconds: float,
+    folder: Path, provenance: Provenance, *, meta: Mapping[str, Any], seconds: float
 ) -> Manifest:
-    """Hash every file of `folder` and write its manifest; the files must have been fsynced
-    before."""
+    """Hash every file of `folder`, which must be on disk already, and write its manifest."""
     files = {
         path.relative_to(folder).as_posix(): FileEntry(
             sha256=file_sha256(path), bytes=path.stat().st_size
@@ -229,31 +232,27 @@ def write_manifest(
     }
     manifest = Manifest(
         schema_version=SCHEMA,
-        stage=stage,
-        stage_version=stage_version,
-        fingerprint=fingerprint(stage, stage_version, params, inputs, **extra),
-        digest=files_digest(stage, files),
-        params=dict(params),
-        inputs=dict(inputs),
-        extra=dict(extra),
+        **provenance.as_dict(),
+        fingerprint=provenance.fingerprint,
+        digest=files_digest(provenance.stage, files),
         files=files,
         meta=dict(meta),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
-        code=code_version(),
+        code=code_version() | machine(),
     )
     try:
         text = json.dumps(manifest.model_dump(), indent=1, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ArtifactError(
-            f"{folder}: what stage {stage!r} returns must be plain JSON: {error}"
+            f"{folder}: what stage {provenance.stage!r} returns must be plain JSON: {error}"
         ) from error
     atomic_write(folder / MANIFEST, text.encode())
     return manifest
 
 
 def prune(artifact: Artifact, files: list[str]) -> int:
-    """Delete payload `files` of `artifact` for good; returns the bytes freed.
+    """Delete payload `files` of `artifact` for good; return the bytes freed.
 
     The manifest stays, so that the fingerprints of everything made from it still resolve;
     `pruned.json` says what is gone, and is written first: a crash in between leaves files that the

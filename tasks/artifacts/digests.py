@@ -5,12 +5,13 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from calligrapher.data.case import Case
+from calligrapher.data.lists import is_bench_file
 from calligrapher.errors import ArtifactError
+from calligrapher.files import files_below
 
 _WHOLE_BYTES = 64 << 20
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 20
@@ -21,53 +22,46 @@ def canonical_json(value: Any) -> bytes:
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
-    return text.encode()
-
-
-def fingerprint(
-    stage: str,
-    stage_version: int,
-    params: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    **extra: Any,
-) -> str:
-    """What a stage's result depends on, as one sha256: equal fingerprints mean equal work.
-
-    `params`: only what the stage reads. `inputs`: name -> digest. `extra`: anything else that
-    decides the result (reward model ids). Devices, addresses, worker counts and folders stay out:
-    they do not.
-    """
-    reads = {
-        "stage": stage,
-        "stage_version": stage_version,
-        "params": params,
-        "inputs": inputs,
-        **extra,
-    }
-    return hashlib.sha256(canonical_json(reads)).hexdigest()
+    return text.encode(errors="surrogateescape")  # File names may be bytes that are no UTF-8.
 
 
 def path_digest(path: str | Path) -> str:
-    """The digest of an input that is not an artifact: a dataset, a weights file or a folder of
-    them.
+    """Return the digest of an input that is not an artifact: a weights file or a folder of them.
 
-    Names and bytes count, places and times do not. Of files above 64 MiB, 64 evenly spread blocks
-    of 1 MiB and the size are read: a fingerprint of weights in a second, not a proof of each byte.
+    Folders behind links count as if they lay there. Names and bytes count, places and times do not.
+    Of files above 64 MiB, 64 evenly spread blocks of 1 MiB and the size are read: a fingerprint of
+    weights in a second, not a proof of each byte.
     """
     path = Path(path)
     if not path.exists():
         raise ArtifactError(f"{path} must be there to be used as an input. It is missing.")
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    files = [path] if path.is_file() else files_below(path)
     names = {p.relative_to(path).as_posix() if p != path else "": _quick_sha256(p) for p in files}
-    return hashlib.sha256(canonical_json(names)).hexdigest()
+    return contents_digest(names)
 
 
-def cases_digest(cases: Iterable[Case]) -> str:
-    """The digest of cases, wherever they were listed: their names and all that they show, in
-    order."""
-    return hashlib.sha256(
-        canonical_json([[case.case_id, case.digest] for case in cases])
-    ).hexdigest()
+def bench_contents(folder: Path) -> dict[str, str]:
+    """Return name -> sha256 of the files that make up a bench folder; no other file counts.
+
+    The digest of these is the `path_digest` of a folder that holds nothing else.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} must be a bench folder. It is missing.")
+    files = sorted(path for path in folder.iterdir() if is_bench_file(path.name))
+    return {path.name: _quick_sha256(path) for path in files if path.is_file()}
+
+
+def contents_digest(contents: Mapping[str, str]) -> str:
+    """Return the digest of names and their hashes, in any order."""
+    return hashlib.sha256(canonical_json(contents)).hexdigest()
+
+
+def cases_digest(contents: Mapping[str, str]) -> str:
+    """Return the digest of cases, given as case_id -> digest, in their order.
+
+    Where and how they were listed does not count.
+    """
+    return hashlib.sha256(canonical_json([list(pair) for pair in contents.items()])).hexdigest()
 
 
 def _quick_sha256(path: Path) -> str:

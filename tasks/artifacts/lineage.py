@@ -8,8 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from calligrapher.durable import atomic_write
 from calligrapher.errors import ArtifactError
-
-FORK, PARAMS = "fork.json", "params.json"
+from tasks.artifacts.layout import FORK
 
 
 class Fork(BaseModel):

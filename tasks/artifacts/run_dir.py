@@ -11,39 +11,21 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from calligrapher.durable import atomic_path, atomic_write, fsync_path, is_temporary
+from calligrapher.durable import atomic_write, fsync_path, is_temporary
 from calligrapher.errors import ArtifactError
-from tasks.artifacts.artifact import (
-    INNER,
-    MANIFEST,
-    PARTIAL,
-    PARTIAL_SUFFIX,
-    Artifact,
-    payload_files,
-    prune,
-    write_manifest,
-)
-from tasks.artifacts.digests import fingerprint, path_digest
+from tasks.artifacts import contents
+from tasks.artifacts.artifact import Artifact, payload_files, write_manifest
 from tasks.artifacts.disk import disk_full, is_disk_full
+from tasks.artifacts.layout import INNER, MANIFEST, PARTIAL, PARTIAL_SUFFIX
 from tasks.artifacts.lineage import Fork, read_fork
 from tasks.artifacts.lock import run_lock
-
-__all__ = [
-    "INNER",
-    "Artifact",
-    "RunDir",
-    "atomic_path",
-    "atomic_write",
-    "fingerprint",
-    "path_digest",
-    "prune",
-]
+from tasks.artifacts.provenance import Provenance, differences
 
 Build = Callable[[Path], dict[str, Any] | None]
 
@@ -109,50 +91,39 @@ class RunDir:
     def ensure(
         self,
         name: str,
+        asked: Provenance,
         build: Build,
         *,
-        stage: str,
-        params: Mapping[str, Any],
-        inputs: Mapping[str, "str | Artifact"],
-        stage_version: int = 1,
-        **extra: Any,
+        inputs: Iterable[Artifact] = (),
     ) -> Artifact:
-        """The artifact `name`: the one that is there when it has the fingerprint asked for, else
-        built now.
+        """Return the artifact `name` that `asked` describes: the one that is there, or built now.
 
         `build(folder)` writes the files into `folder` and returns `meta` (plain JSON) or None. It
         finds there what an earlier, killed attempt *with the same fingerprint* left; what it keeps
         in `folder/inner` (checkpoints to resume from) does not become part of the artifact. SIGKILL
-        at any moment leaves no artifact or a whole one. Raises ArtifactError when `name` was made
-        with other params or inputs (says which), when files of it are gone, when an input's bytes
-        are not those that were written, and when the disk is full.
+        at any moment leaves no artifact or a whole one. inputs: artifacts whose bytes are read
+        through before something is built from them.
+
+        Raises ArtifactError when `name` was made from something else (says what), when files of it
+        are gone, when an input's bytes are not those that were written, and when the disk is full.
         """
-        reads = {
-            "stage": stage,
-            "stage_version": stage_version,
-            "params": json.loads(json.dumps(params)),  # as it will be read back: tuples are lists
-            "inputs": {
-                key: v.digest if isinstance(v, Artifact) else v for key, v in inputs.items()
-            },
-        }
-        wanted = fingerprint(**reads, **extra)
         final = self.stage_path(name)
         if final.exists():
             artifact = self.load(name)
-            if artifact.fingerprint != wanted:
-                raise stale(artifact, {**reads, "extra": extra})
+            if artifact.fingerprint != asked.fingerprint:
+                raise stale(artifact, asked)
             return artifact
         partial = final.with_name(final.name + PARTIAL_SUFFIX)
         try:
-            _open_partial(partial, wanted)
+            _open_partial(partial, asked.fingerprint)
             if not (partial / MANIFEST).exists():
-                self._check(v for v in inputs.values() if isinstance(v, Artifact))
+                self._check(inputs)
                 started = time.monotonic()
                 meta = build(partial) or {}
                 _fsync_tree(partial)
                 seconds = time.monotonic() - started
-                made = write_manifest(partial, **reads, extra=extra, meta=meta, seconds=seconds)
-                self._whole.add((final, made.digest))
+                manifest = write_manifest(partial, asked, meta=meta, seconds=seconds)
+                self._whole.add((final, manifest.digest))
         except Exception as error:
             if not is_disk_full(error, partial):
                 raise
@@ -161,8 +132,7 @@ class RunDir:
         return Artifact.load(final)
 
     def _check(self, inputs: Iterable[Artifact]) -> None:
-        """Read every byte of what this process has not made or read before: no work on damaged
-        inputs."""
+        """Read every byte of what this process has not read before. Raises ArtifactError."""
         for artifact in inputs:
             if (artifact.path, artifact.digest) not in self._whole:
                 artifact.verify()
@@ -209,41 +179,23 @@ def _fsync_tree(folder: Path) -> None:
         fsync_path(path)
 
 
-def made_from(artifact: Artifact) -> dict[str, Any]:
-    """All that the fingerprint of `artifact` covers."""
-    made = artifact.manifest
-    return {
-        "stage": made.stage,
-        "stage_version": made.stage_version,
-        "params": made.params,
-        "inputs": made.inputs,
-        "extra": made.extra,
-    }
+_OTHER_ENGINES = (
+    " The reward servers score with other engines, versions or models now (scored_by): start"
+    " them as they were, on the same kind of CPU, to put that back."
+)
 
 
-def stale(artifact: Artifact, reads: dict[str, Any]) -> ArtifactError:
-    """The error for an artifact that was made from something else than `reads`; it lists the
-    differences."""
-    lines = "".join(f"\n  {line}" for line in differences(made_from(artifact), reads))
+def stale(artifact: Artifact, asked: Provenance) -> ArtifactError:
+    """Return the error that lists how `artifact` differs from what is asked for."""
+    changes = differences(artifact.provenance.as_dict(), asked.as_dict())
+    data = contents.explain(artifact.path, artifact.inputs, asked.inputs)
+    lines = "".join(f"\n  {line}" for line in (*changes, *data))
+    other_engines = "\n  extra.scored_by." in lines
     return ArtifactError(
         f"{artifact.path} was made from other params or inputs than are asked for now:{lines}\nA"
         " finished artifact is never overwritten. Put the old values back to go on with this run,"
-        " give the changed run a new name, or change it from one stage on with `calligrapher"
-        " rerun`."
+        " give the changed run a new name, or keep what was made before a stage and make the rest"
+        " anew in a fork: `calligrapher rerun RUN STAGE --fork NAME --downstream`. After a mended"
+        " sample STAGE is the first one that `calligrapher status RUN` shows as missing."
+        + (_OTHER_ENGINES if other_engines else "")
     )
-
-
-def differences(then: Any, now: Any, key: str = "") -> Iterator[str]:
-    """Yield `dotted.key: then -> now` for each leaf that differs between two nested dicts."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        for name in sorted(then.keys() | now.keys()):
-            yield from differences(
-                then.get(name, "(absent)"), now.get(name, "(absent)"), f"{key}.{name}".lstrip(".")
-            )
-    elif then != now:
-        yield f"{key}: {_short(then)} -> {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 80 else text[:12] + "..."

@@ -1,5 +1,4 @@
-"""Checks a dataset before a run does: every broken sample in one pass, and what the sound ones are
-like."""
+"""Checks a dataset before a run does: every broken sample, and what the sound ones are like."""
 
 import dataclasses
 import statistics
@@ -10,24 +9,25 @@ from pathlib import Path
 
 from PIL import Image
 
-from calligrapher.data.canvas import prepare
-from calligrapher.data.dataset import Case, DatasetKind, Sample, survey
+from calligrapher.data.case import Case
+from calligrapher.data.dataset import DatasetKind, ListedSample, survey
 from calligrapher.data.images import load_mask, load_rgb
 from calligrapher.data.tables import SAVED
 from calligrapher.errors import DataError
-from calligrapher.model.conditioning import Canvas
+from tasks.data.demands import Demands, advice, unmet
+from tasks.progress import Progress
 
 _LONGEST_COUNT = 40  # kinds of characters or sizes that are counted out
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedDataset:
     """A dataset's samples, with what is wrong with each on the canvas of the model."""
 
     path: Path
     kind: DatasetKind
-    canvas: Canvas
-    samples: list[Sample]
+    demands: Demands
+    samples: list[ListedSample]
 
     @property
     def sound(self) -> list[Case]:
@@ -35,7 +35,7 @@ class Checked:
 
     @property
     def problems(self) -> list[str]:
-        return [problem for sample in self.samples for problem in sample.told()]
+        return [problem for sample in self.samples for problem in sample.messages()]
 
     @property
     def title(self) -> str:
@@ -44,20 +44,32 @@ class Checked:
 
     def text(self) -> str:
         """The title, the problems, and the statistics of the sound cases."""
+        broken = [f"broken: {problem}" for problem in self.problems]
+        cases = [sample.case for sample in self.samples if sample.case]
         rows = [f"{name:<12} {value}" for name, value in _statistics(self.sound)]
-        return "\n".join([self.title, *(f"broken: {problem}" for problem in self.problems), *rows])
+        return "\n".join([self.title, *broken, *advice(cases, self.demands), *rows])
 
 
-def check(path: Path, kind: DatasetKind | None, canvas: Canvas, cache_dir: Path) -> Checked:
-    """Check every sample of `path`; without a `kind` it is told by what lies there."""
+def check(
+    path: Path, kind: DatasetKind | None, *, demands: Demands, cache_dir: Path
+) -> CheckedDataset:
+    """Return every sample of `path`, checked; without a `kind` it is told by what lies there."""
     if kind is None:
         path, kind = detect(path)
-    samples = [_on_canvas(sample, canvas) for sample in survey(path, kind, cache_dir)]
-    return Checked(path, kind, canvas, samples)
+    samples, broken = [], 0
+    with Progress("data check", None, "sample") as progress:
+        for sample in survey(path, kind, cache_dir):
+            samples.append(_demanded(sample, demands))
+            broken += bool(samples[-1].problems)
+            progress.advance(broken=broken)
+    return CheckedDataset(path, kind, demands, samples)
 
 
 def detect(path: Path) -> tuple[Path, DatasetKind]:
-    """(what to read, its kind). Raises DataError when nothing, or more than one list, is found."""
+    """Return what to read and its kind. Raises DataError when not exactly one list is there."""
+    folder, _, split = str(path).partition("#")
+    if split and any((Path(folder) / name).is_file() for name in SAVED):
+        return path, "huggingface"
     if path.is_file():
         kinds: dict[str, DatasetKind] = {".jsonl": "jsonl", ".parquet": "parquet"}
         if path.suffix in kinds:
@@ -65,17 +77,18 @@ def detect(path: Path) -> tuple[Path, DatasetKind]:
     elif any((path / name).is_file() for name in SAVED):
         return path, "huggingface"
     else:
-        found: list[tuple[Path, DatasetKind]] = [
+        lists: list[tuple[Path, DatasetKind]] = [
             (path, kind) for kind in ("self", "cross") if (path / f"{kind}_bench.txt").is_file()
         ]
-        found += [(file, "jsonl") for file in sorted(path.glob("*.jsonl"))]
-        found += [(path, "parquet")] if any(path.glob("*.parquet")) else []
-        if len(found) == 1:
-            return found[0]
-        if found:
-            said = ", ".join(f"{kind} ({where.name})" for where, kind in found)
+        lists += [(file, "jsonl") for file in sorted(path.glob("*.jsonl"))]
+        if any(path.glob("*.parquet")):
+            lists.append((path, "parquet"))
+        if len(lists) == 1:
+            return lists[0]
+        if lists:
+            listed = ", ".join(f"{kind} ({where.name})" for where, kind in lists)
             raise DataError(
-                f"{path} must hold one kind of list. Found {said}. Name one with --kind."
+                f"{path} must hold one kind of list. Found {listed}. Name one with --kind."
             )
     raise DataError(
         f"{path} must hold self_bench.txt, cross_bench.txt, a JSONL or Parquet file, or a saved"
@@ -84,19 +97,15 @@ def detect(path: Path) -> tuple[Path, DatasetKind]:
 
 
 def mask_share(mask: Image.Image) -> float:
-    """The share of the picture that is painted."""
+    """Return the share of the picture that is painted."""
     return mask.histogram()[255] / (mask.width * mask.height)
 
 
-def _on_canvas(sample: Sample, canvas: Canvas) -> Sample:
-    """The sample, with the error of laying it out if that is all that is wrong with it."""
+def _demanded(sample: ListedSample, demands: Demands) -> ListedSample:
+    """Return the sample; one that is sound by itself, with the demands that it does not meet."""
     if sample.case is None or sample.problems:
         return sample
-    try:
-        prepare(sample.case, canvas.width, canvas.height, canvas.reference_context)
-    except DataError as error:
-        return dataclasses.replace(sample, problems=(str(error),))
-    return sample
+    return dataclasses.replace(sample, problems=tuple(unmet(sample.case, demands)))
 
 
 def _statistics(cases: Sequence[Case]) -> Iterator[tuple[str, str]]:
@@ -110,7 +119,9 @@ def _statistics(cases: Sequence[Case]) -> Iterator[tuple[str, str]]:
     yield "sources", _counted(Counter(_size(case.source) for case in cases))
     yield "references", _counted(Counter(_size(case.reference) for case in cases))
     yield "masks", f"share of the source painted: {_range(shares, '{:.1%}')}"
-    yield "targets", f"{sum(case.target is not None for case in cases)} of {len(cases)}"
+    targets = sum(case.target is not None for case in cases)
+    needs = "" if targets == len(cases) else "; without all of them warmup.steps must be 0"
+    yield "targets", f"{targets} of {len(cases)}{needs}"
 
 
 def _range(values: Sequence[float], form: str) -> str:

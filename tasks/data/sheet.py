@@ -1,5 +1,4 @@
-"""The contact sheet of a dataset: a row per case with what there is and what the model sees of
-it."""
+"""The contact sheet of a dataset: a row per case with what there is and what the model sees."""
 
 import textwrap
 from collections.abc import Sequence
@@ -7,12 +6,12 @@ from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from calligrapher.data.canvas import prepare
-from calligrapher.data.dataset import Case, Sample
+from calligrapher.data.canvas import Canvas, prepare
+from calligrapher.data.case import Case
+from calligrapher.data.dataset import ListedSample
 from calligrapher.data.images import load_mask, load_rgb, to_image
 from calligrapher.durable import atomic_path
-from calligrapher.model.conditioning import Canvas
-from tasks.data.check import Checked, mask_share
+from tasks.data.check import CheckedDataset, mask_share
 from tasks.pictures.sheets import (
     BAD,
     GAP,
@@ -36,7 +35,7 @@ _WIDTH = sum(_COLUMNS) + 3 * GAP
 _OUTLINE, _ALARM = "#ff2d9b", "#fde8e4"
 
 
-def write_sheets(checked: Checked, path: Path, limit: int) -> list[Path]:
+def write_sheets(checked: CheckedDataset, path: Path, limit: int) -> list[Path]:
     """Draw at most `limit` samples, broken ones first, on pages `sheet.png`, `sheet-2.png`, ..."""
     chosen = sorted(checked.samples, key=lambda sample: not sample.problems)[:limit]
     starts = range(0, len(chosen), ROWS)
@@ -50,9 +49,9 @@ def write_sheets(checked: Checked, path: Path, limit: int) -> list[Path]:
     return files
 
 
-def page(checked: Checked, samples: Sequence[Sample], label: str) -> Image.Image:
+def page(checked: CheckedDataset, samples: Sequence[ListedSample], label: str) -> Image.Image:
     """One page: a title, then the samples."""
-    canvas = checked.canvas
+    canvas = checked.demands.canvas
     heads = (
         "source, mask outlined",
         "mask",
@@ -71,10 +70,9 @@ def page(checked: Checked, samples: Sequence[Sample], label: str) -> Image.Image
 
 
 def case_row(case: Case, canvas: Canvas) -> Image.Image:
-    """Source with the mask's outline, mask, reference, and the model's masked input (grey =
-    painted)."""
+    """Return source with outlined mask, mask, reference, and the model's masked input."""
     source, mask, reference = load_rgb(case.source), load_mask(case.mask), load_rgb(case.reference)
-    prepared = prepare(case, canvas.width, canvas.height, canvas.reference_context)
+    prepared = prepare(case, canvas)
     seen = to_image(prepared.image * (1 - prepared.mask))
     text = [Span("write  ", MUTED, size=SMALL), Span(case.text, bold=True)]
     return _row(
@@ -87,15 +85,14 @@ def case_row(case: Case, canvas: Canvas) -> Image.Image:
     )
 
 
-def broken_row(sample: Sample) -> Image.Image:
+def broken_row(sample: ListedSample) -> Image.Image:
     """A red cell with the place and the reasons."""
-    name = f"{sample.where} ({sample.case.case_id})" if sample.case else sample.where
     reasons = [line for problem in sample.problems for line in textwrap.wrap(f"- {problem}", 124)]
     step = SMALL + 7
     row = Image.new("RGB", (_WIDTH, TEXT + 24 + step * len(reasons)), _ALARM)
     draw = ImageDraw.Draw(row)
     draw.rectangle((0, 0, 5, row.height), fill=BAD)
-    write(draw, (MARGIN, TEXT + 8), [Span(name, BAD, bold=True)])
+    write(draw, (MARGIN, TEXT + 8), [Span(sample.place, BAD, bold=True)])
     for number, reason in enumerate(reasons, start=1):
         write(draw, (MARGIN, TEXT + 8 + step * number), [Span(reason, size=SMALL)])
     return row

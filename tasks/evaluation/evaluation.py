@@ -22,22 +22,23 @@ from pydantic import Field, ValidationError
 from calligrapher.errors import ArtifactError, DataError, ParamsError
 from calligrapher.model.policy import Weights
 from calligrapher.rl.train_loop import EMA, TRAINED
-from tasks.artifacts.digests import fingerprint
-from tasks.artifacts.layout import round_number
-from tasks.artifacts.run_dir import Artifact, RunDir
+from tasks import pipeline
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.layout import RunsDir, newest_update, round_number
+from tasks.artifacts.provenance import Provenance, fingerprint
+from tasks.artifacts.run_dir import RunDir
 from tasks.evaluation import measures, second_ocr, verdict
 from tasks.params.errors import describe
 from tasks.params.files import read_yaml
 from tasks.params.run_params import RunParams
-from tasks.params.sections import EvaluateParams, Positive, Section
-from tasks.resources.resources import Bench
+from tasks.params.sections import Count, EvaluateParams, Positive, Section
+from tasks.resources.resources import Resources
 from tasks.stages import evaluate as evaluate_stage
 from tasks.tracking.journal import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
 VERSION = 2
-EVALUATIONS = "evaluations"
 BASE, WARMUP = "base", "warmup"
 
 
@@ -48,7 +49,7 @@ class EvaluationParams(Section):
     num_images_per_case: Positive = Field(
         4, description="Images per case; 1 leaves the spread unmeasured."
     )
-    seed: int = Field(1000, ge=0, description="Seed of the noise.")
+    seed: Count = Field(1000, description="Seed of the noise.")
     second_ocr: Literal["auto", "tesseract", "none"] = Field(
         "auto",
         description="A recogniser that no reward uses; auto takes Tesseract where it is installed.",
@@ -58,7 +59,7 @@ class EvaluationParams(Section):
 def load_evaluation_params(path: Path) -> EvaluationParams:
     """Read the YAML file. Raises ParamsError that names every problem."""
     try:
-        return EvaluationParams.model_validate(read_yaml(path))
+        return EvaluationParams.model_validate(read_yaml(path, EvaluationParams))
     except ValidationError as error:
         raise ParamsError(f"{path}: " + "; ".join(describe(error, EvaluationParams))) from None
 
@@ -78,21 +79,21 @@ def params_of(run: Path, settings: EvaluationParams) -> RunParams:
 
 
 def newest_checkpoint(run: Path) -> str | None:
-    """The last finished round of the run, as `round-0003`; None before the first."""
-    rounds = [path.parent.parent.name for path in run.glob("round-*/update/artifact.json")]
-    return max(rounds, key=round_number, default=None)
+    """Return the round of the run's newest update, as `round-0003`; None before the first."""
+    update = newest_update(run)
+    return update and update.partition("/")[0]
 
 
 class Evaluation:
     """The evaluations of one run, with this process as the only one at work on them."""
 
-    def __init__(self, run: Path, bench: Bench, folder: RunDir, *, second: bool):
-        self.run, self.bench, self.folder, self.second = run, bench, folder, second
+    def __init__(self, run: Path, resources: Resources, folder: RunDir, *, second: bool):
+        self.run, self.resources, self.folder, self.second = run, resources, folder, second
 
     def earlier(self, checkpoint: str) -> list[str]:
         """What `checkpoint` is compared with: the base, the warm-up, the best so far."""
         names = [BASE]
-        if self.bench.params.warmup.steps > 0:
+        if self.resources.params.warmup.steps > 0:
             names.append(WARMUP)
         best = verdict.champion(self.folder.path)
         if best is not None and best != checkpoint:
@@ -105,25 +106,27 @@ class Evaluation:
         path, sha256 = self._weights(name)
 
         def build(out: Path) -> dict[str, Any]:
-            bench = self.bench
+            resources = self.resources
             weights: Weights = (
-                bench.weights(path) if path else bench.fresh_model().policy.snapshot()
+                resources.weights(path) if path else resources.initial_model().policy.snapshot()
             )
-            cases = bench.params.evaluate.num_cases
-            counts = evaluate_stage.evaluate(bench, 0, weights, sha256, cases, out)
-            found = measures.measure(bench, out, second=self.second)
+            counts = evaluate_stage.evaluate_weights(
+                resources,
+                weights,
+                out,
+                policy_digest=sha256,
+                round_index=0,
+                num_cases=resources.params.evaluate.num_cases,
+            )
+            found = measures.measure(resources, out, second=self.second)
             found |= {"images": counts["images"], "unscored": counts["unscored"]}
-            (out / evaluate_stage.METRICS).write_text(json.dumps(found, indent=1) + "\n")
+            (out / evaluate_stage.EVALUATION_FILE).write_text(json.dumps(found, indent=1) + "\n")
             return found
 
-        return self.folder.ensure(
-            name,
-            build,
-            stage="evaluation",
-            params={},  # they are in the folder's name
-            inputs={"model": self.bench.model_digest, "weights": sha256},
-            stage_version=VERSION,
-        )
+        inputs = {"model": self.resources.files.digest, "weights": sha256}
+        # The params are in the folder's name.
+        asked = Provenance("evaluation", VERSION, params={}, inputs=inputs)
+        return self.folder.ensure(name, asked, build)
 
     def compare(
         self, checkpoint: str, measured: Artifact, others: dict[str, Artifact]
@@ -157,7 +160,7 @@ class Evaluation:
         if name == BASE:
             return None, BASE
         made = self.checkpoint(name)
-        file = EMA if name != WARMUP and self.bench.params.ema.use_ema else TRAINED
+        file = EMA if name != WARMUP and self.resources.params.ema.use_ema else TRAINED
         done = self.folder.stage_path(name)
         path = (
             made.path / file if done.exists() else made.file(file)
@@ -182,8 +185,11 @@ class Evaluation:
 
 
 @contextmanager
-def open_evaluation(run: Path, settings: EvaluationParams, bench: Bench) -> Iterator[Evaluation]:
+def open_evaluation(
+    run: Path, settings: EvaluationParams, resources: Resources
+) -> Iterator[Evaluation]:
     """Take the lock of this run's evaluations of this kind. Raises ParamsError, RunLockedError."""
+    _ = resources.cases.evaluation  # Too few of them, or none, are told before anything is started.
     version = second_ocr.version() if settings.second_ocr != "none" else None
     if version is None and settings.second_ocr == "tesseract":
         raise ParamsError(
@@ -193,12 +199,12 @@ def open_evaluation(run: Path, settings: EvaluationParams, bench: Bench) -> Iter
     key = fingerprint(
         "evaluation",
         VERSION,
-        bench.params.reads("evaluate"),
-        {"evaluation_data": bench.evaluation_digest},
-        scored_by=bench.scorer.identity(),
+        pipeline.reads(resources.params, "evaluate"),
+        {"evaluation_data": resources.cases.evaluation_digest},
+        scored_by=resources.scorer.identity(),
         second_ocr=version,
     )
-    folder = RunDir(run.parent / EVALUATIONS / run.name / key[:8])
+    folder = RunDir(RunsDir(run.parent).evaluations(run.name) / key[:8])
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
-        yield Evaluation(run, bench, folder, second=version is not None)
+        yield Evaluation(run, resources, folder, second=version is not None)

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from calligrapher.data.canvas import prepare
-from calligrapher.data.dataset import Case
+from calligrapher.data.canvas import Canvas, prepare
+from calligrapher.data.case import Case
 from calligrapher.data.images import letterbox, load_rgb, to_image
 from calligrapher.tables.parquet import decode_png, read_shard, read_table
 from reward_server.text import ocr_accuracy
 from tasks.evaluation import second_ocr
-from tasks.resources.resources import Bench
+from tasks.resources.resources import Resources
 from tasks.stages.evaluate import IMAGES, SCORES
 from tasks.stages.statistics import means_with_intervals
 
@@ -39,7 +39,7 @@ MEASURED = (*PER_IMAGE, "spread")
 _BATCH = 16
 
 
-def measure(bench: Bench, out: Path, *, second: bool) -> dict[str, Any]:
+def measure(resources: Resources, out: Path, *, second: bool) -> dict[str, Any]:
     """Measure the pictures of `out/images.parquet`, scored in `out/scores.parquet`.
 
     Files: `measures.parquet` (an image a row), `cases.parquet` (a case a row, means over its
@@ -48,11 +48,11 @@ def measure(bench: Bench, out: Path, *, second: bool) -> dict[str, Any]:
     """
     rows = read_shard(out / IMAGES, ["sample_id", "case_id", "text", "mask_box", "image"])
     rows |= read_table(out / SCORES, ["ocr_text", "ocr_accuracy", "reward"])
-    by_id = {case.case_id: case for case in bench.evaluation_cases}
+    by_id = {case.case_id: case for case in resources.cases.evaluation}
     cases = [by_id[i] for i in rows["case_id"]]
     pictures = [decode_png(png).convert("RGB") for png in rows["image"]]
     crops = [p.crop(tuple(box)) for p, box in zip(pictures, rows["mask_box"], strict=True)]
-    embedded = embed(bench, crops)
+    embedded = embed(resources, crops)
     found: dict[str, list[Any]] = {
         name: rows[name] for name in ("sample_id", "case_id", "text", "ocr_text")
     }
@@ -63,8 +63,8 @@ def measure(bench: Bench, out: Path, *, second: bool) -> dict[str, Any]:
     found["second_ocr_accuracy"] = [
         None if r is None else ocr_accuracy(t, r) for t, r in zip(rows["text"], read, strict=True)
     ]
-    found["style"] = _style(bench, embedded, cases)
-    outside = [background(bench, p, c) for p, c in zip(pictures, cases, strict=True)]
+    found["style"] = _style(resources, embedded, cases)
+    outside = [background(resources, p, c) for p, c in zip(pictures, cases, strict=True)]
     found["background_error"], found["background_psnr"] = map(list, zip(*outside, strict=True))
     pq.write_table(
         _table(found, ("sample_id", "case_id", "text", "ocr_text", "second_ocr_text")),
@@ -89,27 +89,29 @@ def differences(this: Path, other: Path) -> dict[str, float]:
     )
 
 
-def embed(bench: Bench, pictures: Sequence[Image.Image]) -> np.ndarray:
+def embed(resources: Resources, pictures: Sequence[Image.Image]) -> np.ndarray:
     """Unit SigLIP embeddings [B, E]: the model's own style encoder."""
-    encoders, found = bench.model.encoders, []
+    encoders, found = resources.model.encoders, []
     with torch.no_grad():
         for at in range(0, len(pictures), _BATCH):
             boxes = [letterbox(picture) for picture in pictures[at : at + _BATCH]]
             pixels = encoders.image_processor(boxes, return_tensors="pt").pixel_values
-            pixels = pixels.to(bench.model.device, encoders.siglip.dtype)
+            pixels = pixels.to(resources.model.device, encoders.siglip.dtype)
             found.append(encoders.siglip(pixel_values=pixels).pooler_output.float().cpu().numpy())
     embedded = np.concatenate(found)
     return embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
 
 
-def background(bench: Bench, picture: Image.Image, case: Case) -> tuple[float, float | None]:
+def background(
+    resources: Resources, picture: Image.Image, case: Case
+) -> tuple[float, float | None]:
     """How far the picture is from the source outside the mask.
 
     Mean absolute difference in grey levels of 255 (0 = untouched), and PSNR in dB (None =
     untouched).
     """
-    canvas = bench.conditioning.canvas
-    prepared = prepare(case, canvas.width, canvas.height, False)
+    canvas = resources.conditioning.canvas
+    prepared = prepare(case, Canvas(canvas.width, canvas.height))
     source = np.asarray(to_image(prepared.image), dtype=np.float64)
     outside = prepared.mask[0].numpy() == 0  # [H, W]
     difference = (np.asarray(picture, dtype=np.float64) - source)[outside]
@@ -120,10 +122,10 @@ def background(bench: Bench, picture: Image.Image, case: Case) -> tuple[float, f
     )
 
 
-def _style(bench: Bench, embedded: np.ndarray, cases: Sequence[Case]) -> list[float]:
+def _style(resources: Resources, embedded: np.ndarray, cases: Sequence[Case]) -> list[float]:
     """Cosine of each crop's embedding [B, E] with its reference's."""
     distinct = {case.case_id: case for case in cases}
-    references = embed(bench, [load_rgb(case.reference) for case in distinct.values()])
+    references = embed(resources, [load_rgb(case.reference) for case in distinct.values()])
     by_id = dict(zip(distinct, references, strict=True))
     return [float(e @ by_id[case.case_id]) for e, case in zip(embedded, cases, strict=True)]
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from calligrapher.durable import atomic_path
-from tasks.artifacts.run_dir import Artifact
+from tasks.artifacts.artifact import Artifact
 from tasks.evaluation.evaluation import BASE, Evaluation
 from tasks.evaluation.measures import MEASURED
 from tasks.evaluation.verdict import Verdict
@@ -48,8 +48,8 @@ def picture(
     this: Evaluation, verdict: Verdict, measured: Artifact, others: dict[str, Artifact]
 ) -> Path:
     """Draw the first cases under the base and under this checkpoint; return the file."""
-    settings = this.bench.params.evaluate
-    cases = this.bench.evaluation_cases[: settings.grid_cases]
+    settings = this.resources.params.evaluate
+    cases = this.resources.cases.evaluation[: settings.grid_cases]
     sheet = before_and_after(
         cases, others[BASE], measured, images_per_case=settings.num_images_per_case
     )

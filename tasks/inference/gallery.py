@@ -7,6 +7,7 @@ OUT/sheet-1.png                 source with mask, reference and results of the f
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import Field
 
-from calligrapher.data.dataset import Case
+from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, load_rgb
 from calligrapher.durable import atomic_path
 from calligrapher.errors import DataError, ParamsError
@@ -58,8 +59,7 @@ class GenerateParams(Section):
 def paint_cases(
     painter: Painter, variant: str, cases: Sequence[Case], params: GenerateParams, out: Path
 ) -> list[Path]:
-    """Paint every case with `num_images` seeds; returns the pictures' paths, and those of the
-    sheets last.
+    """Paint every case with `num_images` seeds; returns the pictures' paths, the sheets' last.
 
     A whole picture with the same settings that is there already is kept, so that a stopped call
     goes on. Raises, before anything is painted, DataError naming every text that is too long, and
@@ -67,8 +67,7 @@ def paint_cases(
     """
     painter.weights(variant)
     painter.model.encoders.check_prompts(cases)
-    if out.exists() and not out.is_dir():
-        raise ParamsError(f"The results need a folder. Got {out}, which is a file.")
+    check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     seeds = range(params.seed, params.seed + params.num_images)
     made = {
@@ -84,9 +83,19 @@ def paint_cases(
     return [path for paths in made.values() for path in paths.values()] + _sheets(made, out)
 
 
+def check_folder(out: Path) -> None:
+    """Raise ParamsError unless `out` is a folder that can be written to, or can become one."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ParamsError(f"The results need a folder. Got {out}, and {there} is a file.")
+    if not os.access(there, os.W_OK):
+        raise ParamsError(
+            f"The results need a folder to write to. Got {out}: {there} is read-only."
+        )
+
+
 def settings_of(path: Path) -> str | None:
-    """The settings in a picture's text chunk, as JSON; None where there is no whole picture of
-    ours."""
+    """Return the settings in a picture's text chunk as JSON; None without a whole picture."""
     if not path.is_file():
         return None
     try:
@@ -111,7 +120,7 @@ def _paint(
     if not missing:
         return 0
     how = params.model_dump(exclude={"seed", "num_images"})
-    images = dict(zip(paths, painter.paint(variant, case, list(paths), **how), strict=True))
+    images = dict(zip(paths, painter.paint(variant, case, seeds=list(paths), **how), strict=True))
     for seed in missing:
         chunk = PngInfo()
         chunk.add_itxt(CHUNK, settings[seed])

@@ -1,5 +1,4 @@
-"""A model opened for painting: the weights that it starts from and, of a run, those that training
-made.
+"""A model opened for painting: the weights it starts from and, of a run, those of its training.
 
 ```
 painter = open_painter("runs/first")
@@ -16,23 +15,25 @@ from typing import Any
 from PIL import Image
 from safetensors.torch import load_file
 
-from calligrapher.data.dataset import Case
+from calligrapher.data.canvas import Canvas
+from calligrapher.data.case import Case
 from calligrapher.errors import ParamsError
-from calligrapher.model.conditioning import Canvas
 from calligrapher.model.loading import Model
 from calligrapher.model.policy import Weights
-from calligrapher.rl.train_loop import TRAINED
+from calligrapher.rl.train_loop import TRAINED as TRAINED_FILE
 from calligrapher.sampling.generate import BATCH_SIZE, FEATHER, GROW, Scene, look, paint
+from calligrapher.tiny.pack import TINY
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.lineage import PARAMS
+from tasks.artifacts.layout import PARAMS
 from tasks.artifacts.run_dir import RunDir
 from tasks.params.errors import checked
 from tasks.params.run_params import RunParams, load_params
 from tasks.pipeline import WARMUP
-from tasks.resources.resources import Bench
-from tasks.weights.checkpoints import TINY, find_checkpoint
+from tasks.resources.resources import open_model
+from tasks.weights.checkpoints import Checkpoint, find_checkpoint
+from tasks.weights.model_files import ModelFiles, has_transformer_lora, model_files
 
-BASE, WARM_UP, AFTER = "base", "warm-up", "trained"  # the variants
+BASE, TRAINED = "base", "trained"  # two variants; the third is WARMUP
 
 # What the embedded model was pretrained with.
 TINY_MODEL = {
@@ -52,12 +53,12 @@ class Painter:
     model: Model
     canvas: Canvas
     num_steps: int
-    variants: dict[str, Weights]  # `base` and, of a run, `warm-up` and `trained`
+    variants: dict[str, Weights]  # `base` and, of a run, `warmup` and `trained`
     digests: dict[str, str]  # variant -> sha256 of all weights, the frozen ones too
     _seen: dict[tuple[Any, ...], Scene] = field(default_factory=dict, repr=False)
 
     def weights(self, variant: str) -> Weights:
-        """Those of `variant`. Raises ParamsError when there are none."""
+        """Return the weights of `variant`. Raises ParamsError when there are none."""
         if variant not in self.variants:
             raise ParamsError(
                 f"The weights must be {' or '.join(self.variants)} here. Got {variant!r}."
@@ -68,8 +69,8 @@ class Painter:
         self,
         variant: str,
         case: Case,
-        seeds: Sequence[int],
         *,
+        seeds: Sequence[int],
         scale: float = 1.0,
         num_steps: int | None = None,
         crop: bool = True,
@@ -108,8 +109,7 @@ def open_painter(
     num_steps: int | None = None,
     **model: Any,
 ) -> Painter:
-    """Load a model to paint with: that of `run`, or without one that in `base`, `siglip` and
-    `adapter`.
+    """Load a model to paint with: that of `run`, or else that in `base`, `siglip`, `adapter`.
 
     A run (its folder, name or URI, or an update of it) brings its params, its weights after the
     warm-up and, as `trained`, the average of its newest or the named checkpoint; the trained
@@ -124,26 +124,38 @@ def open_painter(
     if num_steps is not None and num_steps < 1:
         raise ParamsError(f"The sampling steps must be at least 1. Got {num_steps}.")
     if run is None:
+        _check_is_adapter(adapter, runs_dir)
         params = params_from(_untrained(base, siglip, adapter))
-        bench = Bench(params, runs_dir / "data", scorer=None)  # type: ignore[arg-type]  # nothing is scored
-        return _painter(bench, num_steps, {})
+        return _painter(params, model_files(params.model, runs_dir), num_steps, {})
     found = find_checkpoint(run, runs_dir)
     if isinstance(found, Path):
         raise ParamsError(
             f"A run must be named, or weights in one. Got {run}; name it as the adapter."
         )
     params = params_from(load_params(found.run / PARAMS).resolved())
-    bench = Bench(params, found.run.parent / "data", scorer=None)  # type: ignore[arg-type]
+    files = model_files(params.model, found.run.parent)
     start = RunDir(found.run).load(WARMUP)
-    if start.inputs["model"] != bench.model_digest:
+    if start.inputs["model"] != files.digest:
         raise ParamsError(
-            f"The weights in {', '.join(str(p) for p in bench.model_paths if p)} must be those that"
+            f"The weights in {', '.join(str(p) for p in files.paths)} must be those that"
             f" {found.run} started from. They have changed since."
         )
     trained = (
-        {} if found.artifact.stage == start.stage else {AFTER: (found.artifact, found.path.name)}
+        {} if found.artifact.stage == start.stage else {TRAINED: (found.artifact, found.path.name)}
     )
-    return _painter(bench, num_steps, {WARM_UP: (start, TRAINED)} | trained)
+    return _painter(params, files, num_steps, {WARMUP: (start, TRAINED_FILE)} | trained)
+
+
+def _check_is_adapter(adapter: str | None, runs_dir: Path) -> None:
+    """Raise ParamsError when the run that `adapter` names learned more than an adapter holds."""
+    if adapter in (None, TINY):
+        return
+    checkpoint = find_checkpoint(adapter, runs_dir)
+    if isinstance(checkpoint, Checkpoint) and has_transformer_lora(checkpoint):
+        raise ParamsError(
+            f"The adapter must be all that was learned. {adapter} also trained LoRA on the"
+            f" transformer. Name it as the run: --run {adapter}."
+        )
 
 
 def _untrained(base: str, siglip: str | None, adapter: str | None) -> dict[str, Any]:
@@ -165,21 +177,27 @@ def _untrained(base: str, siglip: str | None, adapter: str | None) -> dict[str, 
     }
 
 
-def _painter(bench: Bench, num_steps: int | None, made: dict[str, tuple[Artifact, str]]) -> Painter:
+def _painter(
+    params: RunParams,
+    files: ModelFiles,
+    num_steps: int | None,
+    made: dict[str, tuple[Artifact, str]],
+) -> Painter:
     """`made`: further variants, each a file of an artifact."""
-    m, policy = bench.params.model, bench.model.policy
+    m, model = params.model, open_model(params, files)
     # Not copies: `use` swaps pointers, and nothing trains here.
-    variants = {BASE: {name: parameter.data for name, parameter in policy.parameters.items()}}
+    parameters = model.policy.parameters.items()
+    variants = {BASE: {name: parameter.data for name, parameter in parameters}}
     variants |= {name: load_file(artifact.file(file)) for name, (artifact, file) in made.items()}
-    sources = {BASE: f"initial/{bench.params.seed}"}
+    sources = {BASE: f"initial/{params.seed}"}
     sources |= {name: artifact.files[file].sha256 for name, (artifact, file) in made.items()}
     return Painter(
-        model=bench.model,
+        model=model,
         canvas=Canvas(m.width, m.height, m.reference_context),
-        num_steps=num_steps or bench.params.rollout.num_inference_steps,
+        num_steps=num_steps or params.rollout.num_inference_steps,
         variants=variants,
         digests={
-            name: hashlib.sha256(f"{bench.model_digest}/{source}".encode()).hexdigest()
+            name: hashlib.sha256(f"{files.digest}/{source}".encode()).hexdigest()
             for name, source in sources.items()
         },
     )

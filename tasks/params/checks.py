@@ -12,6 +12,19 @@ from calligrapher.sampling.schedule import trained_steps
 if TYPE_CHECKING:
     from tasks.params.run_params import RunParams
 
+MLFLOW_SCHEMES = (
+    "sqlite",
+    "file",
+    "http",
+    "https",
+    "postgresql",
+    "mysql",
+    "mssql",
+    "databricks",
+    "databricks-uc",
+    "uc",
+)
+
 
 def check_all(params: "RunParams") -> None:
     """Raise the ValueError of the first check that fails."""
@@ -22,6 +35,7 @@ def check_all(params: "RunParams") -> None:
     reward_answers(params)
     evaluates(params)
     learning_rate_rises(params)
+    tracking_has_a_store(params)
 
 
 def one_algorithm(params: "RunParams") -> None:
@@ -88,12 +102,17 @@ def reward_answers(params: "RunParams") -> None:
     reward = params.reward
     if reward.disable_reward_model:
         return
+    strange = [url for url in reward.server_urls if not url.startswith(("http://", "https://"))]
+    if strange:
+        raise ValueError(
+            f"reward.server_urls must begin with http:// or https://. Got {strange[0]!r}."
+        )
     if reward.vlm_weight > 0 and reward.vlm is None and not reward.server_urls:
         raise ValueError(
             "reward.vlm_weight must be 0 when no VLM answers (reward.vlm is null and"
             f" reward.server_urls is empty). Got {reward.vlm_weight}. Set it to 0, or name a VLM."
         )
-    if reward.ocr_weight + reward.likelihood_weight + reward.vlm_weight + reward.style_weight == 0:
+    if not reward.weights:
         raise ValueError(
             "reward.ocr_weight, or another weight of the reward, must be greater than 0. All are 0."
         )
@@ -121,3 +140,13 @@ def learning_rate_rises(params: "RunParams") -> None:
                 f" no rise. Got {section.lr_warmup_steps}. Set {name}.lr_scheduler to"
                 " 'constant_with_warmup'."
             )
+
+
+def tracking_has_a_store(params: "RunParams") -> None:
+    uri = params.tracking.uri or ""
+    scheme, separator, _ = uri.partition("://")
+    if separator and scheme.partition("+")[0] not in MLFLOW_SCHEMES:
+        raise ValueError(
+            "tracking.uri must be a folder, or a URI that begins with one of"
+            f" {', '.join(MLFLOW_SCHEMES)}. Got {scheme}://, which MLflow cannot open."
+        )

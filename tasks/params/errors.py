@@ -59,7 +59,7 @@ def valid_keys(model: type[BaseModel], prefix: str = "") -> dict[str, type[BaseM
     """Every dotted key below `model` -> the section that it is, or None for a value."""
     keys: dict[str, type[BaseModel] | None] = {}
     for name, field in model.model_fields.items():
-        section = _section(field.annotation)
+        section = section_of(field.annotation)
         keys[prefix + name] = section
         if section is not None:
             keys |= valid_keys(section, f"{prefix}{name}.")
@@ -79,7 +79,8 @@ def nearest(key: str, root: type[BaseModel]) -> list[str]:
     return close or difflib.get_close_matches(name.replace("_", "."), keys, n=1, cutoff=0.6)
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a field with `annotation` is, or None for a value."""
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
@@ -110,6 +111,8 @@ def _sentence(problem: Any, root: type[BaseModel]) -> str:
         return f"{key} must not be empty. {got}"
     if kind == "value_error":
         return _prefixed(key, str(context["error"]), root)
+    if kind == "int_parsing_size":
+        return f"{key} must be a whole number of fewer digits. {got}"
     family = kind.removesuffix("_type").removesuffix("_parsing").removesuffix("_from_float")
     if family in _KINDS:
         return f"{key} must be {_KINDS[family]}. {got}"

@@ -1,9 +1,8 @@
-"""A run's params: one YAML file is one complete experiment, checked as a whole before anything
-starts.
+"""A run's params: one YAML file is one experiment, checked as a whole before anything starts.
 
 ```
 params = load_params("params/tiny-nft.yaml", ["rounds=5", "nft.nft_beta=0.1"])
-params.reads("update")    # exactly what the stage `update` depends on, for its fingerprint
+pipeline.reads(params, "update")    # exactly what the stage `update` depends on
 ```
 """
 
@@ -20,14 +19,16 @@ from calligrapher.rl.grpo import GRPOParams
 from calligrapher.rl.nft import NFTParams
 from tasks.params.checks import check_all
 from tasks.params.errors import describe
-from tasks.params.files import apply_override, read_yaml
+from tasks.params.files import absolute_path, apply_override, read_yaml
 from tasks.params.sections import (
+    Count,
     DataParams,
     EmaParams,
     EvaluateParams,
     LoraParams,
     ModelParams,
     OptimizerParams,
+    Positive,
     RetentionParams,
     RewardParams,
     RolloutParams,
@@ -55,31 +56,20 @@ __all__ = [
     "load_params",
 ]
 
-Stage = Literal["warmup", "rollout", "score", "advantage", "update", "refresh", "evaluate"]
 
-# They say where and how fast, or name what an input digest stands for; no result depends on them.
-_OUTSIDE: dict[str, set[str]] = {
-    "model": {
-        "base",
-        "siglip",
-        "initial_adapter",
-        "device",
-        "gradient_checkpointing",
-        "offload_text_encoder_two",
-    },
-    "warmup": {"checkpointing_steps"},
-    "reward": {"server_urls", "vlm", "timeout_s", "max_unscored_share"},
-    "update": {"checkpointing_steps"},
-    "evaluate": {"every"},
+# What may name a file or a folder, besides words, runs and names on the hub.
+_PATHS = {
+    "model": ("base", "siglip", "initial_adapter"),
+    "data": ("train", "evaluation"),
+    "reward": ("vlm", "token_file"),
 }
-_ROLLOUT_GRPO = {"noise_level", "noise", "sampler", "window_size", "timestep_fraction", "guard"}
 
 
 class RunParams(Section):
     """Everything that a run is told. `seed` and `rounds` stand at the top, the rest in sections."""
 
-    seed: int = Field(0, ge=0, description="Every random number of the run derives from it.")
-    rounds: int = Field(ge=1, description="Rounds of rollout, score, advantage, update, refresh.")
+    seed: Count = Field(0, description="Every random number of the run derives from it.")
+    rounds: Positive = Field(description="Rounds of rollout, score, advantage, update, refresh.")
     model: ModelParams
     data: DataParams
     warmup: WarmupParams = WarmupParams()
@@ -135,47 +125,14 @@ class RunParams(Section):
         """All values, defaults included, as plain JSON: stored with the run."""
         return self.model_dump(mode="json")
 
-    def reads(self, stage: Stage) -> dict[str, Any]:
-        """What `stage` depends on besides its inputs, as plain JSON.
-
-        Left out: devices, addresses, time-outs, memory savers, and the paths of data and weights,
-        for which the inputs carry digests. `rounds` is left out too, so that a run can be
-        prolonged, unless the learning rate falls towards the last step.
-        """
-        everything = self.resolved()
-        for section, keys in _OUTSIDE.items():
-            everything[section] = {k: v for k, v in everything[section].items() if k not in keys}
-        everything["ema"]["decay"] = self.ema_decay
-        sampling = {
-            key: everything["rollout"][key] for key in ("num_inference_steps", "batch_size")
-        }
-        schedule = {"num_inference_steps": self.rollout.num_inference_steps}
-        grpo = everything["grpo"] or {}
-        algorithm = {"algorithm": self.algorithm}
-        match stage:
-            case "warmup":
-                return _pick(everything, "seed", "model", "warmup")
-            case "rollout":
-                explores = {"grpo": {k: v for k, v in grpo.items() if k in _ROLLOUT_GRPO}}
-                return _pick(everything, "seed", "model", "rollout") | algorithm | explores
-            case "score":
-                return _pick(everything, "reward")
-            case "advantage":
-                return _pick(everything, "advantage")
-            case "update":
-                horizon = (
-                    {}
-                    if self.update.lr_scheduler.startswith("constant")
-                    else {"steps": self.total_updates}
-                )
-                sections = _pick(everything, "seed", "model", "update", "ema", self.algorithm)
-                return sections | algorithm | schedule | horizon
-            case "refresh":
-                old = {"old_policy": self.nft.old_policy} if self.nft is not None else {}
-                return algorithm | old
-            case "evaluate":
-                return _pick(everything, "model", "evaluate", "reward") | sampling
-        raise AssertionError(f"no stage is called {stage!r}")
+    def anywhere(self) -> Self:
+        """Return these params with absolute paths: a run can be looked at from any folder."""
+        sections = {}
+        for section, keys in _PATHS.items():
+            texts = {key: getattr(getattr(self, section), key) for key in keys}
+            paths = {k: absolute_path(t) for k, t in texts.items() if t not in (None, "tiny")}
+            sections[section] = getattr(self, section).model_copy(update=paths)
+        return self.model_copy(update=sections)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -183,13 +140,8 @@ class RunParams(Section):
         return self
 
 
-def _pick(everything: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: everything[name] for name in names}
-
-
 def check_multiple(name: str, value: int, multiple: int) -> None:
-    """Raise a ParamsError with the nearest valid values unless `value` is a multiple of
-    `multiple`."""
+    """Raise a ParamsError that names the nearest multiples, unless `value` is one of `multiple`."""
     if value % multiple:
         below = value // multiple * multiple
         near = ", ".join(str(n) for n in (below, below + multiple) if n > 0)
@@ -197,19 +149,18 @@ def check_multiple(name: str, value: int, multiple: int) -> None:
 
 
 def load_params(path: str | Path, overrides: Sequence[str] = ()) -> RunParams:
-    """Read the YAML file `path`, apply `overrides` (`a.b=value`, value in YAML) and check all of
-    it.
+    """Return the params of the YAML file `path` with `overrides` (`a.b=value`, value in YAML).
 
     Raises one ParamsError that names every problem: unknown keys with the nearest valid one, values
     out of bounds, combinations that cannot work.
     """
     path = Path(path)
     source = str(path) + (f" with {' '.join(overrides)}" if overrides else "")
-    values = read_yaml(path)
+    values = read_yaml(path, RunParams)
     for override in overrides:
         apply_override(values, override, RunParams)
     try:
-        return RunParams.model_validate(values)
+        return RunParams.model_validate(values).anywhere()
     except ValidationError as error:
         problems = describe(error, RunParams)
     if len(problems) == 1:

@@ -9,10 +9,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from calligrapher.data.dataset import DatasetKind
+from reward_server.components import WEIGHT_OF
 
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+# Seeds are stored and given to generators as signed 64-bit numbers; no count needs more.
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -118,6 +120,13 @@ class DataParams(Section):
         None, description="Held-out cases for `evaluate`, of the same kind."
     )
     kind: DatasetKind = Field("self", description="How the cases are listed (docs/data.md).")
+    reconstruct: bool = Field(
+        False,
+        description=(
+            "Warm-up learns to paint the source of a case that has no target. Right only where the "
+            "source shows the text of the case already; false = such a case is refused."
+        ),
+    )
 
 
 class OptimizerParams(Section):
@@ -208,6 +217,13 @@ class RewardParams(Section):
     vlm: str | None = Field(
         None, description="VLM for the run's own server (a model folder); null = none."
     )
+    token_file: str | None = Field(
+        None,
+        description=(
+            "File with the token that the reward servers ask for. The environment variable "
+            "CALLIGRAPHER_REWARD_TOKEN, where it is set, is sent in its place."
+        ),
+    )
     timeout_s: Annotated[float, Field(gt=0)] = Field(
         60.0, description="Seconds to wait for one answer."
     )
@@ -215,6 +231,12 @@ class RewardParams(Section):
         0.1,
         description="The round stops when more than this share of its images could not be scored.",
     )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Component -> weight, for those that make up the reward; none of the weights is 0."""
+        given = {component: getattr(self, key) for component, key in WEIGHT_OF.items()}
+        return {component: weight for component, weight in given.items() if weight > 0}
 
 
 class UpdateParams(OptimizerParams):

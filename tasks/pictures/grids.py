@@ -1,7 +1,7 @@
-"""The pictures of a run: grids of captioned samples, the histogram of rewards, the learning
-curve."""
+"""The pictures of a run: captioned grids, the histogram of rewards, the learning curve."""
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 
 from reward_server.text import normalise
@@ -40,10 +39,12 @@ from tasks.pictures.sheets import (
 _COLOURS = (ACCENT, "#d97706", "#7c3aed", "#0f766e", "#be123c")
 
 
+Series = Mapping[str, Sequence[tuple[float, float]]]  # name of a line -> (step, value)
+
+
 @dataclass(frozen=True)
-class Sample:
-    """One image, the text it should show, the text read (None = unread), its reward (None =
-    unscored)."""
+class CaptionedImage:
+    """One image, the text it should show, what was read (None: unread), its reward (or None)."""
 
     image: Image.Image
     text: str
@@ -52,7 +53,7 @@ class Sample:
 
     def lines(self) -> list[Line]:
         """Two lines: the target, and below it what was read, with the reward at the right."""
-        reward = "unscored" if self.reward is None else f"{self.reward:.2f}"
+        reward = reward_label(self.reward)
         return [
             ([Span(self.text, bold=True)], []),
             ([Span("read  ", MUTED, size=SMALL), *self.reading()], [Span(reward, MUTED)]),
@@ -64,6 +65,11 @@ class Sample:
             return [Span("not read", MUTED)]
         same = normalise(self.read) == normalise(self.text)  # as the reward compares them
         return [Span(self.read or "(nothing)", GOOD if same else BAD)]
+
+
+def reward_label(reward: float | None) -> str:
+    """Return the reward as a caption says it: no accuracy, its scale is the sum of its weights."""
+    return "unscored" if reward is None else f"reward {reward:.2f}"
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -85,9 +91,8 @@ def image_grid(
     return stacked([cells[i : i + columns] for i in range(0, len(cells), columns)])
 
 
-def best_and_worst(best: Sequence[Sample], worst: Sequence[Sample]) -> Image.Image:
-    """A row of the samples with the highest rewards over one of those with the lowest, each best
-    first."""
+def best_and_worst(best: Sequence[CaptionedImage], worst: Sequence[CaptionedImage]) -> Image.Image:
+    """Return the samples with the highest rewards over those with the lowest, best first."""
     width = max((shown(s.image).width + 2 for s in (*best, *worst)), default=240)
     rows: list[list[Image.Image]] = []
     for title, samples in (("Highest rewards", best), ("Lowest rewards", worst)):
@@ -99,11 +104,10 @@ def best_and_worst(best: Sequence[Sample], worst: Sequence[Sample]) -> Image.Ima
 def before_after(
     sources: Sequence[Image.Image],
     references: Sequence[Image.Image],
-    before: Sequence[Sample],
-    after: Sequence[Sample],
+    before: Sequence[CaptionedImage],
+    after: Sequence[CaptionedImage],
 ) -> Image.Image:
-    """One row per case: reference, source, output before and after training, each with what was
-    read."""
+    """Return a row per case: reference, source, and both outputs with what was read."""
     pictures = [shown(s.image, 288) for s in before]
     width = max(picture.width + 2 for picture in pictures)
     titles = ("Style reference", "Source", "Before training", "After training")
@@ -122,8 +126,7 @@ def before_after(
 def score_histogram(
     rewards: Sequence[float], *, bins: int = 20, title: str = "Rewards"
 ) -> Image.Image:
-    """How many images got which reward. The axis is 0 to 1 while all rewards are, so that rounds
-    compare."""
+    """Draw how many images got which reward; the axis is 0 to 1 while all rewards are."""
     sheet = Image.new("RGB", (720, 400), PAPER)
     draw = ImageDraw.Draw(sheet)
     write(draw, (MARGIN, 36), [Span(title, bold=True, size=TITLE)])
@@ -162,24 +165,48 @@ def score_histogram(
 
 
 def learning_curve(
-    series: Mapping[str, Sequence[tuple[float, float]]],
+    series: Series,
     *,
     bands: Mapping[str, Sequence[tuple[float, float, float]]] | None = None,
+    below: Series | None = None,
     title: str | None = None,
     xlabel: str = "round",
 ) -> Image.Image:
-    """Lines of (step, value) with their first and last values, and their names where there are
-    several.
+    """Draw lines of (step, value) with their first and last values; several also get names.
 
-    bands: per line (step, low, high), drawn as a pale area: intervals. The y axis is 0 to 1 where
-    all values are.
+    bands: per line (step, low, high), drawn as a pale area: intervals. below: further lines in a
+    panel of their own, whose scale is another one. Only steps with a value of `series` have a tick.
+    The y axis is 0 to 1 where all values are.
     """
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, 6 if below else 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    values = [value for points in series.values() for _, value in points]
-    for (name, points), colour in zip(series.items(), _cycle(len(series)), strict=True):
-        if bands and name in bands:
+    if below:
+        axes, lower = figure.subplots(2, sharex=True, height_ratios=(2, 1))
+        _draw_lines(lower, below, {}, _COLOURS[1:])
+        lower.set_title(" and ".join(below), loc="left", color=MUTED, fontsize=10)
+    else:
+        axes = lower = figure.add_subplot()
+    _draw_lines(axes, series, bands or {}, _COLOURS)
+    steps = sorted({step for points in series.values() for step, _ in points})
+    lower.set_xticks(thinned(steps))
+    lower.set_xlabel(xlabel, color=MUTED)
+    heading = title or (next(iter(series)) if len(series) == 1 else "Learning curve")
+    axes.set_title(heading, loc="left", color=INK, fontweight="bold", fontsize=13, pad=14)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
+
+
+def thinned(steps: Sequence[float], most: int = 12) -> list[float]:
+    """Return at most `most` of the sorted steps, evenly chosen; the first and the last stay."""
+    if len(steps) <= most:
+        return list(steps)
+    return [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
+
+
+def _draw_lines(axes: Any, series: Series, bands: Mapping, colours: Sequence[str]) -> None:
+    for (name, points), colour in zip(series.items(), itertools.cycle(colours), strict=False):
+        if bands.get(name):
             steps, low, high = zip(*bands[name], strict=True)
             axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
         if not points:
@@ -196,24 +223,16 @@ def learning_curve(
         )
         if len(points) > 1:
             axes.annotate(f"{points[0][1]:.2f}", points[0], (2, -16), ha="left", **label)
+    values = [value for points in series.values() for _, value in points]
     if values and min(values) >= 0 and max(values) <= 1:
         axes.set_ylim(0, 1.03)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    measured = [step for points in series.values() for step, _ in points]
-    axes.set_xticks(
-        [t for t in axes.get_xticks() if measured and min(measured) <= t <= max(measured)]
-    )
+    else:
+        axes.margins(y=0.25)  # room for the first value below its point
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
     axes.tick_params(colors=MUTED, length=0)
-    axes.set_xlabel(xlabel, color=MUTED)
-    heading = title or (next(iter(series)) if len(series) == 1 else "Learning curve")
-    axes.set_title(heading, loc="left", color=INK, fontweight="bold", fontsize=13, pad=14)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return Image.open(buffer).convert("RGB")
 
 
 def _heading(text: str, width: int) -> Image.Image:
@@ -227,7 +246,3 @@ def _nice_step(rough: float, *, whole: bool = False) -> float:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough - 1e-12)
     return round(step) if whole else step
-
-
-def _cycle(count: int) -> list[str]:
-    return [_COLOURS[i % len(_COLOURS)] for i in range(count)]

@@ -54,8 +54,7 @@ def fitted(spans: Sequence[Span], room: int) -> list[Span]:
 
 
 def shown(image: Image.Image, side: int = _SIDE) -> Image.Image:
-    """A picture as large as a cell takes it: tiny ones enlarged by a whole factor, large ones
-    reduced."""
+    """Return a picture as large as a cell takes it; a tiny one is enlarged by a whole factor."""
     image = image.convert("RGB")
     factor = side // max(image.size)
     if factor >= 1:

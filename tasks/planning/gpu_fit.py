@@ -1,5 +1,6 @@
 """Which GPU a run fits, and the least changes of its params that make it fit."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from calligrapher.errors import ParamsError
@@ -24,9 +25,14 @@ def capacity(name: str | None, gib: float | None) -> tuple[str, float]:
     """(name, GiB) of the GPU asked for; the H100 when none is. Raises ParamsError for an unknown
     one."""
     if gib is not None:
-        if not gib > RESERVE:
+        if name is not None:
             raise ParamsError(
-                f"--gpu-memory must be more than the {RESERVE:g} GiB that are set aside. Got {gib}."
+                f"--gpu-memory must not be given beside --gpu. Got {gib:g} and {name}: give one."
+            )
+        if not RESERVE < gib < math.inf:
+            raise ParamsError(
+                f"--gpu-memory must be a number of GiB above the {RESERVE:g} that are set aside."
+                f" Got {gib}."
             )
         return f"a GPU of {gib:g} GiB", gib
     name = (name or "h100").lower()

@@ -1,6 +1,7 @@
 """What lies on the GPU in each stage, byte by byte, from params and configs alone.
 
-Counted as the stages hold it (`load_model`, `Policy.held`, `Bench.weights`, `TrainState`): trained
+Counted as the stages hold it (`load_model`, `Policy.held`, `Resources.weights`, `TrainState`):
+trained
 weights and gradients in float32, frozen ones in `mixed_precision`'s type, `old` and `reference` as
 copies of the trained weights and of nothing else. EMA and, when it is offloaded, T5 lie in the
 CPU's memory.
@@ -25,7 +26,7 @@ from calligrapher.sizing.activations import (
 )
 from calligrapher.sizing.meta_model import MetaModel, build, config_folders, count
 from tasks.params.run_params import ModelParams, RunParams, check_multiple
-from tasks.resources.resources import Bench
+from tasks.weights.model_files import model_files
 
 MIN_8BIT, BLOCK_8BIT = (
     4096,
@@ -47,8 +48,8 @@ class Memory:
 
 def folders(params: RunParams) -> tuple[Path, Path, Path | None]:
     """Where the configs are read: base, SigLIP, adapter."""
-    base, siglip, adapter = Bench(params, Path("runs/data"), scorer=None).model_paths  # type: ignore[arg-type]
-    return *config_folders(base, siglip), adapter
+    files = model_files(params.model, Path("runs"))
+    return *config_folders(files.base, files.siglip), files.adapter
 
 
 def meta_model(params: RunParams) -> MetaModel:

@@ -8,7 +8,7 @@ from PIL import Image
 from calligrapher.data.case import Case
 from calligrapher.data.images import load_rgb
 from calligrapher.tables.parquet import decode_png, read_shard, read_table
-from tasks.artifacts.run_dir import Artifact
+from tasks.artifacts.artifact import Artifact
 from tasks.pictures import grids
 from tasks.stages import evaluate
 from tasks.tracking.tracker import Tracker
@@ -70,7 +70,7 @@ def describe(metrics: dict[str, Any]) -> str:
     )
 
 
-def _sample(rows: dict[str, list[Any]], i: int) -> grids.Sample:
-    return grids.Sample(
+def _sample(rows: dict[str, list[Any]], i: int) -> grids.CaptionedImage:
+    return grids.CaptionedImage(
         decode_png(rows["image"][i]), rows["text"][i], rows["ocr_text"][i], rows["reward"][i]
     )

@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from calligrapher.tables.parquet import read_shard, read_table
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import evaluation_name, round_name
-from tasks.artifacts.run_dir import Artifact
 from tasks.tracking.journal import METRICS_FILE, REPORT
 from tasks.tracking.pointer import read_pointer
 

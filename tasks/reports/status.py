@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict
 
 from calligrapher.errors import ArtifactError
 from calligrapher.rl.train_loop import STATE
-from tasks.artifacts.artifact import PARTIAL_SUFFIX
-from tasks.artifacts.lineage import PARAMS
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.layout import PARAMS, PARTIAL_SUFFIX
 from tasks.artifacts.lock import lock_holder
-from tasks.artifacts.run_dir import Artifact, RunDir
+from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RunParams, load_params
 from tasks.pipeline import planned, round_of, stage_of
 
@@ -20,10 +20,7 @@ State = Literal["done", "running", "unfinished", "missing", "damaged"]
 
 
 class StageStatus(BaseModel):
-    """One artifact. `bytes`: on disk now. `reward`: mean of the round, by the stage `score`.
-
-    `ocr_accuracy`: held-out, by the stage `evaluate`.
-    """
+    """One artifact. `bytes`: on disk now. `reward`: the mean; `ocr_accuracy`: held-out."""
 
     model_config = ConfigDict(frozen=True)
     name: str

@@ -1,21 +1,25 @@
-"""The end of a run, in numbers and lines: `summary.json`, the learning curve, before and after."""
+"""The end of a run, in numbers and lines: `summary.json`, before and after, the closing lines."""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from calligrapher.data.case import Case
 from calligrapher.durable import atomic_write
 from calligrapher.rl.train_loop import EMA, TRAINED
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import evaluation_name, round_number
-from tasks.artifacts.run_dir import Artifact, RunDir
+from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RunParams
-from tasks.pictures import grids
 from tasks.reports.round_pictures import before_and_after
+from tasks.tracking.journal import METRICS_FILE, REPORT
+from tasks.tracking.pointer import read_pointer
 from tasks.tracking.tracker import Tracker
 
 SUMMARY_FILE = "summary.json"
+WHOLE_RUN = ("before_after.png", "learning_curve.png")
 Interval = dict[str, float]  # mean, low, high: bootstrap 95 %
 
 
@@ -52,9 +56,9 @@ def summarise(
     evaluation_cases: Callable[[], Sequence[Case]],
     seconds: float,
 ) -> Summary:
-    """Write `summary.json` and the closing pictures; return the summary.
+    """Write `summary.json` and the picture before and after; return the summary.
 
-    last: the update that the run ends with. evaluation_cases: asked for only when there is
+    last: the update that the run ends with. evaluation_cases: asked for only where there is
     something to draw them with.
     """
     rounds = round_number(last.path.parent.name) + 1  # max_train_steps may have ended the run early
@@ -73,12 +77,6 @@ def summarise(
         exact_match_before=_interval(first, "exact_match"),
         exact_match_after=_interval(final, "exact_match"),
     )
-    curve = tracker.history("evaluate/ocr_accuracy")
-    if len(curve) > 1:
-        drawn = {"held-out OCR accuracy": curve}
-        tracker.log_image(
-            "learning_curve", lambda: grids.learning_curve(drawn), rounds, slider=False
-        )
     if first and final:
         settings = params.evaluate
         tracker.log_image(
@@ -111,10 +109,29 @@ def closing_lines(summary: Summary, runs_dir: Path) -> list[str]:
     lines += [
         f"  training {summary.training_seconds:.0f} s; this start {summary.seconds:.0f} s",
         f"  adapter {summary.adapter_digest[:16]} in {summary.checkpoint}",
-        f"Pictures: {folder / 'report'} (before_after.png, learning_curve.png)",
-        f"Curves:   mlflow ui --backend-store-uri sqlite:///{(runs_dir / 'mlflow.db').absolute()}",
+        *_where_pictures_are(folder / REPORT),
+        f"Curves:   {_where_curves_are(folder)}",
     ]
     return lines
+
+
+def _where_pictures_are(report: Path) -> list[str]:
+    """Return a line that names the pictures of the whole run; none where there is no picture."""
+    if not report.is_dir():
+        return []
+    names = [name for name in WHOLE_RUN if (report / name).is_file()]
+    return [f"Pictures: {report}" + (f" ({', '.join(names)})" if names else "")]
+
+
+def _where_curves_are(folder: Path) -> str:
+    """Return how MLflow shows the curves of a run, or the file of them where it does not."""
+    uri = read_pointer(folder).get("uri", "")
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https"):
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    if uri and "@" not in uri:  # what stands before it may be a password
+        return f"mlflow ui --backend-store-uri {uri}"
+    return str(folder / METRICS_FILE)
 
 
 def _evaluation(folder: RunDir, rounds_done: int) -> Artifact | None:

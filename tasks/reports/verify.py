@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calligrapher.errors import ArtifactError
-from tasks.artifacts.artifact import MANIFEST, PARTIAL_SUFFIX
-from tasks.artifacts.lineage import PARAMS
-from tasks.artifacts.run_dir import Artifact, RunDir
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.layout import MANIFEST, PARAMS, PARTIAL_SUFFIX
+from tasks.artifacts.run_dir import RunDir
 from tasks.pipeline import parents
 
 

@@ -1,24 +1,28 @@
 """Why an artifact is not what would be made now: which param, input or version is another one."""
 
-import json
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from calligrapher.errors import ArtifactError, CalligrapherError
-from tasks.artifacts.artifact import MANIFEST, PARTIAL, PARTIAL_SUFFIX
+from tasks.artifacts import contents
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.digests import code_version
-from tasks.artifacts.lineage import PARAMS
-from tasks.artifacts.run_dir import Artifact, RunDir, differences, made_from
-from tasks.params.run_params import load_params
-from tasks.pipeline import artifact_name, parents, planned
-from tasks.resources.resources import Bench
-from tasks.runs.reads import Asked, Reads
+from tasks.artifacts.layout import MANIFEST, PARAMS, PARTIAL, PARTIAL_SUFFIX
+from tasks.artifacts.provenance import Provenance, differences
+from tasks.artifacts.run_dir import RunDir
+from tasks.params.run_params import RunParams, load_params
+from tasks.pipeline import Sources, artifact_name, parents, planned, provenance
+from tasks.resources.cases import Cases
+from tasks.weights.model_files import model_files
 
 
 @dataclass(frozen=True)
 class Why:
-    """`reasons`: what makes `name` stale, or absent; none = up to date. `notes`: what was not
-    compared."""
+    """What makes the artifact `name` stale, or absent; no reason = up to date.
+
+    notes: which samples of the data differ, and what was not compared.
+    """
 
     name: str
     state: str
@@ -40,16 +44,23 @@ def why(run_folder: Path, name: str, overrides: list[str], data_dir: Path) -> Wh
     params = load_params(run_folder / PARAMS, overrides)
     names = planned(params)
     name = artifact_name(name, names)
-    reads = Reads(Bench(params, data_dir, scorer=None))  # type: ignore[arg-type]  # nothing is scored here
-    found: dict[str, Why] = {}
+    files, cases = model_files(params.model, data_dir.parent), Cases(params, data_dir)
+    sources = {
+        "model": functools.cache(lambda: files.digest),
+        "train_data": lambda: cases.train_digest,
+        "evaluation_data": lambda: cases.evaluation_digest,
+    }
+    answers: dict[str, Why] = {}
     for other in names[: names.index(name) + 1]:  # what an artifact is made from comes before it
-        found[other] = _compare(RunDir(run_folder), other, reads, found)
-    return found[name]
+        answers[other] = _compare(RunDir(run_folder), other, params, sources, answers)
+    return answers[name]
 
 
-def _compare(run_dir: RunDir, name: str, reads: Reads, found: dict[str, Why]) -> Why:
+def _compare(
+    run_dir: RunDir, name: str, params: RunParams, sources: Sources, answers: dict[str, Why]
+) -> Why:
     path = run_dir.stage_path(name)
-    above = {key: found[parent] for key, parent in parents(name).items() if parent in found}
+    above = {key: answers[parent] for key, parent in parents(name).items() if parent in answers}
     if not path.exists():
         return _absent(run_dir, name, above)
     try:
@@ -66,26 +77,32 @@ def _compare(run_dir: RunDir, name: str, reads: Reads, found: dict[str, Why]) ->
         if made.state != "up to date"
     ]
     notes = [
-        f"not compared: {line}"
-        for line in differences(artifact.manifest.code, code_version(), "code")
+        f"not compared: {line}" for line in differences(_versions(artifact), code_version(), "code")
     ]
     try:
-        asked = _asked(run_dir, name, reads, artifact)
+        asked = _asked(run_dir, name, params, sources, artifact)
     except CalligrapherError as error:
         return Why(
             name, "stale" if reasons else "up to date", reasons, [f"not compared: {error}", *notes]
         )
-    now = {k: getattr(asked, k) for k in ("stage", "stage_version", "params", "inputs", "extra")}
-    reasons = [_with_parent(line, name) for line in differences(made_from(artifact), now)] + reasons
+    changes = differences(artifact.provenance.as_dict(), asked.as_dict())
+    notes = contents.explain(path, artifact.inputs, asked.inputs) + notes
+    reasons = [_with_parent(line, name) for line in changes] + reasons
     return Why(name, "stale" if reasons else "up to date", reasons, notes)
 
 
-def _asked(run_dir: RunDir, name: str, reads: Reads, artifact: Artifact) -> Asked:
+def _asked(
+    run_dir: RunDir, name: str, params: RunParams, sources: Sources, artifact: Artifact
+) -> Provenance:
+    """Return what `name` would be made from now; who scored counts as unchanged."""
     digests = {key: Artifact.load(run_dir.stage_path(p)).digest for key, p in parents(name).items()}
-    reads.scored_by = artifact.manifest.extra.get("scored_by")
-    asked = reads.of(name, digests)
-    plain = json.loads(json.dumps(asked.params))  # as it was read back: tuples are lists
-    return Asked(asked.stage, asked.stage_version, plain, asked.inputs, asked.extra)
+    scored_by = artifact.manifest.extra.get("scored_by")
+    return provenance(name, params, {**sources, "scored_by": lambda: scored_by}, digests)
+
+
+def _versions(artifact: Artifact) -> dict[str, str]:
+    """Return the versions of the code that made it, without the machine that it ran on."""
+    return {k: v for k, v in artifact.manifest.code.items() if k not in ("threads", "cpu")}
 
 
 def _with_parent(line: str, name: str) -> str:

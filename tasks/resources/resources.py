@@ -1,191 +1,123 @@
-"""What every stage of a run works with: the model, the cases, the conditioning cache and the reward
-servers.
+"""What the stages of a run work with: the model, the cases, the encodings and the reward servers.
 
-Built once per process and kept between stages; a stage's results depend only on its inputs and
-params, never on what an earlier stage left here.
+Loaded once per process, when first asked for, and kept between stages; a stage's results depend
+only on its inputs and params, never on what an earlier stage left here.
 """
 
-import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 
-from calligrapher.data.dataset import Case, load_cases
-from calligrapher.errors import ArtifactError, CheckpointError, ParamsError
-from calligrapher.model.conditioning import Canvas, ConditioningCache
+from calligrapher.data.canvas import Canvas
+from calligrapher.model.conditioning import ConditioningCache
 from calligrapher.model.loading import Model, load_model
 from calligrapher.model.policy import INITIAL, Weights
-from calligrapher.rl.train_loop import TRAINED, seeded
-from calligrapher.tiny.pack import DATA
-from tasks.artifacts.digests import cases_digest
-from tasks.artifacts.run_dir import Artifact, path_digest
+from calligrapher.rl.train_loop import TRAINED
+from tasks.artifacts.artifact import Artifact
 from tasks.params.run_params import RunParams, check_multiple
+from tasks.pipeline import Sources
 from tasks.progress import Progress
-from tasks.resources.rewards import Scorer
-from tasks.weights.checkpoints import TINY, base_folder
-from tasks.weights.convert import adapter_file
-
-logger = logging.getLogger(__name__)
-
-TINY_CASES = {"train": 512, "evaluation": 64}
+from tasks.resources.cases import Cases
+from tasks.resources.rewards import RewardScorer
+from tasks.weights.model_files import ModelFiles
 
 
-@dataclass
-class Bench:
-    """The work bench of one run.
+def open_model(params: RunParams, files: ModelFiles) -> Model:
+    """Load the model in `files` as `params` want it. Raises ParamsError, CheckpointError."""
+    m = params.model
+    model = load_model(
+        files.base,
+        files.siglip,
+        files.adapter,
+        digest=files.digest,
+        seed=params.seed,
+        lora=m.lora.model_dump() if m.lora else None,
+        guidance_scale=m.guidance_scale,
+        max_sequence_length=m.max_sequence_length,
+        mixed_precision=m.mixed_precision,
+        gradient_checkpointing=m.gradient_checkpointing,
+        offload_text_encoder_two=m.offload_text_encoder_two,
+        train_adapter=m.train_adapter,
+        device=m.device,
+    )
+    files.load_lora(model.policy)
+    for side, pixels in (("width", m.width), ("height", m.height)):
+        check_multiple(f"model.{side}", pixels, model.multiple)
+    return model
 
-    `data_dir` holds what is shared between runs: tiny cases, pictures out of tables, encodings.
-    """
 
-    params: RunParams
-    data_dir: Path
-    scorer: Scorer
-    progress: Callable[..., Progress] = Progress
-    _weights: dict[Path, Weights] = field(default_factory=dict, repr=False)
+class Resources:
+    """What stages work with. `progress` makes the progress line of a stage."""
 
-    @cached_property
-    def model_paths(self) -> tuple[Path, Path, Path | None]:
-        """Base, SigLIP and adapter; the word `tiny` stands for the embedded model's."""
-        m = self.params.model
-        if m.siglip is None and m.base != TINY:
-            raise ParamsError(
-                f"model.siglip must name SigLIP's folder when model.base is {m.base!r}. Got null."
-            )
-        base = base_folder(m.base)
-        siglip = DATA / "siglip" if m.siglip in (None, TINY) else Path(m.siglip)
-        return base, siglip, self._initial_adapter()
+    def __init__(
+        self,
+        params: RunParams,
+        files: ModelFiles,
+        cases: Cases,
+        scorer: RewardScorer,
+        *,
+        progress: Callable[..., Progress] = Progress,
+    ) -> None:
+        self.params, self.files, self.cases, self.scorer = params, files, cases, scorer
+        self.progress = progress
+        self._model: Model | None = None
+        self._conditioning: ConditioningCache | None = None
+        self._weights: dict[Path, Weights] = {}
 
-    def _initial_adapter(self) -> Path | None:
-        given = self.params.model.initial_adapter
-        try:
-            return adapter_file(given, self.data_dir.parent) if given else None
-        except ArtifactError as error:
-            raise CheckpointError(
-                f"model.initial_adapter must name weights. Got {given}: {error}"
-            ) from error
+    @property
+    def sources(self) -> Sources:
+        """What the fingerprints of stages cover outside of the run; each is reckoned when asked."""
+        return {
+            "model": lambda: self.files.digest,
+            "train_data": lambda: self.cases.train_digest,
+            "evaluation_data": lambda: self.cases.evaluation_digest,
+            "scored_by": self.scorer.identity,
+        }
 
-    @cached_property
-    def model_digest(self) -> str:
-        """Digest of the frozen weights and of the adapter that the run starts from."""
-        return "+".join(path_digest(p) if p else "new" for p in self.model_paths)
-
-    @cached_property
+    @property
     def model(self) -> Model:
         """The model, loaded when first asked for."""
-        m = self.params.model
-        base, siglip, adapter = self.model_paths
-        model = load_model(
-            base,
-            siglip,
-            adapter,
-            digest=self.model_digest,
-            seed=self.params.seed,
-            lora=m.lora.model_dump() if m.lora else None,
-            **{
-                name: getattr(m, name)
-                for name in (
-                    "guidance_scale",
-                    "max_sequence_length",
-                    "mixed_precision",
-                    "gradient_checkpointing",
-                    "offload_text_encoder_two",
-                    "train_adapter",
-                    "device",
-                )
-            },
-        )
-        for side in ("width", "height"):
-            check_multiple(f"model.{side}", getattr(m, side), model.multiple)
-        return model
+        if self._model is None:
+            self._model = open_model(self.params, self.files)
+        return self._model
 
-    @cached_property
+    @property
     def conditioning(self) -> ConditioningCache:
-        m = self.params.model
-        canvas = Canvas(m.width, m.height, m.reference_context)
-        return ConditioningCache(
-            self.model.encoders, canvas, self.model.device, self.data_dir / "conditioning"
-        )
-
-    @cached_property
-    def train_folder(self) -> Path:
-        return self._data(self.params.data.train, "train")
-
-    @cached_property
-    def train_cases(self) -> list[Case]:
-        cases = self._cases(self.train_folder)
-        if len(cases) < self.params.cases_per_round:
-            raise ParamsError(
-                "rollout.num_cases * rollout.num_batches_per_epoch must be at most the number of"
-                f" cases. Got {self.params.cases_per_round} for {len(cases)} cases in"
-                f" {self.train_folder}."
+        """What the frozen encoders say of cases, kept on disk."""
+        if self._conditioning is None:
+            m = self.params.model
+            self._conditioning = ConditioningCache(
+                self.model.encoders,
+                Canvas(m.width, m.height, m.reference_context),
+                self.model.device,
+                self.cases.data_dir / "conditioning",
             )
-        return cases
+        return self._conditioning
 
-    @cached_property
-    def train_digest(self) -> str:
-        """What a run learns from, as one hash: for a bench folder its files, else the cases
-        themselves."""
-        if self.params.data.kind in ("self", "cross"):
-            return path_digest(self.train_folder)
-        return cases_digest(self.train_cases)
+    def initial_model(self) -> Model:
+        """Return the model with the weights that the run starts from.
 
-    @cached_property
-    def evaluation_folder(self) -> Path:
-        return self._data(self.params.data.evaluation, "evaluation")
-
-    @cached_property
-    def evaluation_cases(self) -> list[Case]:
-        cases = self._cases(self.evaluation_folder)
-        wanted = self.params.evaluate.num_cases
-        if len(cases) < wanted:
-            raise ParamsError(
-                f"evaluate.num_cases must be at most the number of held-out cases. Got {wanted} for"
-                f" {len(cases)} cases in {self.evaluation_folder}."
-            )
-        return cases[:wanted]
-
-    @cached_property
-    def evaluation_digest(self) -> str:
-        """The same of what a run is evaluated on."""
-        if self.params.data.kind in ("self", "cross"):
-            return path_digest(self.evaluation_folder)
-        return cases_digest(self.evaluation_cases)
-
-    def cases_of(self, round: int) -> list[Case]:
-        """The cases of a round: each pass over the data is shuffled anew, and no case is twice in a
-        round."""
-        count = self.params.cases_per_round
-        per_pass = len(self.train_cases) // count
-        order = torch.randperm(
-            len(self.train_cases), generator=seeded(self.params.seed, "cases", round // per_pass)
-        ).tolist()
-        start = round % per_pass * count
-        return [self.train_cases[i] for i in order[start : start + count]]
-
-    def fresh_model(self) -> Model:
-        """The model with the weights that the run starts from: loaded anew if a stage has changed
-        them."""
+        It is loaded anew if a stage has changed them.
+        """
         if self.model.policy.loaded != INITIAL:
-            for part in ("model", "conditioning"):
-                self.__dict__.pop(part, None)
+            self._model = self._conditioning = None
         return self.model
 
     def weights(self, path: Path) -> Weights:
-        """Weights of a file, as the policy holds them; the last two are kept, for `old` and
-        `reference`."""
+        """Return the weights in a file as the policy holds them.
+
+        The last two are kept, for `old` and `reference`.
+        """
         if path not in self._weights:
             while len(self._weights) > 1:
                 self._weights.pop(next(iter(self._weights)))
             self._weights[path] = self.model.policy.held(load_file(path))
         return self._weights[path]
 
-    def let_go_of_weights(self, but: Collection[Path]) -> None:
-        """Free what `weights` keeps, but for the files in `but`."""
-        self._weights = {path: weights for path, weights in self._weights.items() if path in but}
+    def evict_weights(self, *, but: Collection[Path]) -> None:
+        """Free what `weights` keeps, except for the files in `but`."""
+        self._weights = {path: kept for path, kept in self._weights.items() if path in but}
 
     def load_trained(self, checkpoint: Artifact) -> None:
         """Make the policy's trained weights those of `checkpoint`, unless they are already."""
@@ -194,23 +126,11 @@ class Bench:
             policy.load(load_file(checkpoint.file(TRAINED)))
             policy.loaded = checkpoint.digest
 
-    def model_is(self, checkpoint: Artifact) -> None:
-        """Note that the trained weights in memory are those of `checkpoint`, if it was just
-        made."""
-        if "model" in self.__dict__ and self.model.policy.loaded is None:
-            self.model.policy.loaded = checkpoint.digest
+    def mark_loaded(self, artifact: Artifact) -> None:
+        """Note that the trained weights in memory are those of `artifact`, just made here.
 
-    def _cases(self, where: Path) -> list[Case]:
-        return load_cases(where, self.params.data.kind, self.data_dir / "pictures")
-
-    def _data(self, where: str, split: str) -> Path:
-        if where != TINY:
-            return Path(where)
-        from calligrapher.tiny.world import write_bench
-
-        count = TINY_CASES[split]
-        folder = self.data_dir / f"tiny-{split}-{count}"
-        if not (folder / "self_bench.txt").exists():
-            logger.info("drawing %d tiny %s cases into %s", count, split, folder)
-            write_bench(folder, num_cases=count, split=split, seed=0)
-        return folder
+        Nothing is noted of artifacts without trained weights.
+        """
+        policy = self._model.policy if self._model else None
+        if policy and policy.loaded is None and TRAINED in artifact.files:
+            policy.loaded = artifact.digest

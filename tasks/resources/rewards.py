@@ -1,44 +1,44 @@
-"""Asks the reward servers about pictures and weighs the answers: one row of the score table per
-picture."""
+"""Asks the reward servers about pictures and weighs the answers: a row of the score table each."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from calligrapher.data.dataset import Case
+from PIL import Image
+
+from calligrapher.data.canvas import Canvas
+from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, load_rgb, mask_to_tensor, png_bytes, to_image
 from calligrapher.durable import atomic_write
-from calligrapher.errors import RewardError
-from calligrapher.model.conditioning import Canvas
-from reward_server.client import RewardClient, RewardClientError, RewardItem, RewardResult
+from calligrapher.errors import ParamsError, RewardError
+from reward_server.client import (
+    TOKEN_VARIABLE,
+    RewardClient,
+    RewardClientError,
+    RewardItem,
+    RewardResult,
+)
+from reward_server.components import MEASURED_BY, NAMES, SEES_REFERENCE, WEIGHT_OF
 from tasks.params.run_params import RewardParams
 
-COMPONENTS = {
-    "ocr_weight": "ocr_accuracy",
-    "likelihood_weight": "ocr_likelihood",
-    "vlm_weight": "vlm_score",
-    "style_weight": "style_score",
-}
-FIELDS = (
-    "ocr_text",
-    "ocr_confidence",
-    "ocr_accuracy",
-    "ocr_likelihood",
-    "vlm_score",
-    "style_score",
-)
 DISABLED_REWARD = 0.5
+MADE_UP = (
+    "The reward servers must measure pictures. Got made-up numbers: one runs with"
+    " --disable-reward-model. Start it without, or set reward.disable_reward_model=true to train"
+    " on constant rewards, without a server."
+)
+REFERENCE_SIDE = 1024  # pixels of the longer side; judges see a reference no larger
 
 
-class Scorer:
-    """Scores pictures of one size on the servers `urls`; with `disable_reward_model` it asks
-    nobody.
+class RewardScorer:
+    """Scores pictures of one size on the servers `urls`.
 
-    urls: or a function that starts the servers when they are first needed. identity_note: a file
-    whose name stands for all that decides what `identity` says, so that nothing need be started to
-    know it.
+    urls: or a function that starts the servers when they are first needed; with
+    `disable_reward_model` nobody is asked. identity_note: a file whose name stands for all that
+    decides what `identity` says, so that nothing need be started to know it.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Scorer:
     ):
         self.params, self.canvas = params, canvas
         self._urls, self._rank, self._note = urls, rank, identity_note
-        self._pngs: dict[str, tuple[bytes, bytes]] = {}
+        self._token = _token(params)
 
     @cached_property
     def client(self) -> RewardClient | None:
@@ -63,12 +63,17 @@ class Scorer:
         return RewardClient(
             urls,
             rank=self._rank,
+            token=self._token,
             request_timeout_s=params.timeout_s,
             deadline_s=10 * params.timeout_s,
         )
 
     def identity(self) -> dict[str, Any]:
-        """What decides a score besides the picture: engines and the digests of their weights."""
+        """Return what decides a score besides the picture: engines and digests of their weights.
+
+        Raises RewardError when the servers do not answer, are set up unlike, make numbers up, or do
+        not measure what is weighed.
+        """
         if self._note is not None and self._note.is_file():
             return json.loads(self._note.read_bytes())
         if self.client is None:
@@ -79,22 +84,29 @@ class Scorer:
             raise RewardError(
                 f"The reward servers must say what they score with. {error}"
             ) from error
-        found = {"scorers": info["scorers"]}
+        _check_info(info, self.params)
+        identity = {"scorers": info["scorers"]}
         if self._note is not None:
             self._note.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(self._note, json.dumps(found).encode())
-        return found
+            atomic_write(self._note, json.dumps(identity).encode())
+        return identity
 
     def score(self, images: Sequence[bytes], cases: Sequence[Case]) -> list[dict[str, Any]]:
-        """PNG pictures and their cases -> rows of the score table, without `sample_id`.
+        """Return a row of the score table, without `sample_id`, for each PNG picture and its case.
 
-        Raises RewardError when the servers cannot be reached or refuse the request.
+        Raises RewardError when the servers cannot be reached, refuse the request or make numbers
+        up.
         """
         if self.client is None:
             return [
-                dict.fromkeys(FIELDS) | {"reward": DISABLED_REWARD, "reason": None} for _ in images
+                dict.fromkeys(NAMES) | {"reward": DISABLED_REWARD, "reason": None} for _ in images
             ]
-        items = [self._item(image, case) for image, case in zip(images, cases, strict=True)]
+        # By the case, not by its id: training and held-out cases may both be numbered from 1.
+        pictures = {case: self._pictures(case) for case in dict.fromkeys(cases)}
+        items = [
+            RewardItem(image=image, prompt=case.prompt, text=case.text, **pictures[case])
+            for image, case in zip(images, cases, strict=True)
+        ]
         try:
             results = self.client.score_batch(items)
         except RewardClientError as error:
@@ -102,41 +114,92 @@ class Scorer:
                 f"{len(items)} images could not be scored. {error} What was scored before is kept:"
                 " start the same command again when the servers answer."
             ) from error
+        if any(result.reward_model_disabled for result in results):
+            raise RewardError(MADE_UP)
         return [self.weigh(result) for result in results]
 
     def weigh(self, result: RewardResult) -> dict[str, Any]:
         """A row of the score table: what was measured, and the reward that it gives."""
-        row = {name: getattr(result, name) for name in FIELDS}
+        row = {name: getattr(result, name) for name in NAMES}
         return row | reward_of(self.params, row, result.errors)
 
-    def _item(self, image: bytes, case: Case) -> RewardItem:
-        if case.case_id not in self._pngs:
-            mask = mask_to_tensor(load_mask(case.mask), self.canvas.width, self.canvas.height)
-            grey = to_image(mask.expand(3, -1, -1) * 2 - 1)
-            self._pngs[case.case_id] = (png_bytes(grey), png_bytes(load_rgb(case.reference)))
-        mask_png, reference = self._pngs[case.case_id]
-        looks_at_reference = self.params.style_weight > 0 or self.params.vlm_weight > 0
-        return RewardItem(
-            image=image,
-            prompt=case.prompt,
-            text=case.text,
-            mask=mask_png,
-            reference=reference if looks_at_reference else None,
-        )
+    def _pictures(self, case: Case) -> dict[str, bytes]:
+        """Return what is sent with a picture of `case`: mask and, if anybody looks, reference."""
+        mask = mask_to_tensor(load_mask(case.mask), self.canvas.width, self.canvas.height)
+        pictures = {"mask": png_bytes(to_image(mask.expand(3, -1, -1) * 2 - 1))}
+        if SEES_REFERENCE & set(self.params.weights):
+            reference = load_rgb(case.reference)
+            reference.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE), Image.Resampling.LANCZOS)
+            pictures["reference"] = png_bytes(reference)
+        return pictures
 
 
 def reward_of(
     params: RewardParams, row: Mapping[str, Any], errors: Mapping[str, str]
 ) -> dict[str, Any]:
-    """`sum(weight * component)` as `reward`; null, with a `reason`, when one that counts is
-    missing."""
+    """Return `sum(weight * component)` as `reward`; null, with a `reason`, when one is missing."""
     total, missing = 0.0, []
-    for weight_name, component in COMPONENTS.items():
-        weight = getattr(params, weight_name)
-        if weight == 0:
-            continue
+    for component, weight in params.weights.items():
         if row[component] is None:
             missing.append(f"{component}: {errors.get(component, 'the server gave none')}")
         else:
             total += weight * row[component]
     return {"reward": None if missing else total, "reason": "; ".join(missing) or None}
+
+
+def check_servers(params: RewardParams) -> None:
+    """Raise RewardError unless the servers that `params` names can score, or are loading.
+
+    Asks each once; without named servers there is nothing to ask.
+    """
+    if params.disable_reward_model or not params.server_urls:
+        return
+    with RewardClient(
+        params.server_urls, token=_token(params), request_timeout_s=min(params.timeout_s, 10.0)
+    ) as client:
+        try:
+            infos = client.check()
+        except RewardClientError as error:
+            raise RewardError(
+                "reward.server_urls must name reward servers that answer. Found:"
+                f" {str(error).rstrip('.')}. Start them, or correct the addresses; empty, the run"
+                " starts a server of its own."
+            ) from error
+    for info in infos:
+        _check_info(info, params)
+
+
+def _check_info(info: Mapping[str, Any], params: RewardParams) -> None:
+    """Raise RewardError unless a server with this `/info` measures what `params` weighs."""
+    if info.get("reward_model_disabled"):
+        raise RewardError(MADE_UP)
+    measured = info.get("components", NAMES)  # a server of before does not say
+    for component, weight in params.weights.items():
+        if component not in measured:
+            raise RewardError(
+                f"reward.{WEIGHT_OF[component]} must be 0 where the reward servers do not measure"
+                f" {component}. Got {weight}. Set it to 0, or start them with"
+                f" {MEASURED_BY[component]}."
+            )
+
+
+def _token(params: RewardParams) -> str | None:
+    """Return the token of `params.token_file`; None leaves it to the environment, which wins.
+
+    Raises ParamsError.
+    """
+    if params.token_file is None or os.environ.get(TOKEN_VARIABLE):
+        return None
+    path = Path(params.token_file)
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParamsError(
+            f"reward.token_file must be a readable text file. Got {path}: {error}. Name another, or"
+            f" set the environment variable {TOKEN_VARIABLE}."
+        ) from error
+    if not token or not token.isascii():
+        raise ParamsError(
+            f"reward.token_file must hold an ASCII token. Got {path}, which does not."
+        )
+    return token

@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Literal
 
 from calligrapher.durable import atomic_write, fsync_path
-from calligrapher.errors import ArtifactError, ParamsError
-from tasks.artifacts.artifact import MANIFEST, PRUNED
+from calligrapher.errors import ArtifactError
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.digests import canonical_json
-from tasks.artifacts.lineage import PARAMS, Fork, read_fork, write_fork
-from tasks.artifacts.run_dir import Artifact, RunDir
+from tasks.artifacts.layout import MANIFEST, PARAMS, PRUNED
+from tasks.artifacts.lineage import Fork, read_fork, write_fork
+from tasks.artifacts.run_dir import RunDir
+from tasks.params.names import check_run_name
 from tasks.params.run_params import RunParams
 from tasks.tracking.journal import METRICS_FILE
+from tasks.tracking.pointer import refuse_password
 
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -44,12 +47,10 @@ def fork(
     it is that.
 
     It appears whole or not at all. Raises ArtifactError when another run has the name, or an
-    artifact of the parent is damaged.
+    artifact of the parent is damaged, ParamsError for a password in `tracking.uri`.
     """
-    if name in {"", ".", ".."} or Path(name).name != name:
-        raise ParamsError(
-            f"the fork's name must be the name of a folder beside {parent}. Got {name!r}."
-        )
+    check_run_name(name, "the fork's name")
+    refuse_password(params.tracking.uri)
     final = parent.absolute().parent / name
     if final.exists():
         _must_be(final, (kind, os.path.relpath(parent, final), stage, overrides))

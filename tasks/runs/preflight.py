@@ -1,36 +1,38 @@
-"""Checks before a model, a server or an orchestrator is started: what can be known to be wrong by
-then."""
+"""Checks before a model, a server or an orchestrator is started: what can be known by then."""
 
 import functools
 import importlib.util
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 from calligrapher.errors import CheckpointError, DataError, ParamsError
 from tasks.params.run_params import RunParams, check_multiple
+from tasks.pipeline import WARMUP
 
 
-def preflight(params: RunParams, data_dir: Path) -> None:
-    """Check folders, sizes, packages, every case and every prompt; `data_dir` is where tiny cases
-    are drawn.
+def preflight(params: RunParams, data_dir: Path, *, run: Path | None = None) -> None:
+    """Check folders, sizes, packages, every case and every prompt.
 
-    Raises ParamsError, CheckpointError or DataError. Costs a decoding of each picture, once per
-    process.
+    `data_dir` is where tiny cases are drawn. run: the folder of a run that may go on; what only its
+    warm-up needs is not asked for where that is made. Raises ParamsError, CheckpointError or
+    DataError. Costs a decoding of each picture, once per process.
     """
-    _preflight(params.model_dump_json(), data_dir.absolute())
+    learns = params.warmup.steps > 0 and not (run is not None and (run / WARMUP).is_dir())
+    _preflight(params.model_dump_json(), data_dir.absolute(), learns=learns)
 
 
 @functools.cache
-def _preflight(params_json: str, data_dir: Path) -> None:
+def _preflight(params_json: str, data_dir: Path, *, learns: bool) -> None:
     from calligrapher.model.loading import pick_device
-    from tasks.resources.resources import Bench
+    from tasks.resources.cases import Cases
+    from tasks.weights.model_files import model_files
 
     params = RunParams.model_validate_json(params_json)
-    bench = Bench(params, data_dir, scorer=None)  # type: ignore[arg-type]  # nothing is scored here
-    base, siglip, adapter = bench.model_paths
-    _weights_are_there(base, siglip, adapter)
+    files, cases = model_files(params.model, data_dir.parent), Cases(params, data_dir)
+    base = files.base
+    _weights_are_there(base, files.siglip, files.adapter)
     _canvas_fits(params, base)
+    _lora_has_layers(params, base, files.siglip, files.adapter)
     pick_device(params.model.device)
     eight_bit = [n for n in ("warmup", "update") if getattr(params, n).use_8bit_adam]
     if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
@@ -38,10 +40,28 @@ def _preflight(params_json: str, data_dir: Path) -> None:
             f"{eight_bit[0]}.use_8bit_adam must be false where the package bitsandbytes is not"
             " installed. Got true. Install it (`pip install bitsandbytes`), or set it to false."
         )
-    lists = {"data.train": (bench.train_folder, bench.train_cases)}
+    lists = {"data.train": (cases.train_folder, cases.train)}
     if params.evaluate.every > 0:
-        lists["data.evaluation"] = (bench.evaluation_folder, bench.evaluation_cases)
+        lists["data.evaluation"] = (cases.evaluation_folder, cases.evaluation)
     _prompts_fit(params, base, lists)
+    _demands_are_met(params, lists, learns=learns)
+
+
+def _demands_are_met(params: RunParams, lists: dict, *, learns: bool) -> None:
+    from calligrapher.data.canvas import Canvas
+    from tasks.data.demands import Demands, require
+
+    m = params.model
+    for key, (where, cases) in lists.items():
+        demands = Demands(
+            Canvas(m.width, m.height, m.reference_context),
+            warmup=learns and not params.data.reconstruct and key == "data.train",
+            scored=not params.reward.disable_reward_model,
+        )
+        try:
+            require(cases, demands)
+        except DataError as error:
+            raise DataError(f"{key} {where} has {error}") from None
 
 
 def _weights_are_there(base: Path, siglip: Path, adapter: Path | None) -> None:
@@ -70,15 +90,22 @@ def _canvas_fits(params: RunParams, base: Path) -> None:
         )  # 2x2 packing included
 
 
+def _lora_has_layers(params: RunParams, base: Path, siglip: Path, adapter: Path | None) -> None:
+    """Raise ParamsError for a target of model.lora that no layer has; no weights are loaded."""
+    from calligrapher.sizing.meta_model import build
+
+    if params.model.lora is not None:
+        build(base, siglip, adapter, lora=params.model.lora.model_dump())
+
+
 def _prompts_fit(params: RunParams, base: Path, lists: dict) -> None:
     from transformers import AutoTokenizer
 
-    from calligrapher.model.conditioning import Encoders
+    from calligrapher.model.conditioning import check_prompts
 
-    pipeline = SimpleNamespace(tokenizer_2=AutoTokenizer.from_pretrained(base / "tokenizer_2"))
-    encoders = Encoders(pipeline, None, None, "", params.model.max_sequence_length)  # type: ignore[arg-type]
+    tokenizer = AutoTokenizer.from_pretrained(base / "tokenizer_2")
     for key, (where, cases) in lists.items():
         try:
-            encoders.check_prompts(cases)
+            check_prompts(tokenizer, cases, params.model.max_sequence_length)
         except DataError as error:
             raise DataError(f"{key} {where}: {error}") from None

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from calligrapher.errors import ArtifactError, ParamsError
-from tasks.artifacts.lineage import PARAMS
-from tasks.artifacts.run_dir import Artifact, RunDir, differences
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.layout import PARAMS
+from tasks.artifacts.provenance import differences
+from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RunParams, load_params
-from tasks.pipeline import artifact_name, descendants, parents, planned, round_of, stage_of
+from tasks.pipeline import STAGES, artifact_name, descendants, parents, planned, reads, stage_of
 from tasks.runs.fork import fork
+from tasks.runs.overrides import refuse_idle
 from tasks.runs.run import Run
 from tasks.stages.reweigh import RecordedScorer, can_reweigh
 
@@ -69,6 +72,8 @@ def prepare_rerun(
     stage = artifact_name(stage, planned(params))
     names = descendants(stage, planned(params)) if downstream else [stage]
     _must_matter(then, params, names)
+    if not downstream and reads(then, stage_of(stage)) == reads(params, stage_of(stage)):
+        refuse_idle(overrides, stage)
     for needed in parents(stage).values():
         artifact = RunDir(parent).load(needed)
         for gone in artifact.pruned():
@@ -96,7 +101,7 @@ def prepare_replay(parent: Path, overrides: list[str], name: str) -> Rerun:
     _must_fit(then, params)
     if not any(override.partition("=")[0].strip() == "rounds" for override in overrides):
         params = _params(parent, [*overrides, f"rounds={len(there)}"])
-    shared = {"rollout"} | {s for s in ("warmup", "score") if params.reads(s) == then.reads(s)}
+    shared = {"rollout"} | {s for s in ("warmup", "score") if reads(params, s) == reads(then, s)}
     names = [n for n in planned(then) if stage_of(n) in shared and (parent / n).is_dir()]
     folder = fork(parent, name, params, overrides, names, kind="replay")
     params = _params(folder.path, [])
@@ -104,57 +109,21 @@ def prepare_replay(parent: Path, overrides: list[str], name: str) -> Rerun:
 
 
 def carry_out(
-    run: Run, rerun: Rerun, build: Callable[[Run, str], Artifact] | None = None
+    run: Run, rerun: Rerun, make: Callable[[Run, str], Artifact] | None = None
 ) -> dict[str, Any]:
-    """Make what `rerun` names, each by `build`; the run's summary, or what became of the one
-    stage."""
-    for name in rerun.names:
-        if stage_of(name) == "rollout" and _is_finished(run, name):
-            break
-        made = (build or build_stage)(run, name)
+    """Make what `rerun` names, each by `make`; return the run's summary, or the one artifact."""
+    artifact = run.make_planned(rerun.names, make)
     if rerun.to_the_end:
-        last = [n for n in planned(run.params) if stage_of(n) == "update" and run.has(n)][-1]
-        return asdict(run.summarise(run.folder.load(last)))
-    return {"artifact": str(made.path), "digest": made.digest, "meta": made.meta}
-
-
-def build_stage(run: Run, name: str) -> Artifact:
-    """Make the artifact `name` of `run` from those that it is made from, or find it made."""
-    made = {key: run.folder.load(parent) for key, parent in parents(name).items()}
-    round = round_of(name)
-    match stage_of(name):
-        case "warmup":
-            return run.warmup()
-        case "rollout":
-            return run.rollout(round, made["old"])
-        case "score":
-            return run.score(round, made["rollout"])
-        case "advantage":
-            return run.advantage(round, made["scores"])
-        case "update":
-            names = ("previous", "start", "old", "rollout", "advantages")
-            return run.update(round, *(made[key] for key in names))
-        case "refresh":
-            return run.refresh(round, made["old"], made["updated"])
-        case "evaluate":
-            return run.evaluate(0 if round is None else round + 1, made["checkpoint"])
-    raise AssertionError(name)
+        return asdict(run.summarise(run.newest_update()))
+    return {"artifact": str(artifact.path), "digest": artifact.digest, "meta": artifact.meta}
 
 
 def _params(run_folder: Path, overrides: list[str]) -> RunParams:
     return load_params(run_folder / PARAMS, overrides)
 
 
-def _is_finished(run: Run, rollout: str) -> bool:
-    """Whether `update.max_train_steps` was reached in the round before that of `rollout`."""
-    old = parents(rollout)["old"]
-    before = old.replace("refresh", "update")
-    return run.has(before) and run.finished(run.folder.load(before))
-
-
 def _must_matter(then: RunParams, now: RunParams, names: list[str]) -> None:
-    stages = ("warmup", "rollout", "score", "advantage", "update", "refresh", "evaluate")
-    changed = {s for s in stages if then.reads(s) != now.reads(s)}
+    changed = {stage for stage in STAGES if reads(then, stage) != reads(now, stage)}
     made = {stage_of(name) for name in names}
     if changed and not changed & made:
         raise ParamsError(
@@ -169,7 +138,7 @@ def _must_fit(then: RunParams, now: RunParams) -> None:
     free = _FREE_IN_REPLAY + (("algorithm", "grpo") if now.nft is not None else ())
     lines = [
         line
-        for line in differences(then.reads("rollout"), now.reads("rollout"))
+        for line in differences(reads(then, "rollout"), reads(now, "rollout"))
         if not line.startswith(free)
     ]
     if lines:

@@ -8,14 +8,15 @@ import torch
 from calligrapher.errors import RewardError
 from calligrapher.rl.advantage import group_advantages, kept, zero_spread
 from calligrapher.tables.parquet import read_table, write_advantages
-from tasks.artifacts.run_dir import Artifact
+from tasks.artifacts.artifact import Artifact
 from tasks.params.run_params import RunParams
 
-VERSION = 1
-FILE = "advantages.parquet"
+ADVANTAGES_FILE = "advantages.parquet"
 
 
-def advantage(params: RunParams, scores: Artifact, out: Path) -> dict[str, Any]:
+def advantage(
+    params: RunParams, round_index: int, out: Path, *, scores: Artifact
+) -> dict[str, Any]:
     """Write one advantage per scored image; unscored ones, and groups they leave too small, are not
     kept.
 
@@ -52,7 +53,7 @@ def advantage(params: RunParams, scores: Artifact, out: Path) -> dict[str, Any]:
         return [v if w else None for v, w in pairs]
 
     write_advantages(
-        out / FILE,
+        out / ADVANTAGES_FILE,
         {
             "sample_id": ids,
             "reward": given,

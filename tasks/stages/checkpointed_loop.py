@@ -11,13 +11,13 @@ import numpy as np
 
 from calligrapher.durable import fsync_path
 from calligrapher.rl.train_loop import Loop, Plan
-from tasks.artifacts.run_dir import INNER
+from tasks.artifacts.layout import INNER
 from tasks.progress import Progress
 
-METRICS = "metrics.jsonl"
+STEP_METRICS_FILE = "metrics.jsonl"
 
 
-def run_saved(
+def run_with_checkpoints(
     loop: Loop,
     rows: Any,
     plan: Plan,
@@ -38,7 +38,9 @@ def run_saved(
     saved = sorted(inner.glob("step-*")) if inner.exists() else []
     if saved:
         loop.state.load(loop.policy, saved[-1])
-        history = [json.loads(line) for line in (saved[-1] / METRICS).read_text().splitlines()]
+        history = [
+            json.loads(line) for line in (saved[-1] / STEP_METRICS_FILE).read_text().splitlines()
+        ]
         bar.advance(len(history))
 
     def on_step(metrics: dict[str, float]) -> None:
@@ -76,4 +78,4 @@ def _save(loop: Loop, history: list[dict[str, float]], inner: Path) -> None:
 
 
 def _write_history(history: list[dict[str, float]], folder: Path) -> None:
-    (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in history))
+    (folder / STEP_METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in history))

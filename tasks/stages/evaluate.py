@@ -4,65 +4,102 @@ import json
 from pathlib import Path
 from typing import Any
 
-from calligrapher.data.dataset import Case
+from calligrapher.data.case import Case
 from calligrapher.model.loading import pictures
 from calligrapher.model.policy import Weights
+from calligrapher.rl.train_loop import EMA, TRAINED
 from calligrapher.sampling.sampler import sample_seed
 from calligrapher.tables.parquet import encode_png, write_scores, write_shard
-from tasks.pictures.grids import image_grid
-from tasks.resources.resources import Bench
-from tasks.stages.rollout import sample_batches, table_columns
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.layout import WARMUP
+from tasks.pictures.grids import image_grid, reward_label
+from tasks.resources.resources import Resources
+from tasks.stages.sampling import rows_of, sample_batches, table_columns
 from tasks.stages.statistics import group_means, means_with_intervals
 
-VERSION = 1
-GRID, IMAGES, SCORES, METRICS = "grid.png", "images.parquet", "scores.parquet", "metrics.json"
+GRID, IMAGES, SCORES, EVALUATION_FILE = (
+    "grid.png",
+    "images.parquet",
+    "scores.parquet",
+    "metrics.json",
+)
 
 
 def evaluate(
-    bench: Bench, round: int, weights: Weights, policy_digest: str, num_cases: int, out: Path
+    resources: Resources,
+    round_index: int | None,
+    out: Path,
+    *,
+    checkpoint: Artifact,
+    num_cases: int,
 ) -> dict[str, Any]:
-    """Sample and score the first `num_cases` held-out cases.
+    """Sample and score the first `num_cases` held-out cases under a checkpoint.
+
+    Its moving average counts where there is one, else the trained weights. Files and meta as in
+    `evaluate_weights`.
+    """
+    averaged = resources.params.ema.use_ema and checkpoint.stage != WARMUP
+    weights = resources.weights(checkpoint.file(EMA if averaged else TRAINED))
+    shown_round = 0 if round_index is None else round_index + 1
+    return evaluate_weights(
+        resources,
+        weights,
+        out,
+        policy_digest=checkpoint.digest,
+        round_index=shown_round,
+        num_cases=num_cases,
+    )
+
+
+def evaluate_weights(
+    resources: Resources,
+    weights: Weights,
+    out: Path,
+    *,
+    policy_digest: str,
+    round_index: int,
+    num_cases: int,
+) -> dict[str, Any]:
+    """Sample and score the first `num_cases` held-out cases under `weights`.
 
     The noise depends on `evaluate.seed`, the case and the member alone, so rounds and runs compare
     picture by picture. Files: `images.parquet`, `scores.parquet`, `grid.png` (the first
-    `grid_cases`), `metrics.json`. Meta: the metrics; a mean without a scored image is absent, never
-    0.
+    `grid_cases`), `metrics.json`. Meta: the metrics; a mean without a scored image is absent,
+    never 0.
     """
-    settings = bench.params.evaluate
+    settings = resources.params.evaluate
     group = settings.num_images_per_case
-    cases = bench.evaluation_cases[:num_cases]
-    rows = [(g, case, m) for g, case in enumerate(cases) for m in range(group)]
-    seeds = [sample_seed(settings.seed, 0, case.case_id, member) for _, case, member in rows]
-    drawn = [case for _, case, _ in rows]
-    with bench.progress("evaluate", total=len(rows), unit="img") as bar:
-        sampled = sample_batches(bench, drawn, seeds, weights)
-        images = [
-            p for s in sampled for p in pictures(bench.model, s.x0, bench.conditioning.canvas)
-        ]
+    rows = rows_of(resources.cases.evaluation[:num_cases], group)
+    seeds = [sample_seed(settings.seed, 0, row.case.case_id, row.member) for row in rows]
+    cases = [row.case for row in rows]
+    canvas = resources.conditioning.canvas
+    with resources.progress("evaluate", total=len(rows), unit="img") as bar:
+        sampled = sample_batches(resources, cases, seeds, weights)
+        images = [picture for s in sampled for picture in pictures(resources.model, s.x0, canvas)]
         pngs = [encode_png(image) for image in images]
-        scored = bench.scorer.score(pngs, drawn)
+        scored = resources.scorer.score(pngs, cases)
         bar.advance(len(rows))
-    columns = table_columns(bench, round, rows, seeds, policy_digest)
+    columns = table_columns(resources, round_index, rows, seeds, policy_digest)
     write_shard(out / IMAGES, columns, pngs, {})
     write_scores(
         out / SCORES,
-        {"sample_id": columns["sample_id"]} | {k: [row[k] for row in scored] for k in scored[0]},
+        {"sample_id": columns["sample_id"]}
+        | {key: [row[key] for row in scored] for key in scored[0]},
     )
     firsts = range(0, settings.grid_cases * group, group)
     grid = image_grid(
-        [images[i] for i in firsts], [caption(drawn[i], scored[i]) for i in firsts], columns=4
+        [images[i] for i in firsts], [caption(cases[i], scored[i]) for i in firsts], columns=4
     )
     grid.save(out / GRID)
     metrics = summarise(scored, group)
-    (out / METRICS).write_text(json.dumps(metrics, indent=1) + "\n")
+    (out / EVALUATION_FILE).write_text(json.dumps(metrics, indent=1) + "\n")
     return metrics
 
 
 def caption(case: Case, row: dict[str, Any]) -> str:
     """What was asked for, what was read, and the reward."""
     read = "?" if row["ocr_text"] is None else row["ocr_text"] or "(nothing)"
-    reward = "unscored" if row["reward"] is None else f"{row['reward']:.2f}"
-    return f"{case.text} · {read} · {reward}"
+    return f"{case.text} · {read} · {reward_label(row['reward'])}"
 
 
 def summarise(scored: list[dict[str, Any]], group: int) -> dict[str, Any]:

@@ -4,18 +4,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from calligrapher.durable import save_tensors
 from calligrapher.rl.ema import lerp_, old_policy_decay
 from calligrapher.rl.train_loop import STATE, TRAINED
-from tasks.artifacts.run_dir import Artifact
+from tasks.artifacts.artifact import Artifact
 from tasks.params.run_params import RunParams
 
-VERSION = 1
 OLD = "old.safetensors"
 
 
-def refresh(params: RunParams, old: Path, updated: Artifact, out: Path) -> dict[str, Any]:
+def old_weights(old: Artifact) -> Path:
+    """Return the file of the old policy: a refresh's own, or the weights of the warm-up."""
+    return old.file(OLD if OLD in old.files else TRAINED)
+
+
+def refresh(
+    params: RunParams, round_index: int, out: Path, *, old: Artifact, updated: Artifact
+) -> dict[str, Any]:
     """Write `old <- d old + (1 - d) trained`, with d from the optimizer step count
     (`nft.old_policy`).
 
@@ -24,7 +31,7 @@ def refresh(params: RunParams, old: Path, updated: Artifact, out: Path) -> dict[
     """
     step = json.loads(updated.file(STATE).read_text())["step"]
     decay = old_policy_decay(params.nft.old_policy, step) if params.nft is not None else 0.0
-    weights = load_file(old)
+    weights = load_file(old_weights(old))
     lerp_(weights, load_file(updated.file(TRAINED)), decay)
-    save_file(weights, out / OLD)
+    save_tensors(weights, out / OLD)
     return {"old_decay": decay}

@@ -8,13 +8,14 @@ from typing import Any
 
 from calligrapher.errors import RewardError
 from calligrapher.tables.parquet import read_table, write_scores
-from tasks.artifacts.run_dir import Artifact
+from reward_server.components import WEIGHT_OF
+from tasks.artifacts.artifact import Artifact
 from tasks.params.run_params import RewardParams
-from tasks.resources.rewards import COMPONENTS, reward_of
+from tasks.resources.rewards import reward_of
 
 _REASON = re.compile(
-    rf"(?:^|; )({'|'.join(COMPONENTS.values())}): (.*?)(?=;"
-    rf" (?:{'|'.join(COMPONENTS.values())}): |$)"
+    rf"(?:^|; )({'|'.join(WEIGHT_OF)}): (.*?)(?=;"
+    rf" (?:{'|'.join(WEIGHT_OF)}): |$)"
 )
 
 
@@ -62,8 +63,8 @@ def _rows(table: dict[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 def _row_suffices(row: dict[str, Any], params: RewardParams) -> bool:
-    needed = [c for weight, c in COMPONENTS.items() if getattr(params, weight) > 0]
-    return all(row[c] is not None or c in _errors(row) for c in needed)
+    # A component that was measured by nobody yet when the table was written has no column.
+    return all(row.get(c) is not None or c in _errors(row) for c in params.weights)
 
 
 def _errors(row: dict[str, Any]) -> dict[str, str]:

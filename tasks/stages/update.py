@@ -10,46 +10,49 @@ from calligrapher.rl.rows import Rows, grpo, nft
 from calligrapher.rl.train_loop import TRAINED, Loop, Plan, TrainState, new_state
 from calligrapher.sampling.sampler import Window
 from calligrapher.tables.parquet import read_shard, read_table
-from tasks.artifacts.run_dir import Artifact
-from tasks.resources.resources import Bench
-from tasks.stages.advantage import FILE as ADVANTAGES
-from tasks.stages.checkpointed_loop import run_saved
-
-VERSION = 1
+from tasks.artifacts.artifact import Artifact
+from tasks.resources.resources import Resources
+from tasks.stages.advantage import ADVANTAGES_FILE
+from tasks.stages.checkpointed_loop import run_with_checkpoints
+from tasks.stages.refresh import old_weights
 
 
 def update(
-    bench: Bench,
-    round: int,
+    resources: Resources,
+    round_index: int,
+    out: Path,
     *,
     previous: Artifact,
-    warmup: Artifact,
-    old: Path,
+    start: Artifact,
+    old: Artifact,
     rollout: Artifact,
     advantages: Artifact,
-    out: Path,
 ) -> dict[str, Any]:
     """Optimise for `num_inner_epochs` passes over the kept images.
 
-    `previous` is the last update, or the warm-up in round 0; the optimizer starts anew after the
-    warm-up. `old` holds the weights that sampled; the reference is the warm-up's. Neither is in
-    memory where the loss does not ask for it: GRPO has no use for `old`, and `kl_coef` 0 none for
-    the reference. Files as in `warmup`. Meta: means.
+    previous: the last update, or the warm-up in round 0; the optimizer starts anew after the
+    warm-up. old: the policy that sampled. start: the warm-up, whose weights are the reference.
+    Neither is in memory where the loss does not ask for it: GRPO has no use for `old`, and
+    `kl_coef` 0 none for the reference. Files as in `warmup`. Meta: means.
     """
-    params = bench.params
-    policy = bench.model.policy
-    start = warmup.file(TRAINED)
+    params = resources.params
+    policy = resources.model.policy
     anchored = (params.nft or params.grpo).kl_coef > 0
-    bench.let_go_of_weights(but=[old] * (params.nft is not None) + [start] * anchored)
-    state = _state(bench, previous, first=previous.digest == warmup.digest)
-    rows = training_rows(bench, rollout, advantages)
-    old_weights = bench.weights(old) if params.nft is not None else None
-    reference = bench.weights(start) if anchored else None
+    old_file, start_file = old_weights(old), start.file(TRAINED)
+    # The same bytes are the same policy: one forward then serves as old and as reference.
+    if old.files[old_file.name].sha256 == start.files[TRAINED].sha256:
+        old_file = start_file
+    needed = [old_file] if params.nft is not None else []
+    resources.evict_weights(but=[*needed, start_file] if anchored else needed)
+    state = _state(resources, previous, first=previous.digest == start.digest)
+    rows = training_rows(resources, rollout, advantages)
+    old_policy = resources.weights(old_file) if params.nft is not None else None
+    reference = resources.weights(start_file) if anchored else None
     num_steps = params.rollout.num_inference_steps
 
     def objective(batch: Rows, generator: torch.Generator):
         if params.nft is not None:
-            return nft(policy, batch, generator, params.nft, num_steps, old_weights, reference)
+            return nft(policy, batch, generator, params.nft, num_steps, old_policy, reference)
         return grpo(policy, batch, generator, params.grpo, num_steps, reference)
 
     settings = params.update
@@ -58,7 +61,7 @@ def update(
         settings.batch_size,
         settings.gradient_accumulation_steps,
         settings.num_inner_epochs,
-        f"{params.seed}/update/{round}",
+        f"{params.seed}/update/{round_index}",
     )
     loop = Loop(
         policy,
@@ -69,8 +72,10 @@ def update(
         ema_max_decay=params.ema_decay,
         ema_interval=params.ema.update_interval,
     )
-    with bench.progress(f"round {round} update", total=len(plan.steps()), unit="step") as bar:
-        return run_saved(
+    with resources.progress(
+        f"round {round_index} update", total=len(plan.steps()), unit="step"
+    ) as bar:
+        return run_with_checkpoints(
             loop,
             rows.pick,
             plan,
@@ -81,53 +86,53 @@ def update(
         )
 
 
-def _state(bench: Bench, previous: Artifact, *, first: bool) -> TrainState:
-    settings = bench.params.update
-    policy = bench.model.policy
-    bench.load_trained(previous)
+def _state(resources: Resources, previous: Artifact, *, first: bool) -> TrainState:
+    settings = resources.params.update
+    policy = resources.model.policy
+    resources.load_trained(previous)
     state = new_state(
         policy,
         betas=settings.betas,
         epsilon=settings.adam_epsilon,
         weight_decay=settings.weight_decay,
         use_8bit=settings.use_8bit_adam,
-        ema=bench.params.ema.use_ema,
+        ema=resources.params.ema.use_ema,
     )
     if not first:
         state.load(policy, previous.path)
     return state
 
 
-def training_rows(bench: Bench, rollout: Artifact, advantages: Artifact) -> Rows:
+def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact) -> Rows:
     """The kept images of a round as training rows, in the order of the rollout."""
-    table = read_table(advantages.file(ADVANTAGES), ["sample_id", "advantage", "kept"])
+    table = read_table(advantages.file(ADVANTAGES_FILE), ["sample_id", "advantage", "kept"])
     names = ["sample_id", "case_id", "group_id", "x0"]
-    if bench.params.grpo is not None:
+    if resources.params.grpo is not None:
         names += ["trajectory", "log_prob", "window_sigmas"] + [
             "mean_old"
-        ] * bench.params.grpo.guard
+        ] * resources.params.grpo.guard
     shards = [read_shard(rollout.file(name), names) for name in sorted(rollout.files)]
     ids = [i for shard in shards for i in shard["sample_id"]]
     assert ids == table["sample_id"], (
         "rollout and advantages must hold the same images in the same order"
     )
     keep = [i for i, k in enumerate(table["kept"]) if k]
-    device = bench.model.device
+    device = resources.model.device
 
     def tensor(name: str) -> torch.Tensor:
         return torch.cat([shard[name] for shard in shards])[keep].to(device)
 
-    cases = {case.case_id: case for case in bench.train_cases}
+    cases = {case.case_id: case for case in resources.cases.train}
     case_ids = [i for shard in shards for i in shard["case_id"]]
     group_ids = [i for shard in shards for i in shard["group_id"]]
     window = None
-    if bench.params.grpo is not None:
+    if resources.params.grpo is not None:
         trajectory = tensor("trajectory")
-        mean = tensor("mean_old") if bench.params.grpo.guard else trajectory[:, 1:]
+        mean = tensor("mean_old") if resources.params.grpo.guard else trajectory[:, 1:]
         window = Window(trajectory, tensor("log_prob"), mean, tensor("window_sigmas"))
     return Rows(
         x0=tensor("x0"),
-        conditioning=bench.conditioning.batch([cases[case_ids[i]] for i in keep]),
+        conditioning=resources.conditioning.batch([cases[case_ids[i]] for i in keep]),
         advantages=torch.tensor([table["advantage"][i] for i in keep], device=device),
         groups=torch.tensor([group_ids[i] for i in keep]),
         window=window,

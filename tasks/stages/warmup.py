@@ -8,26 +8,24 @@ import torch
 
 from calligrapher.rl.rows import Rows, supervised
 from calligrapher.rl.train_loop import Loop, Plan, new_state, seeded
-from tasks.resources.resources import Bench
-from tasks.stages.checkpointed_loop import run_saved
-
-VERSION = 1
+from tasks.resources.resources import Resources
+from tasks.stages.checkpointed_loop import run_with_checkpoints
 
 
-def warmup(bench: Bench, out: Path) -> dict[str, Any]:
+def warmup(resources: Resources, round_index: None, out: Path) -> dict[str, Any]:
     """Train `warmup.steps` steps on the cases' targets; 0 steps leave the weights as they are
     given.
 
     Files: `trained.safetensors`, `ema.safetensors`, `optimizer.safetensors`, `state.json`,
     `metrics.jsonl`.
     """
-    params = bench.params
+    params = resources.params
     settings = params.warmup
-    policy = bench.fresh_model().policy
+    policy = resources.initial_model().policy
     state = new_state(
         policy, weight_decay=settings.weight_decay, use_8bit=settings.use_8bit_adam, ema=False
     )
-    cases = bench.train_cases
+    cases = resources.cases.train
     per_step = settings.batch_size * settings.gradient_accumulation_steps
     steps_per_pass = math.ceil(len(cases) / per_step)
     passes = math.ceil(settings.steps / steps_per_pass)
@@ -43,14 +41,14 @@ def warmup(bench: Bench, out: Path) -> dict[str, Any]:
 
     def rows(index: list[int]) -> Rows:
         picked = [cases[order[i]] for i in index]
-        x0 = bench.conditioning.targets(picked)
-        return Rows(x0, bench.conditioning.batch(picked), torch.zeros(len(picked)))
+        x0 = resources.conditioning.targets(picked, reconstruct=params.data.reconstruct)
+        return Rows(x0, resources.conditioning.batch(picked), torch.zeros(len(picked)))
 
     def objective(batch: Rows, generator: torch.Generator):
         return supervised(policy, batch, generator, settings.style_dropout)
 
     loop = Loop(policy, state, settings, objective, total_steps=settings.steps)
-    with bench.progress("warmup", total=settings.steps, unit="step") as bar:
-        return run_saved(
+    with resources.progress("warmup", total=settings.steps, unit="step") as bar:
+        return run_with_checkpoints(
             loop, rows, plan, out, every=settings.checkpointing_steps, bar=bar, limit=settings.steps
         )

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from calligrapher.errors import ArtifactError
-from tasks.artifacts.lineage import PARAMS
+from tasks.artifacts.layout import PARAMS
 from tasks.tracking.models import TrackedRun, model_path
 from tasks.tracking.pointer import POINTER_FILE, read_pointer
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from calligrapher.errors import CalligrapherError
 from tasks.artifacts.digests import code_version
+from tasks.artifacts.layout import RunsDir
 from tasks.tracking.journal import METRICS_FILE, REPORT, Entry, Journal, run_journals
 from tasks.tracking.mlflow_setup import follow_moved_folder, one_at_a_time, prepare_mlflow
 from tasks.tracking.models import ensure_model
@@ -38,7 +39,7 @@ def sync(run_dir: str | Path, uri: str | None = None) -> str:
             f"{run_dir} must be the folder of a run. It holds no {METRICS_FILE}."
         )
     pointer = read_pointer(run_dir)
-    target = uri or pointer.get("uri") or f"sqlite:///{run_dir.parent / 'mlflow.db'}"
+    target = uri or pointer.get("uri") or f"sqlite:///{RunsDir(run_dir.parent).mlflow_database}"
     write_pointer(run_dir, target, pointer.get("experiment") or "calligrapher-rl")
     problems: list[str] = []
     try:

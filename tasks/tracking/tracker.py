@@ -26,6 +26,7 @@ from typing import Any, ParamSpec, Self
 from PIL import Image
 
 from calligrapher.durable import atomic_path
+from tasks.artifacts.layout import RunsDir
 from tasks.params.run_params import RunParams
 from tasks.tracking import mirror as mlflow_mirror
 from tasks.tracking.journal import METRICS_FILE, REPORT, Entry, Journal, run_journals
@@ -77,7 +78,7 @@ class Tracker:
         self._event({"kind": "params", "params": dict(_flat(params.resolved()))})
         self._event({"kind": "tags", "tags": {"algorithm": params.algorithm, **tags}})
         if params.tracking.enabled:
-            database = self.run_dir.parent / "mlflow.db"
+            database = RunsDir(self.run_dir.parent).mlflow_database
             uri = params.tracking.uri or f"sqlite:///{database}"
             write_pointer(self.run_dir, uri, params.tracking.experiment)
             self._thread = threading.Thread(target=self._mirror, name="tracking", daemon=True)

@@ -1,5 +1,4 @@
-"""Finds trained weights: a file, or what a run's artifact, folder, name or MLflow URI stands
-for."""
+"""Finds trained weights: a file, or what a run's or artifact's folder, name or URI stands for."""
 
 import json
 from dataclasses import dataclass
@@ -10,15 +9,13 @@ from safetensors import safe_open
 
 from calligrapher.errors import ArtifactError, CheckpointError
 from calligrapher.rl.train_loop import EMA, STATE, TRAINED
-from calligrapher.tiny.pack import DATA
-from tasks.artifacts.artifact import MANIFEST
+from calligrapher.tiny.pack import DATA, TINY
+from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.digests import file_sha256
-from tasks.artifacts.layout import round_number
-from tasks.artifacts.lineage import PARAMS
-from tasks.artifacts.run_dir import Artifact, RunDir
+from tasks.artifacts.layout import MANIFEST, PARAMS, WARMUP, newest_update
+from tasks.artifacts.run_dir import RunDir
 from tasks.tracking.locate import locate
 
-TINY = "tiny"  # the word for the embedded model
 SUFFIXES = (".bin", ".safetensors")
 FILES = {"trained": TRAINED, "ema": EMA}
 
@@ -49,7 +46,7 @@ class Checkpoint:
 
 
 def find_checkpoint(text: str, runs_dir: Path, weights: str | None = None) -> Checkpoint | Path:
-    """The weights that `text` names: a Path for a file that is no artifact's.
+    """Return the weights that `text` names: a Path for a file that is no artifact's.
 
     A run stands for its newest update. `weights` is `ema`, `trained`, or None: ema where there is
     one. Raises ArtifactError when there is no such run, and when the weights are damaged or were
@@ -60,8 +57,15 @@ def find_checkpoint(text: str, runs_dir: Path, weights: str | None = None) -> Ch
     is_uri = text.startswith(("file:", "runs:"))
     if file and not is_uri and not (path.parent / MANIFEST).is_file():
         return path
-    run, name = locate(text, runs_dir)
-    artifact = RunDir(run).load(name or _newest(run))
+    try:
+        run, name = locate(text, runs_dir)
+    except ArtifactError as error:
+        if is_uri or text.startswith("models:"):
+            raise
+        raise ArtifactError(
+            f"There is no weights file ({' or '.join(SUFFIXES)}) of this name, and {error}"
+        ) from None
+    artifact = RunDir(run).load(name or newest_update(run) or WARMUP)
     files = [file] if file else [FILES[weights]] if weights else [EMA, TRAINED]
     if not set(files) <= set(FILES.values()):
         raise CheckpointError(f"{text} must be an artifact's {TRAINED} or {EMA}.")
@@ -86,9 +90,9 @@ def base_folder(text: str) -> Path:
     return DATA / "flux-fill" if text == TINY else Path(text)
 
 
-def _newest(run: Path) -> str:
-    rounds = [path.parent.parent.name for path in run.glob(f"round-*/update/{MANIFEST}")]
-    return f"{max(rounds, key=round_number)}/update" if rounds else "warmup"
+def siglip_folder(text: str | None) -> Path:
+    """The folder that `model.siglip` names; the embedded model has its own."""
+    return DATA / "siglip" if text in (None, TINY) else Path(text)
 
 
 def _is_empty(path: Path) -> bool:

@@ -1,15 +1,14 @@
 """Writes any readable weights as one of the formats that other programs know."""
 
+import logging
 from pathlib import Path
 from typing import Literal
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
-from calligrapher.errors import CheckpointError, ParamsError
+from calligrapher.errors import ParamsError
 from calligrapher.model.adapter_files import (
-    ADAPTER,
     TRANSFORMER,
     adapter_state,
     blocks_and_width,
@@ -19,21 +18,20 @@ from calligrapher.model.adapter_files import (
 )
 from calligrapher.model.export import (
     LORA_FILE,
-    Empty,
     Pairs,
     cast,
+    check_finite,
     check_layers,
     lora_pairs,
-    own_adapter,
     scratch,
-    with_lora,
     write_lora,
     write_merged_transformer,
 )
-from calligrapher.tiny.pack import DATA
 from tasks.artifacts.disk import room_for
-from tasks.artifacts.run_dir import RunDir, fingerprint, path_digest
-from tasks.weights.checkpoints import SUFFIXES, TINY, Checkpoint, base_folder, find_checkpoint
+from tasks.weights.checkpoints import SUFFIXES, Checkpoint, base_folder, find_checkpoint
+from tasks.weights.model_files import whole_adapter
+
+logger = logging.getLogger(__name__)
 
 WRITERS = {"ip-adapter": write_ip_adapter_bin, "calligrapher": write_calligrapher_bin}
 NAMES = [f"{stem}{suffix}" for stem in WRITERS for suffix in (".bin", ".safetensors")]
@@ -50,8 +48,7 @@ def convert(
     force: bool = False,
     runs_dir: Path = Path("runs"),
 ) -> list[Path]:
-    """Write the weights `source` as `target`, whose name is the format; returns all that was
-    written.
+    """Write the weights `source` as `target`, whose name is the format; returns all the files.
 
     `lora` says what becomes of the transformer's LoRA (None: separate, where there is one), `base`
     whose transformer it is merged into. Nothing is written, and nothing replaced, unless everything
@@ -68,6 +65,7 @@ def convert(
         raise ParamsError(
             f"--base is the transformer that --lora merged adds to. Got {base} without it."
         )
+    check_finite(trained, source)
     out = _target(target, found)
     beside = {"merged": "transformer", "separate": LORA_FILE}[lora or "separate"]
     written = [out, out.with_name(beside)] if pairs else [out]
@@ -77,14 +75,23 @@ def convert(
     with room_for(" and ".join(map(str, written)), out.parent):
         with scratch(out.parent) as empty:
             state = (
-                adapter_state(found) if isinstance(found, Path) else _adapter(found, trained, empty)
+                adapter_state(found)
+                if isinstance(found, Path)
+                else whole_adapter(found, trained, empty)
             )
             fitting_adapter(state, *blocks_and_width(state), Path(source))
+            check_finite(state, source)
             WRITERS[out.stem](cast(state, dtype, empty) if dtype else state, out)
         if transformer:
             write_merged_transformer(transformer, pairs, found.lora_scale, written[1])
         elif pairs:
             write_lora(pairs, found.lora_scale, dtype, written[1])
+    if pairs and lora is None:
+        logger.warning(
+            "%s holds no LoRA of the transformer: whoever loads it must load %s as well. --lora"
+            " merged writes a whole transformer instead.",
+            *written,
+        )
     return written
 
 
@@ -112,8 +119,7 @@ def _refuse_existing(paths: list[Path], force: bool) -> None:
 
 
 def _transformer(found: Checkpoint, base: Path | None, pairs: Pairs, out: Path) -> Path:
-    """The folder of the transformer that the LoRA is merged into; its layers fit, and it is not
-    `out`."""
+    """Return the folder of the transformer to merge LoRA into: it fits and is not `out`."""
     folder = (base or base_folder(found.model["base"])) / "transformer"
     check_layers(folder, pairs)
     if folder.resolve() == out.resolve():
@@ -121,57 +127,3 @@ def _transformer(found: Checkpoint, base: Path | None, pairs: Pairs, out: Path) 
             f"{folder} must stay as it is: it is the base. Name a target in another folder."
         )
     return folder
-
-
-def adapter_file(text: str, runs_dir: Path) -> Path:
-    """The file that `model.initial_adapter` names; whether it is there and fits shows when it is
-    read.
-
-    LoRA that a run trained on its adapter is added first: the sum is kept in
-    `runs_dir/data/adapters`.
-    """
-    if text == TINY:
-        return DATA / "calligrapher.bin"
-    found = find_checkpoint(text, runs_dir)
-    if isinstance(found, Path):
-        return found
-    trained = load_file(found.path)
-    if own_adapter(trained) and not lora_pairs(trained, ADAPTER):
-        return found.path
-    made_from = {"weights": found.artifact.digest, "model": _began(found)}
-    key = fingerprint("adapter", 1, found.artifact.params["model"], made_from, file=found.path.name)
-    out = runs_dir / "data" / "adapters" / f"{key}.safetensors"
-    if not out.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with scratch(out.parent) as empty:
-            write_calligrapher_bin(_adapter(found, trained, empty), out)
-    return out
-
-
-def _began(found: Checkpoint) -> str:
-    """Digest of the model that the run began with."""
-    return RunDir(found.run).load("warmup").inputs["model"]
-
-
-def _adapter(found: Checkpoint, trained: dict[str, Tensor], empty: Empty) -> dict[str, Tensor]:
-    """The whole adapter of a checkpoint: what was trained, over what the run began with."""
-    own, pairs = own_adapter(trained), lora_pairs(trained, ADAPTER)
-    if own and not pairs:
-        return own
-    initial = found.model["initial_adapter"]
-    if initial is None:
-        raise CheckpointError(
-            f"{found.path} must hold a whole adapter, or its run must name model.initial_adapter."
-            " It is null."
-        )
-    file = adapter_file(initial, found.run.parent)
-    if not _began(found).endswith(f"+{path_digest(file)}"):
-        raise CheckpointError(
-            f"{file} must be the adapter that the run {found.run} began with. It has changed."
-        )
-    whole = adapter_state(file) | own
-    return (
-        with_lora(cast(whole, torch.float32, empty), pairs, found.lora_scale, empty)
-        if pairs
-        else whole
-    )

@@ -4,43 +4,43 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from flows import bench, stages
-from tasks.artifacts.run_dir import RunDir
+from tasks.launch.calls import StageCall
+from tasks.launch.in_process import InProcess
 from tasks.tracking.tracker import Tracker
 
 
 class FakeRun:
     """A run whose stages sleep: 0.2 s of work and 0.05 s of the artifact's own a stage."""
 
-    def __init__(self, folder):
-        self.folder, self.reads = RunDir(folder), SimpleNamespace(scored_by={})
+    sources = {"scored_by": lambda: {}}  # noqa: RUF012
 
-    def stage(self, name):
-        return self.folder.ensure(name, lambda out: time.sleep(0.2) or os.fsync(7))
+    def make(self, name):
+        time.sleep(0.05)  # hashing, fsync
+        return InProcess(None).run(StageCall(name, {}), Path())
 
 
 @pytest.fixture
-def sleeping_run(tmp_path, monkeypatch):
-    def ensured(self, name, build):
-        time.sleep(0.05)  # hashing, fsync
-        return build(tmp_path)
+def sleeping_run(monkeypatch):
+    def run(self, call, out):
+        time.sleep(0.2)
+        os.fsync(7)
 
     def train(params, overrides, run, runs_dir):
-        mine = FakeRun(Path(runs_dir) / run)
-        stages.warmup(mine)
-        mine.stage("round-0000/rollout")
+        training = FakeRun()
+        stages.warmup(training)
+        training.make("round-0000/rollout")
         Tracker.close(None)
 
     monkeypatch.setattr(os, "fsync", lambda descriptor: time.sleep(0.1))
-    monkeypatch.setattr(RunDir, "ensure", ensured)
+    monkeypatch.setattr(InProcess, "run", run)
     monkeypatch.setattr(Tracker, "close", lambda self: time.sleep(0.15))
-    monkeypatch.setattr(stages, "warmup", lambda run: run.stage("warmup"))
+    monkeypatch.setattr(stages, "warmup", lambda training: training.make("warmup"))
     monkeypatch.setattr(bench, "rl_train", train)
-    return ensured
+    return run
 
 
 def test_orchestration_is_what_lies_between_the_stages_own_work_and_what_they_wait_for_the_disk(
@@ -52,7 +52,7 @@ def test_orchestration_is_what_lies_between_the_stages_own_work_and_what_they_wa
     assert cost.syncing == pytest.approx(0.1, abs=0.02)
     assert cost.closing == pytest.approx(0.15, abs=0.03)
     assert cost.orchestration == pytest.approx(0.15, abs=0.05)
-    assert RunDir.ensure is sleeping_run, "what was measured with is gone"
+    assert InProcess.run is sleeping_run, "what was measured with is gone"
 
 
 def test_mlflow_can_be_made_to_be_down_full_or_never_to_answer():

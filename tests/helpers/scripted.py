@@ -4,15 +4,16 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from reward_server.client import FIELDS
+from reward_server.client.failover import FINGERPRINT_HEADER
+from reward_server.components import NAMES
 
 
 def scored(body: dict) -> dict:
     """What a good server answers: the text back, one number."""
     results = []
     for item in body["items"]:
-        score = dict.fromkeys(FIELDS) | {"ocr_text": item["text"], "ocr_accuracy": 0.5}
-        errors = {field: "not here" for field in FIELDS if score[field] is None}
+        score = dict.fromkeys(NAMES) | {"ocr_text": item["text"], "ocr_accuracy": 0.5}
+        errors = {field: "not here" for field in NAMES if score[field] is None}
         results.append(
             {"score": {**score, "errors": errors, "reward_model_disabled": False}, "error": None}
         )
@@ -20,9 +21,14 @@ def scored(body: dict) -> dict:
 
 
 class Script:
-    """Replies what `answer(number, body)` gives: (status, headers, content), or None to hang up."""
+    """Replies what `answer(number, body)` gives: (status, headers, content), or None to hang up.
 
-    def __init__(self, answer=lambda number, body: (200, {}, scored(body))):
+    A GET is answered with `info_status` and `info`; every answer names the setup `fingerprint`.
+    """
+
+    def __init__(self, answer=lambda number, body: (200, {}, scored(body)), fingerprint="one"):
+        self.fingerprint, self.info = fingerprint, {"scorers": {"ocr": {"engine": "scripted"}}}
+        self.info_status = 200
         self.answer, self.bodies, self.connections, self.headers = answer, [], 0, []
         script, lock = self, threading.Lock()
 
@@ -34,6 +40,9 @@ class Script:
                     script.connections += 1
                 super().setup()
 
+            def do_GET(self):
+                self.reply(script.info_status, {}, script.info)
+
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 with lock:
@@ -44,10 +53,15 @@ class Script:
                 if reply is None:  # hang up
                     self.close_connection = True
                     return
-                status, headers, content = reply
+                self.reply(*reply)
+
+            def reply(self, status, headers, content):
                 raw = content if isinstance(content, bytes) else json.dumps(content).encode()
                 self.send_response(status)
-                for name, value in {"content-length": str(len(raw)), **headers}.items():
+                named = (
+                    {} if script.fingerprint is None else {FINGERPRINT_HEADER: script.fingerprint}
+                )
+                for name, value in {"content-length": str(len(raw)), **named, **headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(raw)

@@ -68,3 +68,17 @@ class HashScorer:
 class ConstantScorer(HashScorer):
     def reward(self, image, case):
         return 0.25
+
+
+def rewrite_average(folder, weights):
+    """Put other weights into a finished artifact's `ema.safetensors`; its manifest knows them."""
+    from safetensors.torch import save_file
+
+    from tasks.artifacts.artifact import Artifact, write_manifest
+    from tasks.artifacts.provenance import Provenance
+
+    manifest = Artifact.load(folder).manifest
+    save_file(weights, folder / "ema.safetensors")
+    names = ("stage", "stage_version", "params", "inputs", "extra")
+    provenance = Provenance(**{name: getattr(manifest, name) for name in names})
+    write_manifest(folder, provenance, meta=manifest.meta, seconds=manifest.seconds)

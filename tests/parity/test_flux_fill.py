@@ -12,12 +12,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxFillPipeline
 from diffusers.pipelines.flux.pipeline_flux_fill import calculate_shift
 from PIL import Image
 
-from calligrapher.data.canvas import prepare
-from calligrapher.data.dataset import Case
+from calligrapher.data.canvas import Canvas, prepare
+from calligrapher.data.case import Case
 from calligrapher.data.images import to_image
 from calligrapher.model import latents
 from calligrapher.model.adapter_files import load_adapter
-from calligrapher.model.conditioning import Canvas, ConditioningCache
+from calligrapher.model.conditioning import ConditioningCache
 from calligrapher.model.ip_adapter import set_scale
 from calligrapher.model.loading import Model
 from calligrapher.model.policy import Policy, StyledTransformer
@@ -151,7 +151,7 @@ def ours(policy, vae, conditioning, noise_BCHW):
 
 
 def theirs(pipeline, cases, canvas, **given):
-    prepared = [prepare(c, canvas.width, canvas.height, canvas.reference_context) for c in cases]
+    prepared = [prepare(c, canvas) for c in cases]
     return pipeline(
         prompt=[c.prompt for c in cases],
         image=[to_image(p.image) for p in prepared],
@@ -180,7 +180,7 @@ def test_with_scale_0_the_sampled_picture_is_the_pipelines(
     cases, canvas, random_encoders, pipeline, policy
 ):
     conditioning = ConditioningCache(random_encoders, canvas, CPU).batch(cases)
-    height = prepare(cases[0], canvas.width, canvas.height, canvas.reference_context).image.shape[1]
+    height = prepare(cases[0], canvas).image.shape[1]
     noise = noise_after_the_image(2, height // FACTOR, canvas.width // FACTOR, seed=11)
     wanted = theirs(pipeline, cases, canvas, generator=torch.Generator().manual_seed(11))
 
@@ -257,7 +257,7 @@ def test_with_style_the_sampled_picture_is_that_of_the_pipeline_with_our_process
 @pytest.mark.parametrize("canvas", CANVASES, ids=str)
 def test_the_encoded_canvas_is_the_pipelines(cases, canvas, random_encoders, pipeline):
     conditioning = ConditioningCache(random_encoders, canvas, CPU).batch(cases)
-    prepared = [prepare(c, canvas.width, canvas.height, canvas.reference_context) for c in cases]
+    prepared = [prepare(c, canvas) for c in cases]
     image, mask = (torch.stack([getattr(p, name) for p in prepared]) for name in ("image", "mask"))
     with torch.no_grad():
         packed_mask, masked = pipeline.prepare_mask_latents(

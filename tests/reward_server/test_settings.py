@@ -48,12 +48,36 @@ def test_every_option_is_documented_and_has_a_flag(capsys):
 
 @pytest.mark.parametrize(
     "flags",
-    [["--host=0.0.0.0"], ["--port=abc"], ["--ocr-engine=tesseract"], ["--token-file=/none"]],
+    [
+        ["--host=0.0.0.0"],
+        ["--port=abc"],
+        ["--ocr-engine=tesseract"],
+        ["--token-file=/none"],
+        ["--vlm-model-path=/none"],
+        ["--vlm-model-path=reward_server"],  # a folder without a model
+        ["--siglip-path=/none"],
+        ["--ocr-engine=paddle", "--ocr-model-dir=/none"],
+        ["--vlm-prompt-file=/none"],
+        ["--vlm-url=http://a", "--vlm-model=b", "--vlm-api-key-file=/none"],
+    ],
 )
-def test_wrong_flags_end_with_a_usage_error(flags, capsys):
-    from reward_server.processes.serve import main
+@pytest.mark.parametrize("launcher", [False, True])
+def test_wrong_flags_end_with_one_line_before_anything_is_loaded(
+    flags, launcher, capsys, monkeypatch
+):
+    from reward_server.processes import launch, serve
 
+    monkeypatch.setattr(serve, "serve", None)
+    monkeypatch.setattr(launch, "Fleet", None)
     with pytest.raises(SystemExit) as ended:
-        main(flags)
+        (launch.main if launcher else serve.main)(flags)
     assert ended.value.code == 2
-    assert "error:" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "error:" in line
+    option, _, value = flags[-1].removeprefix("--").partition("=")
+    assert f"error: {option.replace('-', '_')}" in line or "host" in option
+    assert value in line
+
+
+def test_what_is_not_loaded_need_not_be_there():
+    Settings(disable_reward_model=True, siglip_path="/none").check_paths()

@@ -62,6 +62,10 @@ def test_a_hostile_prompt_costs_no_time():
         ("\u200f\u05d0\u200b\u05d1\u200e", "\u05d0\u05d1"),
         ("soft\u00adhyphen", "softhyphen"),
         ("\u200b", ""),
+        ("\u201cIt\u2019s\u201d", '"it\'s"'),
+        ("\u2018a\u201ab\u201bc\u2019", "'a'b'c'"),
+        ("\u201ea\u201fb\u201d", '"a"b"'),
+        ("a\u2010b\u2011c\u2012d\u2013e\u2014f\u2015", "a-b-c-d-e-f-"),
     ],
 )
 def test_normalising_folds_width_and_case_and_drops_what_cannot_be_seen(raw, normal):
@@ -76,6 +80,10 @@ def test_normalising_folds_width_and_case_and_drops_what_cannot_be_seen(raw, nor
         ("open", "o p e n", 1.0),
         ("open", "", 0.0),
         ("ab", "xyzxyzxyz", 0.0),  # clipped at the target's length, never negative
+        ("It\u2019s", "it's", 1.0),
+        ("\u201ca\u201d", '\u201ea"', 1.0),
+        ("2010\u20132015", "2010-2015", 1.0),
+        ("a-b", "a\u2014b", 1.0),
         ("kitten", "sitting", 0.5),  # distance 3 of 6
         ("\u4f60\u597d", "\u4f60", 0.5),
     ],

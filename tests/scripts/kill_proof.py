@@ -34,13 +34,11 @@ from transformers import AutoImageProcessor, SiglipVisionModel  # noqa: F401
 
 from calligrapher.tiny.build import write_random
 from calligrapher.tiny.world import write_bench
-from tasks.artifacts.artifact import PARTIAL_SUFFIX
+from tasks.artifacts.layout import PARTIAL_SUFFIX, RunsDir
 from tasks.params.run_params import RunParams
 from tasks.pipeline import planned, round_of, stage_of
 from tasks.reports.verify import verify
-from tasks.resources.resources import Bench
-from tasks.runs.rerun import build_stage
-from tasks.runs.run import open_run
+from tasks.runs.run import open_run, resources_of
 
 
 def settings(algorithm: str, model: Path, cases: Path, *, mlflow: bool) -> RunParams:
@@ -70,8 +68,8 @@ def train(params: RunParams, runs: Path, name: str, victim: str | None, calls: i
         if counter["calls"] == counter["last"]:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    bench = Bench(params, runs / "data", HashScorer())
-    with open_run(params, name, runs, bench) as run, (runs / f"{name}.log").open("w") as log:
+    resources = resources_of(params, RunsDir(runs), HashScorer())
+    with open_run(resources, runs / name) as run, (runs / f"{name}.log").open("w") as log:
         made = []
         sys.setprofile(on_call)
         for artifact in [*planned(params), "end"]:
@@ -80,7 +78,7 @@ def train(params: RunParams, runs: Path, name: str, victim: str | None, calls: i
             if artifact == victim:
                 counter["last"] = counter["calls"] + calls
             if artifact != "end":
-                made.append(build_stage(run, artifact))
+                made.append(run.make(artifact))
         sys.setprofile(None)
         run.summarise([artifact for artifact in made if artifact.stage == "update"][-1])
 

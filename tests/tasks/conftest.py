@@ -23,7 +23,9 @@ def cases(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def encodings(tmp_path_factory) -> Path:
     """The data folder that all runs share, as those of one `runs_dir` do."""
-    return tmp_path_factory.mktemp("data")
+    folder = tmp_path_factory.mktemp("shared") / "data"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture
@@ -48,39 +50,28 @@ def values(random_model, cases):
 
 
 @pytest.fixture
-def make_bench(values, encodings):
-    """`make_bench("grpo", scorer, rounds=1)` -> Bench; further arguments as in `values`."""
+def make_resources(values, encodings):
+    """`make_resources("grpo", scorer, rounds=1)` -> Resources; more arguments as in `values`."""
+    from tasks.artifacts.layout import RunsDir
     from tasks.params.run_params import RunParams
-    from tasks.resources.resources import Bench
+    from tasks.runs.run import resources_of
 
     def make(algorithm="nft", scorer=None, **changes):
         params = RunParams.model_validate(values(algorithm, **changes))
-        return Bench(params, encodings, scorer or HashScorer())
+        return resources_of(params, RunsDir(encodings.parent), scorer or HashScorer())
 
     return make
 
 
 @pytest.fixture
-def train(make_bench, tmp_path):
-    """Run, or go on with, the run `name`; returns (folder, summary). The loop is that of
-    `flows.rl_train`."""
+def train(make_resources, tmp_path):
+    """Run, or go on with, the run `name`; returns (folder, summary)."""
     from tasks.runs.run import open_run
 
     def train(name, algorithm="nft", scorer=None, **changes):
-        bench = make_bench(algorithm, scorer, **changes)
-        with open_run(bench.params, name, tmp_path, bench) as run:
-            start = checkpoint = old = run.warmup()
-            run.evaluate(0, checkpoint)
-            for round in range(bench.params.rounds):
-                images = run.rollout(round, old)
-                scores = run.score(round, images)
-                advantages = run.advantage(round, scores)
-                checkpoint = run.update(round, checkpoint, start, old, images, advantages)
-                old = run.refresh(round, old, checkpoint)
-                run.evaluate(round + 1, checkpoint)
-                if run.finished(checkpoint):
-                    break
-            return run.folder.path, asdict(run.summarise(checkpoint))
+        with open_run(make_resources(algorithm, scorer, **changes), tmp_path / name) as run:
+            run.make_planned()
+            return run.folder.path, asdict(run.summarise(run.newest_update()))
 
     return train
 

@@ -45,8 +45,7 @@ class Alphabet:
 
 
 def log_likelihood(probs: np.ndarray, text: str, alphabet: Alphabet) -> float:
-    """log P(text | probs) summed over all alignments; -inf when the text needs more frames than
-    there are.
+    """Return log P(text | probs) summed over all alignments; -inf when there are too few frames.
 
     probs: [T frames, C classes], rows sum to 1. Source: Graves et al. 2006, equations 6-8.
     """

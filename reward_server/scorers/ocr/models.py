@@ -39,8 +39,7 @@ _DETECTION = {
 
 
 def padded_width(width: int, height: int) -> int:
-    """Width in px which a line of this size has in the recogniser's input; depends on nothing
-    else."""
+    """Return the width in px that a line of this size has in the recogniser's input."""
     line_width = -(-LINE_HEIGHT * width // height)
     return min(-(-(line_width + RIGHT_MARGIN) // WIDTH_STEP) * WIDTH_STEP, MAX_WIDTH)
 

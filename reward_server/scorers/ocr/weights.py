@@ -78,8 +78,10 @@ def recognition_config_of(weights: Path) -> dict:
 
 
 def recognition_config(name: str, characters: list[str]) -> dict:
-    """The `inference.yml` of a recogniser with these output characters; PaddleOCR adds blank and
-    space."""
+    """Return the `inference.yml` of a recogniser with these output characters.
+
+    PaddleOCR adds blank and space.
+    """
     return {
         "Global": {"model_name": name},
         "PreProcess": {

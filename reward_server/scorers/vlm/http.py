@@ -140,8 +140,10 @@ class HttpVLMScorer:
 
 
 def _digit_probs(choice: dict) -> dict[str, float]:
-    """Probabilities of the digits among the first token's alternatives; an unseen digit counts as
-    0."""
+    """Return the probabilities of the digits among the first token's alternatives.
+
+    A digit that is not among them is left out.
+    """
     if not choice.get("logprobs") or not choice["logprobs"].get("content"):
         raise NoScoreError(
             "the VLM server must return logprobs. Got none: it may have to be started with them"

@@ -77,8 +77,10 @@ class LocalVLMScorer:
         max_wait_s: float,
         min_mass: float,
     ) -> "LocalVLMScorer":
-        """From a folder in the Hugging Face layout, never from the network; bf16 on a GPU, else
-        float32."""
+        """Return the scorer of a folder in the Hugging Face layout; never from the network.
+
+        bf16 on a GPU, else float32.
+        """
         import torch
         from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (

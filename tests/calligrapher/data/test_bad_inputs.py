@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from calligrapher.data.canvas import prepare
+from calligrapher.data.canvas import Canvas, prepare
 from calligrapher.data.dataset import load_cases
 from calligrapher.data.images import load_mask, load_rgb
 from calligrapher.errors import DataError
@@ -101,6 +101,27 @@ REFUSED = {
         {},
         "mask.png must be as large as its source, 48x32. Found 32x48.",
     ),
+    "16-bit mask with transparent pixels": (
+        lambda f: Image.fromarray(np.full(SIZE[::-1], 257, np.uint16)).save(
+            f / "mask.png", transparency=257
+        ),
+        {},
+        "must be an opaque mask. Found transparent pixels.",
+    ),
+    "animated source": (
+        lambda f: Image.new("RGB", SIZE).save(
+            f / "source.gif", save_all=True, append_images=[Image.new("RGB", SIZE, "red")]
+        ),
+        {"source": "source.gif"},
+        "source.gif must hold one picture. Found 2 frames or pages.",
+    ),
+    "TIFF of several pages": (
+        lambda f: Image.new("RGB", SIZE).save(
+            f / "reference.tif", save_all=True, append_images=[Image.new("RGB", SIZE, "red")] * 2
+        ),
+        {"reference": "reference.tif"},
+        "reference.tif must hold one picture. Found 3 frames or pages.",
+    ),
     "all pictures of one pixel": (
         lambda f: [
             Image.new("RGB", (1, 1), c).save(f / f"{n}.png")
@@ -174,14 +195,14 @@ def test_it_is_read_as_what_it_shows(folder, what):
     assert np.abs(np.array(source.getpixel((40, 25))) - (40, 90, 160)).max() <= 8
     assert mask.getbbox() == BOX
     assert set(np.unique(np.asarray(mask))) == {0, 255}
-    prepared = prepare(case, 96, 64, reference_context=True)
+    prepared = prepare(case, Canvas(96, 64, reference_context=True))
     assert prepared.mask.sum() == 4 * 24 * 12
     assert prepared.style_image.getpixel((256, 5)) == (0, 0, 0)
 
 
 def test_what_is_clear_in_a_reference_is_white_within_the_black_letterbox(folder):
     clear_reference(folder)
-    style = prepare(load(folder), 96, 64, reference_context=False).style_image
+    style = prepare(load(folder), Canvas(96, 64)).style_image
     assert style.getpixel((5, 256)) == (255, 255, 255)
     assert style.getpixel((5, 5)) == (0, 0, 0)
 

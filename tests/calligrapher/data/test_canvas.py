@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from calligrapher.data.canvas import prepare
-from calligrapher.data.dataset import Case
+from calligrapher.data.canvas import Canvas, prepare
+from calligrapher.data.case import Case
 from calligrapher.errors import DataError
 
 SIZE = (24, 18)
@@ -30,7 +30,7 @@ def case(tmp_path):
 
 
 def test_prepare_without_context_gives_the_bare_canvas(case):
-    prepared = prepare(case, width=48, height=32, reference_context=False)
+    prepared = prepare(case, Canvas(48, 32))
     assert prepared.image.shape == (3, 32, 48)
     assert prepared.mask.shape == (1, 32, 48)
     assert prepared.context_height == 0
@@ -43,8 +43,8 @@ def test_prepare_without_context_gives_the_bare_canvas(case):
 
 
 def test_prepare_with_context_puts_the_reference_on_top_and_never_paints_it(case):
-    bare = prepare(case, width=48, height=32, reference_context=False)
-    stacked = prepare(case, width=48, height=32, reference_context=True)
+    bare = prepare(case, Canvas(48, 32))
+    stacked = prepare(case, Canvas(48, 32, reference_context=True))
     assert stacked.context_height == 16  # 40x11 at width 48 is 13 high.
     assert stacked.image.shape == (3, 48, 48)
     assert stacked.image[:, :16].amax((1, 2)).tolist() == pytest.approx([-1, 12 / 127.5 - 1, -1])
@@ -54,7 +54,7 @@ def test_prepare_with_context_puts_the_reference_on_top_and_never_paints_it(case
 
 
 def test_prepare_letterboxes_the_reference_not_the_source(case):
-    style = prepare(case, 32, 32, reference_context=True).style_image
+    style = prepare(case, Canvas(32, 32, reference_context=True)).style_image
     assert style.size == (512, 512)
     assert style.getbbox() == (0, 186, 512, 326)  # 40x11 -> 512x140.
     assert style.getpixel((256, 256)) == (0, 12, 0)
@@ -65,23 +65,20 @@ def test_prepare_refuses_a_canvas_on_which_the_mask_vanishes(case):
     with pytest.raises(
         DataError, match=r"mask\.png must have a white pixel left on a 16x16 canvas"
     ):
-        prepare(case, 16, 16, reference_context=False)
+        prepare(case, Canvas(16, 16))
 
 
 def test_a_target_lies_on_the_canvas_like_the_source(case):
     for context, height in ((False, 32), (True, 48)):
-        prepared = prepare(case, width=48, height=32, reference_context=context)
+        prepared = prepare(case, Canvas(48, 32, reference_context=context))
         assert prepared.target.shape == (3, height, 48)
         assert prepared.target[:, :16].equal(prepared.image[:, :16]) == context
         below = prepared.target[:, prepared.context_height :]
         assert below.amax((1, 2)).tolist() == pytest.approx([-1, -1, 12 / 127.5 - 1])
 
 
-def test_supervised_learning_takes_the_target_or_else_the_source(case):
-    prepared = prepare(case, width=48, height=32, reference_context=True)
-    assert torch.equal(prepared.learned, prepared.target)
-    bare = prepare(
-        case.model_copy(update={"target": None}), width=48, height=32, reference_context=True
-    )
+def test_nothing_stands_in_for_a_target_that_is_not_there(case):
+    canvas = Canvas(48, 32, reference_context=True)
+    bare = prepare(case.model_copy(update={"target": None}), canvas)
     assert bare.target is None
-    assert torch.equal(bare.learned, prepared.image)
+    assert torch.equal(bare.image, prepare(case, canvas).image)

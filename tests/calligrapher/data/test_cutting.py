@@ -5,13 +5,13 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from calligrapher.data.cutting import Place, Rules, cut_cases, text_mask
+from calligrapher.data.cutting import Rules, TextPlace, cut_cases, text_mask
 
 SIZE = (200, 120)
 
 
 def place(text, left, top, right, bottom, confidence=0.99):
-    return Place(text, confidence, ((left, top), (right, top), (right, bottom), (left, bottom)))
+    return TextPlace(text, confidence, ((left, top), (right, top), (right, bottom), (left, bottom)))
 
 
 ABOVE = place("above", 10, 10, 90, 30)
@@ -45,7 +45,7 @@ def test_a_mask_grows_by_a_share_of_the_height_and_has_round_corners():
 
 
 def test_a_slanted_text_is_masked_along_its_slant():
-    slanted = Place("slanted", 0.99, ((20, 60), (140, 20), (147, 41), (27, 81)))
+    slanted = TextPlace("slanted", 0.99, ((20, 60), (140, 20), (147, 41), (27, 81)))
     assert slanted.height == pytest.approx(22.136, abs=1e-3)  # sqrt(7^2 + 21^2)
     mask = np.asarray(text_mask(SIZE, slanted, grow=0.15)) > 0
     assert mask[50, 83]
@@ -99,7 +99,7 @@ def test_a_faint_text_is_no_reference_either():
 def test_a_reference_shows_nothing_of_what_is_painted():
     # The slanted one's upright box takes in a corner of the other's mask, its own shape does not.
     other = place("other", 10, 10, 60, 28)
-    slanted = Place("slanted", 0.99, ((40, 100), (160, 20), (170, 36), (50, 116)))
+    slanted = TextPlace("slanted", 0.99, ((40, 100), (160, 20), (170, 36), (50, 116)))
     left, top, _, _ = slanted.box(SIZE)
     assert (left < 60, top < 28) == (True, True)
     assert "no other text for the reference" in left_out(other, slanted)[1]

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from calligrapher.data.dataset import Case, load_cases, prompt_for
+from calligrapher.data.case import Case, prompt_for
+from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError, ParamsError
 
 SIZE = (24, 18)
@@ -119,6 +120,14 @@ def test_blank_lines_windows_line_ends_and_a_byte_order_mark_are_layout(bench):
         ("test1_source.png", "a"),
         ("test2_source.png", "b"),
     ]
+
+
+def test_blanks_around_a_text_are_layout_in_every_list(bench):
+    listed(bench, "1-  two words \t")
+    jsonl(bench, record(1, text=" two words\n"))
+    for path, kind in ((bench, "self"), (bench / "cases.jsonl", "jsonl")):
+        (case,) = load_cases(path, kind)
+        assert case.text == "two words"
 
 
 def test_jsonl_paths_are_relative_to_the_file(bench, monkeypatch):
@@ -321,13 +330,16 @@ def test_a_malformed_line_of_the_cross_list_is_refused(bench, line):
         (record(prompt="Write it"), "prompt: Extra inputs are not permitted"),
         (record(case_id="a/b"), "case_id: String should match pattern"),
         (record(case_id=""), "case_id: String should match pattern"),
+        (record(case_id=".."), "case_id: String should match pattern"),
+        (record(case_id="a\n"), "case_id: String should match pattern"),
         (
             {"source": "a.png"},
             "mask: Field required; reference: Field required; text: Field required",
         ),
         (record(text=""), "text must have a visible character"),
         (record(text=" "), "text must have a visible character"),
-        (record(text="word "), "text must not begin or end with a blank"),
+        (record(source=""), "source: String should have at least 1 character"),
+        (record(target=""), "target: String should have at least 1 character"),
         (
             record(text="two\nlines"),
             "text must be one line without control characters. Found '\\n'",
@@ -339,6 +351,12 @@ def test_a_malformed_line_of_a_jsonl_file_is_refused(bench, line, found):
     (problem,) = problems(jsonl(bench, record(2), line), "jsonl")
     assert problem.startswith("- cases.jsonl line 2: ")
     assert found in problem
+
+
+def test_a_source_without_a_name_is_refused_as_a_file(bench):
+    (problem,) = problems(jsonl(bench, record(2), record(source="/")), "jsonl")
+    assert problem.startswith("- cases.jsonl line 2 (text-")
+    assert problem.endswith("/ must be an image file. Found a folder there.")
 
 
 def test_bytes_that_are_no_utf8_are_refused_with_their_line(bench):
@@ -423,11 +441,14 @@ BROKEN = {
     ),
     "a mask is empty": (
         lambda f: mask(f / "test1_mask.png", box=(0, 0, 0, 0)),
-        "test1_mask.png must have a white pixel (128 to 255, white = paint). Found none.",
+        (
+            "test1_mask.png must have a white pixel (128 to 255, white = paint). Found none: it is"
+            " black all over, so nothing would be painted."
+        ),
     ),
     "a mask holds 0 and 1": (
         save_as_0_and_1,
-        "Found none. A mask saved as 0 and 1 looks like this.",
+        "Found none: its brightest pixel is 1. Save it with 0 and 255.",
     ),
     "a mask covers everything": (
         lambda f: mask(f / "test1_mask.png", box=FULL),

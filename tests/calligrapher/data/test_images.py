@@ -74,6 +74,31 @@ def test_cmyk_is_converted(tmp_path):
     assert images.load_rgb(tmp_path / "print.tiff").getpixel((3, 3)) == (255, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("mode", "space", "kept"),
+    [("CMYK", b"CMYK", False), ("L", b"GRAY", False), ("RGB", b"RGB ", True)],
+)
+def test_only_the_profile_of_an_rgb_picture_goes_on_with_its_numbers(tmp_path, mode, space, kept):
+    profile = bytes(16) + space + bytes(108)
+    Image.new(mode, (8, 8)).save(tmp_path / "print.tiff", icc_profile=profile)
+    images.load_rgb(tmp_path / "print.tiff").save(tmp_path / "result.png")
+    assert ("icc_profile" in Image.open(tmp_path / "result.png").info) == kept
+
+
+def test_a_camera_picture_with_its_preview_is_one_picture(tmp_path):
+    image = Image.new("RGB", (8, 8), "red")
+    image.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (4, 4))])
+    assert Image.open(tmp_path / "a.jpg").n_frames == 2
+    assert images.load_rgb(tmp_path / "a.jpg").size == (8, 8)
+
+
+def test_the_transparent_value_of_sixteen_bit_grey_becomes_white(tmp_path):
+    grey = np.array([[0, 256, 257]] * 2, dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / "deep.png", transparency=257)
+    loaded = np.asarray(images.load_rgb(tmp_path / "deep.png"))
+    assert loaded[0, :, 0].tolist() == [0, 1, 255]
+
+
 def test_sixteen_bit_grey_keeps_its_range(tmp_path):
     Image.fromarray(np.array([[0, 32767, 32768, 65535]] * 2, dtype=np.uint16)).save(
         tmp_path / "deep.png"

@@ -92,6 +92,16 @@ def test_a_folder_of_tables_is_read_in_the_order_of_its_files(folder):
     ]
 
 
+def test_tables_behind_a_linked_folder_are_read_as_if_they_lay_there(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (folder / "parts").mkdir()
+    table(folder / "parts", row(folder, 1), name="1.parquet")
+    table(elsewhere, row(folder, 2), row(folder, 3), name="2.parquet")
+    (folder / "parts" / "more").symlink_to(elsewhere)
+    cases = load_cases(folder / "parts", "parquet", folder / "cache")
+    assert [case.text for case in cases] == ["word 1", "word 2", "word 3"]
+
+
 def test_more_rows_than_a_batch_keep_their_order(folder):
     path = table(folder, *(row(folder, 1, case_id=f"case{n}") for n in range(35)))
     cases = load_cases(path, "parquet", folder / "cache")
@@ -120,6 +130,24 @@ def test_every_broken_row_is_named_in_one_pass(folder):
     ):
         assert problem.startswith(f"- cases.parquet row {number}")
         assert said in problem
+
+
+def test_a_string_that_is_no_utf_8_is_told_with_its_row(folder):
+    path = table(folder, row(folder, 1), row(folder, 2), row(folder, 3))
+    whole = pq.read_table(path)
+    words = pa.array([b"one", b"caf\xe9", b"three"], pa.binary()).view(pa.string())
+    pq.write_table(whole.set_column(whole.schema.get_field_index("text"), "text", words), path)
+    (problem,) = problems(path)
+    assert problem == r"- cases.parquet row 2: its strings must be UTF-8. Found b'caf\xe9'."
+
+
+def test_an_empty_cell_is_told_with_its_row(folder):
+    rows = [row(folder, 1), row(folder, 2, source=""), row(folder, 3)]
+    (problem,) = problems(
+        table(folder, *(r | {"source": r["source"] and "1-source.png"} for r in rows))
+    )
+    assert problem.startswith("- cases.parquet row 2: must have its pictures and its text. Found ")
+    assert "source: String should have at least 1 character" in problem
 
 
 def test_columns_that_are_missing_or_unknown_are_named(folder):
@@ -211,5 +239,5 @@ def test_what_datasets_cannot_read_is_refused(folder, name):
 
 def test_without_the_package_the_error_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ParamsError, match=r"pip install 'calligrapher\[data\]'"):
+    with pytest.raises(ParamsError, match="pip install 'datasets>=4'"):
         load_cases(folder, "huggingface", folder / "cache")

@@ -424,6 +424,16 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
             read_tensors(path)
 
 
+def test_a_whole_module_is_told_by_its_class_and_not_to_be_trusted(tmp_path):
+    torch.save(torch.nn.Linear(2, 3), tmp_path / "a.bin")
+    with pytest.raises(CheckpointError) as caught:
+        read_tensors(tmp_path / "a.bin")
+    assert str(caught.value) == (
+        f"{tmp_path}/a.bin must be a whole weights file that holds nothing but tensors. Reading it"
+        " gave: a pickled torch.nn.modules.linear.Linear. Nothing in it was executed."
+    )
+
+
 class Payload:
     """Writes a file when unpickled."""
 
@@ -442,9 +452,10 @@ def test_a_pickle_payload_is_refused_and_never_executed(tmp_path, way):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=way == "zip")
-    with pytest.raises(CheckpointError, match="Nothing in it was executed"):
+    with pytest.raises(CheckpointError, match="Nothing in it was executed") as caught:
         read_tensors(path)
     assert not marker.exists()
+    assert "weights_only" not in str(caught.value)
     if way == "plain pickle":
         pickle.loads(path.read_bytes())
     else:

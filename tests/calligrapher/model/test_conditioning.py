@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from calligrapher.data.canvas import prepare
-from calligrapher.data.dataset import Case
+from calligrapher.data.canvas import Canvas, prepare
+from calligrapher.data.case import Case
 from calligrapher.errors import DataError
 from calligrapher.model import latents
-from calligrapher.model.conditioning import Canvas, ConditioningCache, Encoders
+from calligrapher.model.conditioning import ConditioningCache, Encoders
 
 CPU = torch.device("cpu")
 CANVAS = Canvas(32, 24)
@@ -81,7 +81,7 @@ def test_one_row_holds_what_each_encoder_says_of_the_case(cases, random_encoders
     assert all(not getattr(found, f).requires_grad for f in FIELDS)
 
     case, pipeline = cases[1], random_encoders.pipeline
-    prepared = prepare(case, 32, 24, reference_context=False)
+    prepared = prepare(case, Canvas(32, 24))
     with torch.no_grad():
         prompt, pooled, _ = pipeline.encode_prompt(
             "The text is 'c d'.", None, max_sequence_length=24
@@ -282,21 +282,25 @@ def test_with_a_folder_memory_holds_the_last_used_and_the_disk_the_rest(
 # --- targets ---
 
 
-def test_targets_are_the_clean_latents_of_the_target_or_else_of_the_source(
+def test_targets_are_the_clean_latents_of_the_target_or_if_asked_for_of_the_source(
     cases, random_encoders, calls, tmp_path
 ):
     draw(tmp_path / "target.png", (32, 24), seed=77)
     with_target = cases[0].model_copy(update={"target": tmp_path / "target.png"})
     cache = ConditioningCache(random_encoders, CANVAS, CPU, tmp_path / "cache")
-    x0 = cache.targets([with_target, cases[0], with_target])
+    with pytest.raises(DataError, match=f"must have a target .* none: .*{cases[0].case_id}"):
+        cache.targets([with_target, cases[0]])
+    x0 = cache.targets([with_target, cases[0], with_target], reconstruct=True)
     assert x0.shape == (3, 12, 64)
     assert calls == {"vae": 2, "clip": 0, "t5": 0, "siglip": 0}
     for row, name in ((0, "target"), (1, "image")):
-        pixels = getattr(prepare(with_target, 32, 24, False), name)[None]
+        pixels = getattr(prepare(with_target, Canvas(32, 24)), name)[None]
         assert torch.equal(x0[row], latents.pack(latents.encode(random_encoders.vae, pixels))[0])
     assert torch.equal(x0[0], x0[2])
-    again = ConditioningCache(random_encoders, CANVAS, CPU, tmp_path / "cache").targets([cases[0]])
-    assert torch.equal(again, x0[1:2])
+    again = ConditioningCache(random_encoders, CANVAS, CPU, tmp_path / "cache")
+    assert torch.equal(again.targets([cases[0]], reconstruct=True), x0[1:2])
+    with pytest.raises(DataError, match="must have a target"):
+        again.targets([cases[0]])
 
 
 # --- offloading ---

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from calligrapher.data.canvas import Canvas
 from calligrapher.data.dataset import load_cases
 from calligrapher.errors import CheckpointError, ParamsError
-from calligrapher.model.conditioning import Canvas, ConditioningCache
+from calligrapher.model.conditioning import ConditioningCache
 from calligrapher.model.loading import load_model, pick_device, pictures
 from calligrapher.tiny.world import write_bench
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from calligrapher.data.dataset import Case
+from calligrapher.data.canvas import Canvas
+from calligrapher.data.case import Case
 from calligrapher.errors import DataError
-from calligrapher.model.conditioning import Canvas, ConditioningCache
+from calligrapher.model.conditioning import ConditioningCache
 from calligrapher.model.ip_adapter import scaled, set_scale
 from calligrapher.model.loading import load_model, pictures
 from calligrapher.sampling.generate import generate, look, paint

@@ -105,6 +105,16 @@ def test_a_tensor_keeps_its_dtype_and_a_view_keeps_its_values(tmp_path, dtype):
     found += 1  # its own memory
 
 
+def test_a_score_table_takes_whatever_else_is_measured(tmp_path):
+    path = tmp_path / "s.parquet"
+    write_scores(path, scores(legibility=[0.25, None, 1.0]))
+    table = read_table(path)
+    assert list(table) == [*scores(), "legibility"]
+    assert table["legibility"] == [0.25, None, 1.0]
+    with pytest.raises(ArtifactError, match="legibility"):
+        write_scores(path, scores(legibility=[math.nan, None, 1.0]))
+
+
 def test_only_the_columns_asked_for_are_read(tmp_path):
     write_shard(tmp_path / "a.parquet", rollout_columns(), pictures(), window())
     assert list(read_shard(tmp_path / "a.parquet", ["text", "log_prob"])) == ["text", "log_prob"]

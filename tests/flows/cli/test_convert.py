@@ -36,7 +36,7 @@ def test_mistakes_are_one_line_each(random_model, tmp_path, capsys):
         (
             str(tmp_path / "no-run"),
             str(tmp_path / "calligrapher.bin"),
-        ): "must name a run on this disk",
+        ): "There is no weights file (.bin or .safetensors) of this name, and ",
     }.items():
         assert main(["convert", *arguments]) == 2
         said = capsys.readouterr().err

@@ -1,5 +1,7 @@
 """The commands on datasets, as a person calls them."""
 
+import os
+
 import pytest
 
 from calligrapher.tiny.world import write_bench
@@ -18,6 +20,20 @@ def test_check_says_what_there_is_and_draws_it(folder, tmp_path, capsys):
     assert said.startswith(f"{folder} (kind self): 3 samples, 0 broken\n")
     assert said.endswith(f"The sheet is {tmp_path / 'sheet.png'}.\n")
     assert (tmp_path / "sheet.png").is_file()
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_told_and_drawn(folder, tmp_path, capsys):
+    odd = folder.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    (odd / "test2_ref.png").write_bytes(b"")
+    assert main(["data", "check", str(odd), "--sheet", str(odd / "sheet.png")]) == 1
+    assert r"caf\udce9/test2_ref.png must be an image" in capsys.readouterr().out
+
+
+def test_check_for_a_warm_up_ends_with_1_when_a_target_is_missing(folder, capsys):
+    (folder / "test3_target.png").unlink()
+    assert main(["data", "check", str(folder)]) == 0
+    assert main(["data", "check", str(folder), "--warmup"]) == 1
+    assert "set warmup.steps to 0" in capsys.readouterr().out
 
 
 def test_check_ends_with_1_when_a_sample_is_broken(folder, capsys):

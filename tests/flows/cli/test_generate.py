@@ -1,5 +1,4 @@
-"""`calligrapher generate`: files and their settings, going on, datasets, mistakes told in one
-message."""
+"""`calligrapher generate`: files and their settings, going on, datasets, mistakes."""
 
 import json
 import logging
@@ -116,8 +115,7 @@ def test_cross_cases_are_named_by_their_reference(generate, bench, tmp_path):
 
 @pytest.fixture
 def large(one, tmp_path):
-    """The options of a case whose mask is larger than the canvas, in a picture that is larger
-    still."""
+    """The options of a case whose mask is larger than the canvas, in a still larger picture."""
     source, mask = Image.linear_gradient("L").resize((301, 173)), Image.new("L", (301, 173))
     mask.paste(255, (100, 70, 170, 95))
     source.save(tmp_path / "source.png")
@@ -264,9 +262,15 @@ def test_all_broken_cases_of_a_bench_are_told_before_one_is_painted(generate, be
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_in_the_place_of_the_folder_is_told(generate, one, tmp_path):
+def test_a_file_in_the_place_of_the_folder_is_told(generate, one, tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.inference.painter.open_painter", None)  # before a model is loaded
     (tmp_path / "out").write_text("mine")
     status, _, said = generate(*one)
     assert status == 2
     assert "need a folder" in said
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_the_warm_up_may_be_spelt_as_in_prose(generate, one):
+    status, _, said = generate(*one, "--variant", "warm-up")
+    assert (status, "The weights must be base here. Got 'warmup'" in said) == (2, True)

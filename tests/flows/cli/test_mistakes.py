@@ -1,5 +1,4 @@
-"""A user's mistake: exit status 2 and one message that names file and key, before anything is
-started."""
+"""A user's mistake is exit status 2 and one message, before anything is started."""
 
 import shutil
 from contextlib import contextmanager
@@ -33,8 +32,7 @@ def nothing_starts(monkeypatch):
 
 @pytest.fixture
 def train(random_model, drawn, tmp_path, nothing_starts, capsys):
-    """`train("a.b=1", section={...})` -> (exit status, what it says); the cases lie in
-    `train.cases`."""
+    """`train("a.b=1", section={...})` -> (exit status, words); its cases lie in `train.cases`."""
     cases = tmp_path / "cases"
     shutil.copytree(drawn, cases)
 
@@ -101,6 +99,26 @@ SETTINGS = {
     "no file of params for held-out cases": (
         ["evaluate.every=1"],
         ["data.evaluation", "evaluate.every"],
+    ),
+    "a name that is empty, as an unset variable of the shell": (["run="], ["run must", "Got ''"]),
+    "a name that leads elsewhere": (["run=../x"], ["run must be a name", "../x"]),
+    "a name of what all runs share": (["run=data"], ["run must be a name", "'data'"]),
+    "a layer for LoRA that the transformer has not": (
+        ["model.lora.targets=[to_q, to_x]"],
+        ["model.lora", "FluxTransformer2DModel", "Got to_x", "to_out.0"],
+    ),
+    "a layer for LoRA that the adapter has not": (
+        ["model.lora.adapter_targets=[to_q]"],
+        ["model.lora", "StyleAdapter", "Got to_q", "to_k_ip"],
+    ),
+    "a seed that no generator takes": (
+        ["seed=99999999999999999999999"],
+        ["seed must be less than 9223372036854775808. Got 99999999999999999999999."],
+    ),
+    "a word in place of a number": (["rounds=true"], ["rounds must be a whole number. Got 'true'"]),
+    "a store that MLflow has not": (
+        ["tracking.uri=foo://user:secret@bar"],
+        ["tracking.uri must be", "sqlite", "Got foo://, which"],
     ),
     "both algorithms": (["grpo={}"], ["nft and grpo"]),
 }

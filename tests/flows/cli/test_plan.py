@@ -16,12 +16,12 @@ def test_plan_tells_people_a_table_and_programs_json(capsys):
     assert "GPU memory, GiB" in told
     assert max(map(len, told.splitlines()[4:])) <= 90
     assert "fits: h100" in told
-    assert main(["plan", nft, "model.mixed_precision='no'", "--gpu", "a100-80", "--json"]) == 1
+    assert main(["plan", nft, "model.mixed_precision=no", "--gpu", "a100-80", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert not found["fits"]
     assert "model.mixed_precision=bf16" in found["changes"]
     assert found["needed_after_gib"] <= found["gpu_gib"]
-    assert [stage["stage"] for stage in found["stages"]] == ["warm-up", "rollout", "update"]
+    assert [stage["stage"] for stage in found["stages"]] == ["rollout", "update"]
 
 
 def test_a_mistake_is_one_line(capsys):
@@ -29,3 +29,11 @@ def test_a_mistake_is_one_line(capsys):
     assert capsys.readouterr().err.startswith("ParamsError: --gpu must be one of")
     assert main(["plan", "nowhere.yaml"]) == 2
     assert "nowhere.yaml must be a readable params file" in capsys.readouterr().err
+
+
+def test_a_shipped_file_is_planned_by_its_bare_name_from_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "tiny-nft", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fits"]
+    assert main(["plan", "tiny-nfd"]) == 2
+    assert "tiny-nfd must be a readable params file, or the name" in capsys.readouterr().err

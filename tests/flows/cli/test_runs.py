@@ -1,5 +1,4 @@
-"""The commands on a run's folder, as a person calls them; rewards are switched off, so no server
-starts."""
+"""The commands on a run's folder, as a person calls them, without rewards and servers."""
 
 import json
 import signal
@@ -16,14 +15,12 @@ from flows.cli.main import main
 @pytest.fixture(scope="module")
 def folder(random_model, tmp_path_factory):
     """A finished run of one round. The tests leave it as it is."""
-    from calligrapher.model.conditioning import Canvas
+    from calligrapher.data.canvas import Canvas
     from calligrapher.tiny.world import write_bench
+    from tasks.artifacts.layout import RunsDir
     from tasks.params.run_params import RunParams
-    from tasks.pipeline import planned
-    from tasks.resources.resources import Bench
-    from tasks.resources.rewards import Scorer
-    from tasks.runs.rerun import build_stage
-    from tasks.runs.run import open_run
+    from tasks.resources.rewards import RewardScorer
+    from tasks.runs.run import open_run, resources_of
 
     runs = tmp_path_factory.mktemp("runs")
     write_bench(runs / "cases", num_cases=3, split="train", seed=1)
@@ -43,10 +40,9 @@ def folder(random_model, tmp_path_factory):
             "tracking": {"enabled": False},
         }
     )
-    bench = Bench(params, runs / "data", Scorer(params.reward, [], Canvas(48, 32, False)))
-    with open_run(params, "first", runs, bench) as run:
-        for name in planned(params):
-            build_stage(run, name)
+    scorer = RewardScorer(params.reward, [], Canvas(48, 32, False))
+    with open_run(resources_of(params, RunsDir(runs), scorer), runs / "first") as run:
+        run.make_planned()
     return run.folder.path
 
 
@@ -100,6 +96,22 @@ def test_verify_names_the_damaged_file(folder, capsys):
 def test_gc_of_a_single_round_frees_nothing(folder, capsys):
     status, told = run_command(capsys, "gc", folder, "retention.keep_last=1", "--dry-run")
     assert (status, told.out) == (0, "0 bytes in 0 files would be freed.\n")
+
+
+def test_gc_takes_no_setting_that_it_does_not_read(folder, capsys):
+    status, told = run_command(capsys, "gc", folder, "--dry-run", "nft.kl_coef=0", "rounds=2")
+    assert (status, told.out) == (2, "")
+    assert "must be one of retention, as nothing else is read. Got nft.kl_coef=0, " in told.err
+
+
+@pytest.mark.parametrize(
+    "overrides", [["rounds=7"], ["retention.keep_last=1", "evaluate.every=0"], ["retention={}"]]
+)
+def test_a_stage_alone_is_not_made_anew_with_overrides_of_whole_runs(folder, capsys, overrides):
+    status, told = run_command(capsys, "rerun", folder, "--fork", "no", "0/update", *overrides)
+    assert status == 2
+    assert "No stage reads " + overrides[0].partition("=")[0] in told.err
+    assert not (folder.parent / "no").exists()
 
 
 def test_a_stage_is_made_anew_from_its_uri(folder, capsys):

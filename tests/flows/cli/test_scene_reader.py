@@ -1,5 +1,4 @@
-"""Cases made from drawn scenes with the real OCR: the texts are those drawn, the masks cover their
-ink."""
+"""Cases made from drawn scenes with the real OCR have the texts drawn and masks over their ink."""
 
 import json
 from pathlib import Path
@@ -27,8 +26,7 @@ SIGNS = (
 
 
 def scene(seed):
-    """(picture, text -> where its ink is, bool [H, W]): three signs, each in a font and ink of its
-    own."""
+    """(picture, text -> where its ink is, bool [H, W]) of three signs in own fonts."""
     rng = np.random.default_rng(seed)
     image = Image.new("RGB", SIZE, tuple(rng.integers(185, 256, 3).tolist()))
     ink_of, top = {}, 15
@@ -57,8 +55,7 @@ def made(tmp_path, seeds, *options):
 
 
 def check_pictures(cases):
-    """How many cases have the text drawn there; masks cover all ink of one text, references show
-    another."""
+    """Count cases with the text drawn there; masks cover its ink, references show another."""
     right = 0
     for case, ink_of in cases:
         mask = np.asarray(Image.open(case.mask)) > 0

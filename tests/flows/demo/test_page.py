@@ -11,9 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -28,6 +31,7 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 PATIENCE_MS, TRY_MS = 120_000, 5_000  # for a busy machine; idle, each step takes a few seconds
+FAINT_WORDS = (Path(__file__).parent / "faint_words.js").read_text()
 LOOPBACK = ("127.0.0.1", "::1")
 
 
@@ -35,13 +39,11 @@ LOOPBACK = ("127.0.0.1", "::1")
 def run(tmp_path_factory):
     """A finished run of the tiny model: two steps of warm-up, one round without rewards."""
     pytest.importorskip("gradio", reason="the extra `demo` is not installed")
-    from calligrapher.model.conditioning import Canvas
+    from calligrapher.data.canvas import Canvas
+    from tasks.artifacts.layout import RunsDir
     from tasks.params.run_params import load_params
-    from tasks.pipeline import planned
-    from tasks.resources.resources import Bench
-    from tasks.resources.rewards import Scorer
-    from tasks.runs.rerun import build_stage
-    from tasks.runs.run import open_run
+    from tasks.resources.rewards import RewardScorer
+    from tasks.runs.run import open_run, resources_of
 
     settings = {
         "rounds": 1,
@@ -58,10 +60,9 @@ def run(tmp_path_factory):
     params = load_params(
         ROOT / "params/tiny-nft.yaml", [f"{key}={value}" for key, value in settings.items()]
     )
-    bench = Bench(params, runs / "data", Scorer(params.reward, [], Canvas(96, 32, False)))
-    with open_run(params, "short", runs, bench) as opened:
-        for name in planned(params):
-            build_stage(opened, name)
+    scorer = RewardScorer(params.reward, [], Canvas(96, 32, False))
+    with open_run(resources_of(params, RunsDir(runs), scorer), runs / "short") as opened:
+        opened.make_planned()
     return opened.folder.path
 
 
@@ -177,12 +178,16 @@ def test_a_person_paints_a_text_and_compares_what_base_and_trained_made_of_it(de
     problem(page, "text must have a visible character.")
 
     text.fill("KAWO")
-    page.click("#generate")
+    text.press("Enter")
     page.wait_for_function("document.querySelectorAll('.results figcaption b').length == 6")
     assert page.locator(".problem").count() == 0
+    assert page.locator("#results h2").inner_text().startswith("KAWO")
+    with page.expect_download() as download:
+        page.click("#download")
+    assert len(zipfile.ZipFile(download.value.path()).namelist()) == 6
     assert "accuracy" in page.locator(".results figcaption").first.inner_text()
     source = np.asarray(load_rgb(case.source))
-    pictures = {variant: painted(page, variant) for variant in ("base", "warm-up", "trained")}
+    pictures = {variant: painted(page, variant) for variant in ("base", "warmup", "trained")}
     for picture in itertools.chain(*pictures.values()):
         assert picture.shape == source.shape
         differs = (picture != source).any(-1)
@@ -196,6 +201,9 @@ def test_a_person_paints_a_text_and_compares_what_base_and_trained_made_of_it(de
     assert (pictures["base"][0] != pictures["base"][1]).any()
     assert (pictures["base"][0] != pictures["trained"][0]).any()
 
+    page.locator("#source-gallery button").nth(2).click()
+    expect(page.locator(".results")).to_have_count(0, timeout=PATIENCE_MS)
+
     remote = {c.raddr.ip for c in psutil.Process(process.pid).net_connections("inet") if c.raddr}
     assert remote <= set(LOOPBACK)
     page.close()
@@ -207,13 +215,49 @@ def test_a_person_paints_a_text_and_compares_what_base_and_trained_made_of_it(de
     assert list(tmp_path.glob("calligrapher-demo-*")) == []
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_phone_in_the_dark_shows_results_below_generate_and_every_word_can_be_read(demo, page):
+    from playwright.sync_api import expect
+
+    address, _ = demo
+    answer = httpx.get(address, headers={"Host": "evil.example"})
+    assert (answer.status_code, "Got 'evil.example'" in answer.text) == (421, True)
+    page.emulate_media(color_scheme="dark")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(address)
+    text = page.locator("#text textarea, #text input")
+    expect(text).not_to_have_value("", timeout=PATIENCE_MS)
+    text.fill("KAŁO")
+    page.locator("#steps input[type=number]").fill("50")
+    text.press("Enter")
+    expect(page.locator("#stop")).to_be_enabled(timeout=PATIENCE_MS)
+    page.click("#stop")
+    page.locator("#generate:enabled").wait_for()
+    assert page.locator("figure", has_text="stopped").count() > 0
+    page.locator("#steps input[type=number]").fill("2")
+    text.press("Enter")
+    page.wait_for_function("document.querySelectorAll('.results figcaption b').length == 6")
+    assert "does not know Ł" in page.locator(".notice").inner_text()
+    example, go, results = (
+        page.locator(part).first.bounding_box()
+        for part in ("#source-gallery button", "#generate", "#results h2")
+    )
+    assert example["width"] >= 80
+    assert 0 < results["y"] - (go["y"] + go["height"]) < 100
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate(FAINT_WORDS) == {}
+    page.emulate_media(color_scheme="light")
+    page.goto(f"{address}/?__theme=light")
+    expect(text).not_to_have_value("", timeout=PATIENCE_MS)
+    assert page.evaluate(FAINT_WORDS) == {}
+
+
 def test_without_the_extra_the_command_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "flows.demo.page", raising=False)
     assert main(["demo"]) == 2
-    assert capsys.readouterr().err == (
-        "ParamsError: The page needs the extra `demo`: pip install -e '.[demo]'\n"
-    )
+    assert "The page needs the package gradio: `pip install 'gradio" in capsys.readouterr().err
 
 
 def test_a_run_and_a_model_exclude_each_other(capsys):
@@ -228,6 +272,26 @@ def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(monkeypatch, caps
         port = taken.getsockname()[1]
         assert main(["demo", "--port", str(port)]) == 2
     assert f"must be free to listen on. Got 127.0.0.1:{port}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_a_page_that_other_machines_reach_is_warned_of(monkeypatch, caplog, host, warned):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    shown = SimpleNamespace(launch=lambda host, port: None)
+    layout = SimpleNamespace(Page=lambda *parts: shown)
+    stubs = {
+        "_layout": lambda folder: layout,
+        "open_painter": lambda run, **given: SimpleNamespace(variants=["base"]),
+        "example_cases": lambda *given: [],
+        "threading": SimpleNamespace(Event=lambda: SimpleNamespace(wait=interrupted)),
+        "signal": SimpleNamespace(signal=lambda *given: None, SIGTERM=0, default_int_handler=None),
+    }
+    for name, stub in stubs.items():
+        monkeypatch.setattr(f"flows.demo.server.{name}", stub)
+    assert main(["demo", "--host", host, "--port", "0"]) == 130
+    assert ("The page has no password: whoever reaches 0.0.0.0" in caplog.text) == warned
 
 
 def test_examples_are_the_first_held_out_cases_or_none(tmp_path, caplog):

@@ -11,9 +11,10 @@ from PIL import Image
 
 from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError
-from flows.demo.results import Column, problem_html, results_html
-from flows.demo.scores import Reader, reader
-from reward_server.client import FIELDS, RewardResult
+from flows.demo.results import Column, Heading, problem_html, results_html
+from flows.demo.scores import PictureScorer, picture_scorer
+from reward_server.client import RewardClient, RewardResult
+from reward_server.components import NAMES
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +30,19 @@ def pictures(count):
     return [Image.new("RGB", (6, 4), (i, 2, 3)) for i in range(count)]
 
 
+def heading(seeds):
+    return Heading("HI", seeds, num_steps=8, scale=1)
+
+
 def test_the_grid_has_a_row_per_seed_and_holds_the_very_pixels():
     read = RewardResult(ocr_text="HI", ocr_accuracy=1.0, ocr_confidence=0.876, style_score=0.5)
     wrong = RewardResult(ocr_text="", ocr_accuracy=0.25, ocr_confidence=0.1)
     columns = {
         "base": Column(pictures(2), [wrong, read]),
         "trained": Column(pictures(2)),
-        "warm-up": Column(),
+        "warmup": Column(),
     }
-    html = results_html(columns, [5, 6])
+    html = results_html(heading([5, 6]), columns)
     assert html.count("<figure") == 6
     assert html.index('alt="base, seed 5"') < html.index('alt="trained, seed 5"')
     assert html.index('alt="trained, seed 5"') < html.index('alt="base, seed 6"')
@@ -53,7 +58,7 @@ def test_the_grid_has_a_row_per_seed_and_holds_the_very_pixels():
 
 def test_what_people_and_pictures_say_is_text_never_markup():
     told = RewardResult(ocr_text="<script>", ocr_accuracy=0.0, ocr_confidence=0.0)
-    assert "&lt;script&gt;" in results_html({"base": Column(pictures(1), [told])}, [0])
+    assert "&lt;script&gt;" in results_html(heading([0]), {"base": Column(pictures(1), [told])})
     assert "&lt;b&gt;" in problem_html(DataError("<b>"), Path("/tmp/x"))
 
 
@@ -67,9 +72,11 @@ def test_a_problem_names_the_file_and_not_where_we_put_it():
 def test_a_picture_that_nobody_scored_shows_why_and_no_number(case):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    results = Reader(lambda: [f"http://127.0.0.1:{port}"], deadline_s=0.3).read(pictures(2), case)
-    assert [getattr(result, name) for result in results for name in FIELDS] == [None] * 12
-    html = results_html({"base": Column(pictures(2), results)}, [0, 1])
+    results = PictureScorer(lambda: [f"http://127.0.0.1:{port}"], deadline_s=0.3).score(
+        pictures(2), case
+    )
+    assert [getattr(result, name) for result in results for name in NAMES] == [None] * 12
+    html = results_html(heading([0, 1]), {"base": Column(pictures(2), results)})
     assert html.count("<em>not scored: ") == 2
     assert f"127.0.0.1:{port}" in html
     assert "accuracy" not in html
@@ -77,9 +84,8 @@ def test_a_picture_that_nobody_scored_shows_why_and_no_number(case):
 
 def test_numbers_that_a_server_makes_up_are_not_shown(case, monkeypatch):
     made_up = RewardResult(ocr_text="HI", ocr_accuracy=0.5, reward_model_disabled=True)
-    asked = Reader(lambda: ["http://127.0.0.1:1"])
-    monkeypatch.setattr(asked.client, "score_batch", lambda items: [made_up for _ in items])
-    (result,) = asked.read(pictures(1), case)
+    monkeypatch.setattr(RewardClient, "score_batch", lambda self, items: [made_up for _ in items])
+    (result,) = PictureScorer(lambda: ["http://127.0.0.1:1"]).score(pictures(1), case)
     assert result.ocr_accuracy is None
     assert "made up" in result.errors["ocr_accuracy"]
 
@@ -88,5 +94,5 @@ def test_no_server_is_started_before_there_is_something_to_read(tmp_path, monkey
     monkeypatch.setattr(
         "flows.demo.scores.local_server", lambda **given: pytest.fail("was started")
     )
-    with reader([], tmp_path) as asked:
-        assert "client" not in asked.__dict__
+    with picture_scorer([], tmp_path) as scorer:
+        assert isinstance(scorer, PictureScorer)

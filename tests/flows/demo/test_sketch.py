@@ -6,7 +6,15 @@ from PIL import Image
 
 from calligrapher.data.images import load_mask, load_rgb
 from calligrapher.errors import DataError
-from flows.demo.sketch import PAINT, Sketch, easel, on_easel, painted, uploaded_mask, write_case
+from flows.demo.sketch import (
+    PAINT,
+    DemoInput,
+    editor_value,
+    mask_of_layers,
+    scaled_for_editor,
+    uploaded_mask,
+    write_case,
+)
 
 
 def picture(width=13, height=7, seed=0):
@@ -27,7 +35,7 @@ def sketch(**changes):
         "reference": picture(seed=1),
         "text": "Hi",
     }
-    return Sketch(**whole | changes)
+    return DemoInput(**whole | changes)
 
 
 def test_a_sketch_becomes_a_case_with_the_same_pixels(tmp_path):
@@ -61,19 +69,19 @@ def test_what_must_hold_is_said(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize("size", [(13, 7), (96, 32), (960, 3), (1920, 500), (700, 1500)])
-def test_a_mask_survives_the_easel_as_it_is_where_the_picture_is_not_reduced(tmp_path, size):
+def test_a_mask_survives_the_editor_as_it_is_where_the_picture_is_not_reduced(tmp_path, size):
     mask = mask_of((size[0] // 4, size[1] // 3, size[0] // 2 + 1, size[1]), size)
-    shown = easel(tmp_path, picture(*size), mask)
-    assert shown == easel(tmp_path, picture(*size), mask)
+    shown = editor_value(tmp_path, picture(*size), mask)
+    assert shown == editor_value(tmp_path, picture(*size), mask)
     background, layer = (Image.open(path) for path in (shown["background"], *shown["layers"]))
     assert max(background.size) <= 960
     assert background.size == layer.size
-    back = np.asarray(painted([layer], size)) != np.asarray(mask)
+    back = np.asarray(mask_of_layers([layer], size)) != np.asarray(mask)
     assert back.mean() == 0 if max(size) <= 960 else back.mean() < 0.01
 
 
 def test_small_pictures_are_enlarged_by_a_whole_factor():
-    shown = on_easel(picture(96, 32))
+    shown = scaled_for_editor(picture(96, 32))
     assert shown.size == (960, 320)
     assert shown.resize((96, 32), Image.Resampling.NEAREST) == picture(96, 32)
 
@@ -82,9 +90,9 @@ def test_paint_counts_from_half_opacity_on_and_layers_add_up():
     faint, strong = Image.new("RGBA", (26, 14)), Image.new("RGBA", (26, 14))
     faint.paste((*PAINT[:3], 127), (0, 0, 26, 14))
     strong.paste((*PAINT[:3], 128), (4, 2, 10, 6))
-    assert painted([faint], (13, 7)).getbbox() is None
-    assert painted([faint, strong], (13, 7)) == mask_of((2, 1, 5, 3))
-    assert painted([], (13, 7)).getbbox() is None
+    assert mask_of_layers([faint], (13, 7)).getbbox() is None
+    assert mask_of_layers([faint, strong], (13, 7)) == mask_of((2, 1, 5, 3))
+    assert mask_of_layers([], (13, 7)).getbbox() is None
 
 
 def test_an_uploaded_mask_fits_its_source(tmp_path):

@@ -12,7 +12,6 @@ from PIL import Image
 from scripted import Script, scored
 
 from reward_server.client import (
-    FIELDS,
     RewardClient,
     RewardItem,
     RewardRejectedError,
@@ -20,6 +19,7 @@ from reward_server.client import (
     server_urls,
 )
 from reward_server.client.failover import Server
+from reward_server.components import NAMES
 
 PICTURE = b"\x89PNG not looked at by the client"
 
@@ -75,13 +75,143 @@ def test_connections_are_reused():
     assert server.connections == 1
 
 
-def test_each_rank_asks_its_own_server():
+def test_each_rank_begins_with_its_own_server():
     with scripts(None, None, None) as servers:
         urls = [server.url for server in servers]
-        for rank, count in enumerate([1, 2, 3, 4]):
-            with RewardClient(urls, rank=rank, chunk_size=1) as client:
-                client.score_batch(items(count))
-        assert [len(server.bodies) for server in servers] == [1 + 4, 2, 3]
+        for rank in (0, 1, 2, 3, 4, 4):
+            with RewardClient(urls, rank=rank) as client:
+                client.score_batch(items(1))
+        assert [len(server.bodies) for server in servers] == [2, 3, 1]
+
+
+def test_single_requests_go_round():
+    with (
+        scripts(None, None, None, None) as servers,
+        RewardClient([server.url for server in servers], chunk_size=1, concurrency=1) as client,
+    ):
+        client.score_batch(items(9))
+        assert [len(server.bodies) for server in servers] == [3, 2, 2, 2]
+
+
+def test_the_server_with_the_fewest_requests_under_way_is_asked_first():
+    gate = threading.Event()
+
+    def waits(number, body):
+        gate.wait(20)
+        return 200, {}, scored(body)
+
+    with scripts(waits, None, None) as servers:
+        slow, *quick = servers
+        client = RewardClient([server.url for server in servers], chunk_size=1, concurrency=2)
+        scoring = threading.Thread(target=client.score_batch, args=[items(9)])
+        scoring.start()
+        stop_at = time.monotonic() + 10
+        while sum(len(server.bodies) for server in quick) < 8 and time.monotonic() < stop_at:
+            time.sleep(0.01)
+        gate.set()
+        scoring.join(10)
+        client.close()
+        assert len(slow.bodies) == 1
+        assert [len(server.bodies) for server in quick] == [4, 4]
+
+
+def test_a_few_items_are_shared_out_over_all_servers_at_the_same_time():
+    together = threading.Barrier(5, timeout=10)
+
+    def waits_for_the_others(number, body):
+        together.wait()
+        return 200, {}, scored(body)
+
+    with (
+        scripts(*[waits_for_the_others] * 5) as servers,
+        RewardClient([server.url for server in servers], request_timeout_s=20) as client,
+    ):
+        assert texts(client.score_batch(items(13))) == [f"t{number}" for number in range(13)]
+        assert sorted(len(server.bodies[0]["items"]) for server in servers) == [1, 3, 3, 3, 3]
+
+
+def test_a_server_that_comes_back_is_not_flooded():
+    def down_at_first(number, body):
+        return (500, {}, b"") if number == 1 else (200, {}, scored(body))
+
+    with (
+        scripts(down_at_first, None) as servers,
+        RewardClient([server.url for server in servers], concurrency=1, trip_after=1) as client,
+    ):
+        client.score_batch(items(1))
+        for _ in range(6):
+            client.score_batch(items(1))
+        time.sleep(0.6)  # the pause after the failure
+        before = [len(server.bodies) for server in servers]
+        for _ in range(6):
+            client.score_batch(items(1))
+        after = [len(server.bodies) for server in servers]
+    assert before == [1, 7]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [3, 3]
+
+
+def test_servers_that_are_set_up_unlike_are_refused_at_the_start():
+    with scripts(None, None, None) as servers:
+        servers[2].fingerprint = "two"
+        urls = [server.url for server in servers]
+        with (
+            RewardClient([DEAD, *urls]) as client,
+            pytest.raises(RewardRejectedError, match=f"set up alike. Got {urls[2]}.*two.*one"),
+        ):
+            client.info()
+        with RewardClient([DEAD, *urls[:2]]) as client:
+            assert client.info() == {"scorers": {"ocr": {"engine": "scripted"}}}
+
+
+def test_a_check_waits_for_nobody():
+    with RewardClient([DEAD, DEAD], deadline_s=600) as client:
+        started = time.monotonic()
+        with pytest.raises(RewardUnavailableError, match=r"there \(.*:9: Connection refused; "):
+            client.check()
+        assert time.monotonic() - started < 10
+
+
+def test_a_check_passes_while_a_server_is_loading_and_looks_at_all_that_answer():
+    with scripts(None, None, None) as servers:
+        loading, first, second = servers
+        loading.info_status = 503
+        urls = [server.url for server in servers]
+        with RewardClient([loading.url]) as client:
+            assert client.check() == []
+        with RewardClient([DEAD, *urls]) as client:
+            assert client.check() == [first.info, second.info]
+        second.fingerprint = "two"
+        with RewardClient(urls) as client, pytest.raises(RewardRejectedError, match="alike"):
+            client.check()
+        first.info_status = 401
+        with RewardClient(urls) as client, pytest.raises(RewardRejectedError, match="401"):
+            client.check()
+
+
+def test_a_server_that_is_set_up_anew_while_it_is_asked_is_refused():
+    with scripts(None) as (server,), RewardClient([server.url]) as client:
+        client.score_batch(items(1))
+        server.fingerprint = "another"
+        with pytest.raises(RewardRejectedError, match="set up alike"):
+            client.score_batch(items(1))
+
+
+def test_a_server_that_takes_over_must_be_set_up_as_the_one_that_died():
+    with scripts(None, None) as (first, second):
+        second.fingerprint = "made up"
+        with RewardClient([first.url, second.url], concurrency=1) as client:
+            client.score_batch(items(1))
+            first.close()
+            with pytest.raises(RewardRejectedError, match=f"Got {second.url}"):
+                client.score_batch(items(1))
+
+
+def test_a_server_of_before_names_no_setup_and_is_asked_as_before():
+    with scripts(None, None) as (first, second):
+        second.fingerprint = None
+        with RewardClient([first.url, second.url], chunk_size=1, concurrency=1) as client:
+            assert texts(client.score_batch(items(4))) == ["t0", "t1", "t2", "t3"]
+        assert len(second.bodies) == 2
 
 
 def test_a_dead_server_is_passed_over():
@@ -136,10 +266,13 @@ def test_a_picture_is_encoded_once_however_often_it_is_sent(monkeypatch):
     def flaky(number, body):
         return (500, {}, b"") if number <= 2 else (200, {}, scored(body))
 
-    with scripts(flaky) as (server,), RewardClient([DEAD, server.url], trip_after=9) as client:
-        client.score_batch(items(3))
+    with (
+        scripts(flaky) as (server,),
+        RewardClient([DEAD, server.url], trip_after=9, concurrency=1) as client,
+    ):
+        client.score_batch([*items(3), RewardItem(b"another", "p", mask=PICTURE, text="t3")])
     assert len(server.bodies) == 3
-    assert len(encoded) == 3
+    assert encoded == [PICTURE, b"another"]
     assert server.bodies[0] == server.bodies[2]
 
 
@@ -175,8 +308,8 @@ def test_a_refused_item_has_no_number_and_a_reason():
     with scripts(one_refused) as (server,), RewardClient([server.url]) as client:
         good, bad, last = client.score_batch(items(3))
     assert (good.ocr_text, last.ocr_text) == ("t0", "t2")
-    assert all(getattr(bad, field) is None for field in FIELDS)
-    assert set(bad.errors) == set(FIELDS)
+    assert all(getattr(bad, field) is None for field in NAMES)
+    assert set(bad.errors) == set(NAMES)
     assert "mask must be white" in bad.errors["ocr_accuracy"]
 
 
@@ -254,6 +387,16 @@ def test_the_token_is_sent_and_pictures_of_every_kind_become_png():
         assert (np.asarray(Image.open(io.BytesIO(base64.b64decode(sent[field])))) == pixels).all()
 
 
+def test_the_token_may_stand_in_the_environment(monkeypatch):
+    monkeypatch.setenv("CALLIGRAPHER_REWARD_TOKEN", "from the environment")
+    with scripts(None) as (server,):
+        for token in (None, "given"):
+            with RewardClient([server.url], token=token) as client:
+                client.score_batch(items(1))
+    sent = [headers["Authorization"] for headers in server.headers]
+    assert sent == ["Bearer from the environment", "Bearer given"]
+
+
 def test_urls_are_built_from_host_first_port_and_count():
     assert server_urls("10.0.0.5", 8000, 3) == [
         "http://10.0.0.5:8000",
@@ -262,9 +405,16 @@ def test_urls_are_built_from_host_first_port_and_count():
     ]
 
 
-@pytest.mark.parametrize("options", [{"urls": []}, {"urls": ["http://a"], "chunk_size": 0}])
-def test_a_client_without_servers_or_chunks_is_refused(options):
-    with pytest.raises(ValueError, match="at least"):
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"urls": []}, "at least"),
+        ({"urls": ["http://a"], "chunk_size": 0}, "at least"),
+        ({"urls": ["http://a", "localhost:8000"]}, "begin with http.*localhost:8000"),
+    ],
+)
+def test_a_client_without_servers_or_chunks_is_refused(options, told):
+    with pytest.raises(ValueError, match=told):
         RewardClient(**options)
 
 

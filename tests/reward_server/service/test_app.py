@@ -1,3 +1,4 @@
+import base64
 import concurrent.futures
 import json
 import threading
@@ -6,8 +7,8 @@ import time
 import pytest
 from fakes import FakeScorer, png
 
+from reward_server.components import NAMES
 from reward_server.scorers.base import Outcome
-from reward_server.service.schema import COMPONENTS
 
 GOOD = {"image": png(), "prompt": "The text is 'abcd'.", "mask": png()}
 
@@ -21,6 +22,7 @@ def test_a_picture_is_scored_and_unconfigured_components_are_null_with_a_reason(
     assert score["ocr_accuracy"] == 4 / 256
     assert score["vlm_score"] is None
     assert set(score["errors"]) == {"vlm_score", "style_score"}
+    assert score["errors"]["style_score"].endswith("start the reward server with --siglip-path")
     assert score["reward_model_disabled"] is False
 
 
@@ -42,7 +44,7 @@ def test_given_text_wins_over_the_prompt(serve):
 def test_a_component_is_null_exactly_when_errors_names_it(serve, text):
     with serve(FakeScorer()) as client:
         score = client.post("/score", json={**GOOD, "text": text}).json()
-    assert {field for field in COMPONENTS if score[field] is None} == set(score["errors"])
+    assert {field for field in NAMES if score[field] is None} == set(score["errors"])
     assert score["ocr_likelihood"] is None
 
 
@@ -64,7 +66,6 @@ BAD = {
     "a path": ({**GOOD, "image": "/etc/passwd"}, "image must be"),
     "another mask size": ({**GOOD, "mask": png(3, 3)}, "mask must be of the image's size"),
     "black mask": ({**GOOD, "mask": png(colour="black")}, "mask must be white"),
-    "bad reference": ({**GOOD, "reference": "AAAA"}, "reference must be a PNG"),
     "timestep out of range": ({**GOOD, "timestep": 1001}, "timestep"),
     "timestep as text": ({**GOOD, "timestep": "5"}, "timestep"),
     "timestep as truth": ({**GOOD, "timestep": False}, "timestep"),
@@ -131,6 +132,69 @@ def test_a_batch_keeps_order_and_errs_item_by_item(serve):
     assert "image must be" in results[2]["error"]
     assert results[3]["error"] is None
     assert "ocr_text" in results[3]["score"]["errors"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"text": "a" * 257}, "text must have at most 256 characters. Got 257"),
+        ({"prompt": "a" * 4097}, "prompt must have at most 4096 characters. Got 4097"),
+        ({"text": ""}, "text must hold at least one character"),
+        ({"image": ""}, "image must be a PNG file. Got 0 bytes"),
+        ({"mask": ""}, "mask must be a PNG file. Got 0 bytes"),
+    ],
+)
+def test_what_is_wrong_with_an_item_fails_that_item_and_not_its_batch(serve, change, told):
+    with serve(FakeScorer()) as client:
+        items = [GOOD, {**GOOD, **change}, GOOD]
+        response = client.post("/score_batch", json={"items": items})
+    first, wrong, last = response.json()["results"]
+    assert response.status_code == 207
+    assert first == last
+    assert first["error"] is None
+    assert told in wrong["error"]
+
+
+class Looks(FakeScorer):
+    """Scores its one field, by the reference if the field is one that depends on it."""
+
+    def __init__(self, name, field):
+        super().__init__()
+        self.name, self.fields = name, (field,)
+
+    def score_items(self, items):
+        self.seen += [item.text for item in items]
+        return [Outcome({self.fields[0]: 0.5}) for _ in items]
+
+
+def _reference(kind):
+    return {
+        "too large": png(13, 8),
+        "no PNG": "AAAA",
+        "empty": "",
+        "not base64": "@@",
+        "breaks off": base64.b64encode(base64.b64decode(png(9, 9))[:40]).decode(),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["too large", "no PNG", "empty", "not base64", "breaks off"])
+@pytest.mark.parametrize("path", ["/score", "/score_batch"])
+def test_a_bad_reference_costs_those_who_look_at_it_and_not_the_reading(serve, kind, path):
+    style, vlm = Looks("style", "style_score"), Looks("vlm", "vlm_score")
+    body = {**GOOD, "reference": _reference(kind)}
+    with serve(FakeScorer(), style, vlm, max_pixels=100) as client:
+        response = client.post(path, json=body if path == "/score" else {"items": [body]})
+        text = client.get("/metrics").text
+    score = response.json() if path == "/score" else response.json()["results"][0]["score"]
+    assert response.status_code == 200
+    assert (score["ocr_text"], score["ocr_accuracy"]) == ("abcd", 4 / 256)
+    assert set(score["errors"]) == {"style_score", "vlm_score"}
+    assert all(
+        "reference must be" in told or "reference must have" in told
+        for told in score["errors"].values()
+    )
+    assert "abcd" not in [*style.seen, *vlm.seen]
+    assert 'reward_failures_total{kind="refused",scorer="style"} 1.0' in text
 
 
 def test_too_many_items_and_none_are_refused(serve):
@@ -314,8 +378,31 @@ def test_info_tells_engines_limits_and_a_fingerprint_that_limits_do_not_change(s
         with serve(FakeScorer(), max_items=items) as client:
             answers.append(client.get("/info").json())
     assert answers[0]["scorers"] == {"ocr": {"engine": "fake"}}
+    assert answers[0]["components"] == [
+        "ocr_text",
+        "ocr_confidence",
+        "ocr_accuracy",
+        "ocr_likelihood",
+    ]
     assert answers[0]["limits"]["max_items"] == 5
     assert answers[0]["fingerprint"] == answers[1]["fingerprint"]
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_every_answer_names_the_setup_that_scored(serve, disabled):
+    with serve(FakeScorer(), disable_reward_model=disabled) as client:
+        named = client.get("/info").json()["fingerprint"]
+        answers = [
+            client.get("/info"),
+            client.post("/score", json=GOOD),
+            client.post("/score_batch", json={"items": [GOOD, {**GOOD, "image": "broken"}]}),
+        ]
+    assert [answer.status_code for answer in answers] == [200, 200, 207]
+    assert {answer.headers["X-Reward-Fingerprint"] for answer in answers} == {named}
+    other = FakeScorer()
+    other.info = {"engine": "another"}
+    with serve(other, disable_reward_model=disabled) as client:
+        assert client.get("/info").json()["fingerprint"] != named
 
 
 def test_debug_mode_is_marked_in_every_answer(serve):
@@ -328,7 +415,7 @@ def test_debug_mode_is_marked_in_every_answer(serve):
         assert client.get("/info").json()["reward_model_disabled"] is True
     assert score["reward_model_disabled"] is True
     assert score["errors"] == {}
-    assert all(0 <= score[field] <= 1 for field in COMPONENTS if field != "ocr_text")
+    assert all(0 <= score[field] <= 1 for field in NAMES if field != "ocr_text")
 
 
 def test_metrics_count_requests_batches_and_failures(serve):

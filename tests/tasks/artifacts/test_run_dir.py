@@ -6,19 +6,24 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from calligrapher.durable import atomic_path, atomic_write
 from calligrapher.errors import ArtifactError
-from tasks.artifacts.run_dir import INNER, Artifact, RunDir, fingerprint, path_digest, prune
+from tasks.artifacts.artifact import Artifact, prune
+from tasks.artifacts.digests import path_digest
+from tasks.artifacts.layout import INNER
+from tasks.artifacts.provenance import Provenance, fingerprint
+from tasks.artifacts.run_dir import RunDir
 
-READS = {
-    "stage": "update",
-    "params": {"learning_rate": 1e-4, "betas": (0.9, 0.99)},
-    "inputs": {"rollout": "ab"},
-}
+ASKED = Provenance(
+    "update",
+    params={"learning_rate": 1e-4, "betas": (0.9, 0.99)},
+    inputs={"rollout": "ab"},
+)
 
 
 @pytest.fixture
@@ -42,30 +47,32 @@ def listing(folder: Path) -> list[str]:
 
 
 def test_a_stage_is_built_once_and_then_found(run_dir):
-    made = run_dir.ensure("round-0003/update", build_two, **READS)
+    made = run_dir.ensure("round-0003/update", ASKED, build_two)
     assert made.path == run_dir.path / "round-0003" / "update"
     assert listing(made.path) == ["artifact.json", "shards/part-0.txt", "weights.bin"]
     assert made.meta == {"rows": 3}
     assert made.files["weights.bin"].bytes == 7
     assert made.file("shards/part-0.txt").read_text() == "three"
     made.verify()
-    found = run_dir.ensure("round-0003/update", no_build, **READS)
+    found = run_dir.ensure("round-0003/update", ASKED, no_build)
     assert found == made
     assert [a.path for a in run_dir.artifacts()] == [made.path]
 
 
 def test_equal_bytes_have_equal_digests_whatever_was_asked_for(run_dir):
-    one = run_dir.ensure("a", build_two, **READS)
-    two = run_dir.ensure("b", build_two, **READS | {"params": {"learning_rate": 2.0}})
-    other_stage = run_dir.ensure("c", build_two, **READS | {"stage": "refresh"})
+    one = run_dir.ensure("a", ASKED, build_two)
+    two = run_dir.ensure("b", replace(ASKED, params={"learning_rate": 2.0}), build_two)
+    other_stage = run_dir.ensure("c", replace(ASKED, stage="refresh"), build_two)
     assert one.digest == two.digest
     assert one.fingerprint != two.fingerprint
     assert other_stage.digest != one.digest
 
 
 def test_an_artifact_as_an_input_counts_by_its_digest(run_dir):
-    one = run_dir.ensure("a", build_two, **READS)
-    two = run_dir.ensure("b", build_two, stage="refresh", params={}, inputs={"update": one})
+    one = run_dir.ensure("a", ASKED, build_two)
+    two = run_dir.ensure(
+        "b", Provenance("refresh", inputs={"update": one.digest}), build_two, inputs=[one]
+    )
     assert two.inputs == {"update": one.digest}
 
 
@@ -85,19 +92,35 @@ def test_the_fingerprint_depends_on_all_that_is_read_and_on_no_order():
 
 
 def test_other_params_are_refused_with_what_differs_and_what_to_do(run_dir):
-    run_dir.ensure("update", build_two, **READS)
-    changed = READS | {
-        "params": {"learning_rate": 2e-4, "betas": [0.9, 0.99]},
-        "inputs": {"rollout": "cd"},
-    }
+    run_dir.ensure("update", ASKED, build_two)
+    changed = replace(
+        ASKED,
+        params={"learning_rate": 2e-4, "betas": [0.9, 0.99]},
+        inputs={"rollout": "cd"},
+        extra={"engines": "v2"},
+    )
     with pytest.raises(ArtifactError) as caught:
-        run_dir.ensure("update", no_build, **changed, engines="v2")
+        run_dir.ensure("update", changed, no_build)
     text = str(caught.value)
     assert "params.learning_rate: 0.0001 -> 0.0002" in text
     assert "inputs.rollout: ab -> cd" in text
     assert "extra.engines: (absent) -> v2" in text
+    assert "reward servers" not in text
     assert "betas" not in text
     assert "new name" in text
+
+
+def test_other_engines_of_the_reward_are_named_with_a_way_back(run_dir):
+    def scored(version):
+        by = {"scorers": {"ocr": {"engine": version}}}
+        asked = replace(ASKED, stage="score", extra={"scored_by": by})
+        return run_dir.ensure("round-0000/score", asked, build_two)
+
+    scored("1.31.1")
+    with pytest.raises(ArtifactError) as caught:
+        scored("1.31.2")
+    assert "extra.scored_by.scorers.ocr.engine: 1.31.1 -> 1.31.2" in str(caught.value)
+    assert "start them as they were, on the same kind of CPU" in str(caught.value)
 
 
 def test_what_a_killed_build_left_is_kept_for_the_same_work_and_wiped_for_other_work(run_dir):
@@ -118,9 +141,9 @@ def test_what_a_killed_build_left_is_kept_for_the_same_work_and_wiped_for_other_
 
     for build in (killed, resume):
         with pytest.raises(KeyboardInterrupt):
-            run_dir.ensure("update", build, **READS)
+            run_dir.ensure("update", ASKED, build)
         assert not (run_dir.path / "update").exists()
-    made = run_dir.ensure("update", afresh, **READS | {"inputs": {"rollout": "other"}})
+    made = run_dir.ensure("update", replace(ASKED, inputs={"rollout": "other"}), afresh)
     assert listing(made.path) == ["artifact.json", "shards/part-0.txt", "weights.bin"]
 
 
@@ -130,7 +153,7 @@ def test_inner_checkpoints_do_not_become_part_of_the_artifact(run_dir):
         (folder / INNER / "step-5").write_text("5")
         (folder / "result").write_text("r")
 
-    assert listing(run_dir.ensure("a", build, **READS).path) == ["artifact.json", "result"]
+    assert listing(run_dir.ensure("a", ASKED, build).path) == ["artifact.json", "result"]
 
 
 def test_damage_is_found_and_every_damaged_file_named(run_dir):
@@ -138,7 +161,7 @@ def test_damage_is_found_and_every_damaged_file_named(run_dir):
         for name in ("kept", "gone", "longer", "flipped"):
             (folder / name).write_text(name)
 
-    made = run_dir.ensure("update", build, **READS)
+    made = run_dir.ensure("update", ASKED, build)
     (made.path / "gone").unlink()
     (made.path / "longer").write_text("longer still")
     (made.path / "flipped").write_text("Flipped")
@@ -150,7 +173,7 @@ def test_damage_is_found_and_every_damaged_file_named(run_dir):
     assert "flipped: other bytes than were written" in text
     assert "kept:" not in text
     with pytest.raises(ArtifactError, match="gone: missing"):
-        run_dir.ensure("update", no_build, **READS)
+        run_dir.ensure("update", ASKED, no_build)
     with pytest.raises(ArtifactError, match="gone is missing: the artifact is damaged"):
         made.file("gone")
 
@@ -165,7 +188,7 @@ def test_damage_is_found_and_every_damaged_file_named(run_dir):
     ],
 )
 def test_a_manifest_that_does_not_agree_with_itself_is_refused(run_dir, edit, message):
-    made = run_dir.ensure("update", build_two, **READS)
+    made = run_dir.ensure("update", ASKED, build_two)
     manifest = json.loads((made.path / "artifact.json").read_text())
     edit(manifest)
     (made.path / "artifact.json").write_text(json.dumps(manifest))
@@ -176,22 +199,22 @@ def test_a_manifest_that_does_not_agree_with_itself_is_refused(run_dir, edit, me
 def test_a_folder_without_a_manifest_and_a_work_folder_are_no_artifacts(run_dir):
     (run_dir.path / "update").mkdir(parents=True)
     with pytest.raises(ArtifactError, match=r"holds no artifact\.json"):
-        run_dir.ensure("update", no_build, **READS)
+        run_dir.ensure("update", ASKED, no_build)
     with pytest.raises(ArtifactError, match="the work folder of an unfinished one"):
         Artifact.load(run_dir.path / "update.partial")
 
 
 def test_meta_that_is_no_json_is_refused_before_anything_is_committed(run_dir):
     with pytest.raises(ArtifactError, match="must be plain JSON"):
-        run_dir.ensure("update", lambda folder: {"loss": float("nan")}, **READS)
+        run_dir.ensure("update", ASKED, lambda folder: {"loss": float("nan")})
     assert not (run_dir.path / "update").exists()
 
 
 def test_pruning_frees_the_bytes_and_keeps_the_chain(run_dir):
-    made = run_dir.ensure("update", build_two, **READS)
+    made = run_dir.ensure("update", ASKED, build_two)
     assert prune(made, ["weights.bin"]) == 7
     assert prune(made, ["weights.bin"]) == 0
-    again = run_dir.ensure("update", no_build, **READS)
+    again = run_dir.ensure("update", ASKED, no_build)
     assert again.digest == made.digest
     again.verify()
     assert again.file("shards/part-0.txt").is_file()
@@ -211,14 +234,14 @@ def test_a_full_disk_is_a_clear_error_and_whole_shards_are_kept(run_dir):
     with pytest.raises(
         ArtifactError, match=r"room for 'rollout'.* bytes are free where .*shard-1 was being"
     ) as e:
-        run_dir.ensure("rollout", build, **READS)
+        run_dir.ensure("rollout", ASKED, build)
     assert isinstance(e.value.__cause__, OSError)
     assert listing(run_dir.path) == ["rollout.partial/partial.json", "rollout.partial/shard-0"]
 
     def resume(folder):
         assert (folder / "shard-0").read_bytes() == b"whole"
 
-    assert list(run_dir.ensure("rollout", resume, **READS).files) == ["shard-0"]
+    assert list(run_dir.ensure("rollout", ASKED, resume).files) == ["shard-0"]
 
 
 def test_a_full_disk_is_recognised_in_the_words_of_other_libraries(run_dir):
@@ -229,7 +252,7 @@ def test_a_full_disk_is_recognised_in_the_words_of_other_libraries(run_dir):
             raise ValueError("could not save") from error
 
     with pytest.raises(ArtifactError, match="It is full"):
-        run_dir.ensure("update", build, **READS)
+        run_dir.ensure("update", ASKED, build)
 
 
 def test_an_error_of_the_stage_itself_comes_through_unchanged(run_dir):
@@ -237,7 +260,7 @@ def test_an_error_of_the_stage_itself_comes_through_unchanged(run_dir):
         raise OSError(errno.EACCES, "no")
 
     with pytest.raises(PermissionError):
-        run_dir.ensure("update", build, **READS)
+        run_dir.ensure("update", ASKED, build)
 
 
 def test_a_disk_that_is_really_full_leaves_nothing_half_written(small_disk):
@@ -249,7 +272,7 @@ def test_a_disk_that_is_really_full_leaves_nothing_half_written(small_disk):
             atomic_write(folder / f"shard-{i}", bytes(20_000))
 
     with pytest.raises(ArtifactError, match="It is full"):
-        run_dir.ensure("rollout", build, **READS)
+        run_dir.ensure("rollout", ASKED, build)
     sizes = {p.name: p.stat().st_size for p in (small_disk / "rollout.partial").iterdir()}
     assert sizes.pop("partial.json") > 0
     assert set(sizes.values()) == {20_000}
@@ -274,10 +297,29 @@ def test_the_digest_of_an_input_counts_names_and_bytes_but_not_the_place(tmp_pat
         path_digest(tmp_path / "none")
 
 
+def test_weights_behind_a_linked_folder_count_as_if_they_lay_there(tmp_path):
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "t5" / "model.safetensors").write_text("1")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "text_encoder_2").symlink_to(tmp_path / "t5")
+    shutil.copytree(tmp_path / "model", tmp_path / "copy")
+    before = path_digest(tmp_path / "model")
+    assert before == path_digest(tmp_path / "copy")
+    (tmp_path / "t5" / "model.safetensors").write_text("2")
+    assert path_digest(tmp_path / "model") != before
+
+
+def test_a_name_that_is_not_utf_8_has_a_digest_as_well(tmp_path):
+    empty = path_digest(tmp_path)
+    (tmp_path / os.fsdecode(b"caf\xe9")).touch()
+    assert path_digest(tmp_path) != empty
+
+
 CHILD = """
     import os, signal, sys
     from pathlib import Path
     from tasks.artifacts import run_dir
+    from tasks.artifacts.provenance import Provenance
 
     run, place = run_dir.RunDir(sys.argv[1]), sys.argv[2]
     whole_write, whole_unlink, whole_replace = Path.write_bytes, Path.unlink, os.replace
@@ -322,7 +364,7 @@ CHILD = """
             run_dir.shutil.rmtree = kill
         case "after the work folder's note went":
             Path.unlink = unlink
-    run.ensure("update", build, stage="update", params={"a": 1}, inputs={})
+    run.ensure("update", Provenance("update", params={"a": 1}), build)
 """
 
 

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from calligrapher.data.canvas import Canvas
 from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError
-from calligrapher.model.conditioning import Canvas
 from calligrapher.tiny.world import write_bench
+from reward_server.service.schema import MAX_TEXT_CHARS
 from tasks.data.check import check, detect
+from tasks.data.demands import MAX_TEXT, Demands
 from tasks.data.sheet import ROWS, outlined, write_sheets
 
 CANVAS = Canvas(96, 32, True)
@@ -21,8 +23,8 @@ def folder(tmp_path):
     return write_bench(tmp_path / "cases", num_cases=5, split="evaluation", seed=3)
 
 
-def checked(folder, canvas=CANVAS, kind=None):
-    return check(folder, kind, canvas, folder / "cache")
+def checked(folder, canvas=CANVAS, kind=None, **demands):
+    return check(folder, kind, demands=Demands(canvas, **demands), cache_dir=folder / "cache")
 
 
 def test_a_sound_dataset_is_measured(folder):
@@ -64,6 +66,28 @@ def test_a_mask_that_vanishes_on_the_canvas_is_broken(folder):
     assert "test1_mask.png must have a white pixel left on a 32x16 canvas" in problem
 
 
+def test_a_case_without_a_target_is_broken_for_the_warm_up_alone(folder):
+    (folder / "test2_target.png").unlink()
+    assert checked(folder).problems == []
+    assert checked(folder).text().endswith("4 of 5; without all of them warmup.steps must be 0")
+    found = checked(folder, warmup=True)
+    (problem,) = found.problems
+    assert problem.startswith("self_bench.txt line 2 (test2-")
+    assert "test2_source.png must have a target" in problem
+    assert found.text().count("set warmup.steps to 0") == 1
+
+
+def test_a_text_longer_than_a_reward_server_takes_is_broken_where_it_is_scored(folder):
+    assert MAX_TEXT == MAX_TEXT_CHARS
+    listing = folder / "self_bench.txt"
+    rest = listing.read_text().splitlines()
+    listing.write_text("\n".join([f"1-{'W' * 256}", f"2-{'W' * 257}", *rest[2:]]) + "\n")
+    (problem,) = checked(folder).problems
+    assert "line 2" in problem
+    assert "text must have at most 256 characters" in problem
+    assert checked(folder, scored=False).problems == []
+
+
 def test_a_dataset_with_nothing_sound_is_still_told(folder):
     (folder / "self_bench.txt").write_text("")
     assert checked(folder).text().splitlines()[1:] == [
@@ -84,6 +108,7 @@ def test_the_kind_is_told_by_what_lies_there(folder, tmp_path):
         path.unlink()
     (tmp_path / "made" / "state.json").touch()
     assert detect(tmp_path / "made") == (tmp_path / "made", "huggingface")
+    assert detect(tmp_path / "made#train") == (tmp_path / "made#train", "huggingface")
 
 
 def test_a_folder_with_two_lists_or_none_needs_a_kind(folder, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from calligrapher.data import cutting as scenes
-from calligrapher.data.cutting import Place, Rules
+from calligrapher.data.cutting import Rules, TextPlace
 from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError, ParamsError
 from tasks.data import make as data_make
@@ -28,7 +28,7 @@ def read(rgb):
         red, green, _ = rgb[top + 15, 60].tolist()
         if red == 255:
             box = ((10, top + 5), (100, top + 5), (100, top + 23), (10, top + 23))
-            bars.append(Place(f"text {green}", 0.95, box))
+            bars.append(TextPlace(f"text {green}", 0.95, box))
     return bars
 
 
@@ -54,7 +54,8 @@ def pictures(tmp_path):
 
 
 def make(pictures, out, rules=None, reader=read, **options):
-    return make_cases(pictures, out, reader, WITH, rules or Rules(), **options)
+    rules = rules or Rules()
+    return make_cases(pictures, out, read=reader, reads_with=WITH, rules=rules, **options)
 
 
 def tree(folder):
@@ -90,7 +91,40 @@ def test_what_gave_no_case_is_counted_with_why(pictures, tmp_path):
         "one text only, and that made no case": 1,
     }
     assert made.left_out == {"does not match the pattern": 1, "no other text for the reference": 1}
-    assert made.text().splitlines()[1:3] == ["pictures that gave no case: 3", "       1  no text"]
+    lines = made.text().splitlines()
+    assert lines[1:3] == ["pictures that gave no case: 3", "       1  no text"]
+    assert lines[-1] == "not a readable picture: broken.jpg"
+
+
+def test_an_unreadable_picture_is_told_when_it_is_met(pictures, tmp_path, caplog):
+    make(pictures, tmp_path / "out")
+    (told,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "broken.jpg must be an image" in told
+
+
+def test_a_name_that_is_no_utf_8_makes_cases_like_any_other(tmp_path):
+    draw(tmp_path / "pictures" / os.fsdecode(b"caf\xe9.png"), 1, 2)
+    (tmp_path / "pictures" / os.fsdecode(b"\xff.png")).touch()
+    made = make(tmp_path / "pictures", tmp_path / "out")
+    assert len(load_cases(made.path, "jsonl")) == 2
+    assert made.unreadable == (r"\xff.png",)
+    assert make(tmp_path / "pictures", tmp_path / "out") == made
+
+
+def test_pictures_behind_a_linked_folder_make_the_cases_that_they_make_in_it(pictures, tmp_path):
+    (pictures / "sub").rename(tmp_path / "elsewhere")
+    (pictures / "sub").symlink_to(tmp_path / "elsewhere")
+    linked = make(pictures, tmp_path / "out")
+    (pictures / "sub").unlink()
+    (tmp_path / "elsewhere").rename(pictures / "sub")
+    assert linked.cases == 5
+    assert tree(tmp_path / "out") == tree(make(pictures, tmp_path / "again").path.parent)
+
+
+def test_the_results_may_not_lie_among_the_pictures_through_a_link_either(pictures, tmp_path):
+    (tmp_path / "link").symlink_to(pictures)
+    with pytest.raises(ParamsError, match="OUT must not lie in the folder of pictures"):
+        make(pictures, tmp_path / "link" / "out")
 
 
 def test_with_itself_as_reference_one_text_is_enough(pictures, tmp_path):
@@ -130,7 +164,9 @@ def test_other_settings_need_another_folder(pictures, tmp_path):
     with pytest.raises(ParamsError, match="must be made with the settings that it was begun with"):
         make(pictures, tmp_path / "out", Rules(min_height=10))
     with pytest.raises(ParamsError, match="settings"):
-        make_cases(pictures, tmp_path / "out", read, {"reader": "other"}, Rules())
+        make_cases(
+            pictures, tmp_path / "out", read=read, reads_with={"reader": "other"}, rules=Rules()
+        )
 
 
 def test_a_folder_without_pictures_or_with_the_cases_in_it_is_refused(pictures, tmp_path):

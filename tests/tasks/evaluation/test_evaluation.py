@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from calligrapher.errors import ArtifactError, DataError, ParamsError
+from tasks.artifacts.layout import RunsDir
 from tasks.evaluation.evaluation import (
     EvaluationParams,
     load_evaluation_params,
@@ -14,7 +15,7 @@ from tasks.evaluation.evaluation import (
     params_of,
 )
 from tasks.evaluation.measures import CASES, MEASURED, MEASURES
-from tasks.resources.resources import Bench
+from tasks.runs.run import resources_of
 
 SETTINGS = EvaluationParams(num_cases=2, num_images_per_case=2, seed=7, second_ocr="none")
 
@@ -22,11 +23,12 @@ SETTINGS = EvaluationParams(num_cases=2, num_images_per_case=2, seed=7, second_o
 @pytest.fixture
 def opened(train, encodings, scorer_class):
     """`opened(folder)` -> an Evaluation of that run; the scorer's calls are in
-    `.bench.scorer.calls`."""
+    `.resources.scorer.calls`."""
 
     def opened(folder, settings=SETTINGS):
-        bench = Bench(params_of(folder, settings), encodings, scorer_class())
-        return open_evaluation(folder, settings, bench)
+        params = params_of(folder, settings)
+        resources = resources_of(params, RunsDir(encodings.parent), scorer_class())
+        return open_evaluation(folder, settings, resources)
 
     return opened
 
@@ -38,7 +40,7 @@ def test_a_checkpoint_is_measured_against_base_and_warmup_and_found_again(train,
         with opened(folder) as this:
             others = {name: this.measure(name) for name in this.earlier("round-0001")}
             verdict = this.compare("round-0001", this.measure("round-0001"), others)
-    assert this.bench.scorer.calls == [], "the second time everything is there"
+    assert this.resources.scorer.calls == [], "the second time everything is there"
     assert list(verdict.minus) == ["base", "warmup"]
     assert verdict.champion
     assert verdict.metrics["images"] == 4

@@ -9,27 +9,27 @@ from tasks.evaluation import second_ocr
 from tasks.evaluation.measures import background, embed
 
 
-def test_the_background_is_compared_outside_the_mask_only(make_bench):
-    bench = make_bench()
-    case = bench.evaluation_cases[0]
-    canvas = bench.conditioning.canvas
+def test_the_background_is_compared_outside_the_mask_only(make_resources):
+    resources = make_resources()
+    case = resources.cases.evaluation[0]
+    canvas = resources.conditioning.canvas
     source = load_rgb(case.source).resize((canvas.width, canvas.height), Image.Resampling.LANCZOS)
     mask = Image.open(case.mask).convert("L").resize(source.size, Image.Resampling.NEAREST)
     painted = source.copy()
     painted.paste((255, 0, 0), mask=mask.point(lambda value: 255 * (value > 127)))
-    assert background(bench, painted, case) == (0.0, None)
+    assert background(resources, painted, case) == (0.0, None)
     shifted = Image.fromarray(
         np.where(np.asarray(source) > 127, np.asarray(source) - 2, np.asarray(source) + 2)
     )
-    error, psnr = background(bench, shifted, case)
+    error, psnr = background(resources, shifted, case)
     assert error == pytest.approx(2.0)
     assert psnr == pytest.approx(20 * np.log10(255 / 2))
 
 
-def test_a_picture_is_closest_to_itself(make_bench):
-    bench = make_bench()
-    pictures = [load_rgb(case.reference) for case in bench.evaluation_cases]
-    embedded = embed(bench, [*pictures, pictures[0]])
+def test_a_picture_is_closest_to_itself(make_resources):
+    resources = make_resources()
+    pictures = [load_rgb(case.reference) for case in resources.cases.evaluation]
+    embedded = embed(resources, [*pictures, pictures[0]])
     assert embedded.shape[0] == 3
     assert embedded[0] @ embedded[2] == pytest.approx(1.0, abs=1e-5)
 

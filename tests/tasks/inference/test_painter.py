@@ -6,10 +6,10 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
+from calligrapher.data.canvas import Canvas
 from calligrapher.data.dataset import load_cases
 from calligrapher.data.images import load_rgb
 from calligrapher.errors import ArtifactError, CheckpointError, ParamsError
-from calligrapher.model.conditioning import Canvas
 from calligrapher.rl.train_loop import EMA, TRAINED
 from tasks.inference.painter import open_painter
 
@@ -51,13 +51,13 @@ def case(cases):
 def test_a_run_is_painted_with_before_and_after_its_training(run, case):
     painter = open_painter(str(run))
     assert (painter.canvas, painter.num_steps) == (Canvas(48, 32), 3)
-    assert list(painter.variants) == ["base", "warm-up", "trained"]
-    assert same(painter.variants["warm-up"], run / "warmup" / TRAINED)
+    assert list(painter.variants) == ["base", "warmup", "trained"]
+    assert same(painter.variants["warmup"], run / "warmup" / TRAINED)
     assert same(painter.variants["trained"], run / "round-0001/update" / EMA)
     assert len(set(painter.digests.values())) == 3
 
-    before, middle, after = (painter.paint(name, case, [1, 2]) for name in painter.variants)
-    again = painter.paint("base", case, [1, 2])
+    before, middle, after = (painter.paint(name, case, seeds=[1, 2]) for name in painter.variants)
+    again = painter.paint("base", case, seeds=[1, 2])
     for i in range(2):
         assert before[i].size == load_rgb(case.source).size
         assert differ(before[i], middle[i])
@@ -70,7 +70,7 @@ def test_an_artifact_of_a_round_names_that_rounds_checkpoint(run):
     assert same(earlier.variants["trained"], run / "round-0000/update" / EMA)
     by_name = open_painter("first", runs_dir=run.parent)
     assert same(by_name.variants["trained"], run / "round-0001/update" / EMA)
-    assert list(open_painter(str(run / "warmup")).variants) == ["base", "warm-up"]
+    assert list(open_painter(str(run / "warmup")).variants) == ["base", "warmup"]
 
 
 def test_a_run_without_an_average_is_painted_with_its_trained_weights_while_its_model_is_there(
@@ -90,8 +90,8 @@ def test_the_variants_of_a_case_cost_one_encoding(run, case, cases, count_calls)
     other = load_cases(cases / "evaluation")[1]
     with count_calls(painter.model) as calls:
         for variant in painter.variants:
-            painter.paint(variant, case, [1, 2])
-        painter.paint("base", other, [1])
+            painter.paint(variant, case, seeds=[1, 2])
+        painter.paint("base", other, seeds=[1])
     encoders = dict.fromkeys(("clip", "t5", "siglip", "vae_encode"), 2)
     assert calls == encoders | {"transformer": 4 * 3, "vae_decode": 4}
 
@@ -101,9 +101,9 @@ def test_a_picture_that_changes_under_its_name_is_encoded_anew(run, case, tmp_pa
     path = tmp_path / "source.png"
     moving = case.model_copy(update={"source": path})
     load_rgb(case.source).save(path)
-    one = painter.paint("base", moving, [1])[0]
+    one = painter.paint("base", moving, seeds=[1])[0]
     load_rgb(case.source).point(lambda value: 255 - value).save(path)
-    assert differ(one, painter.paint("base", moving, [1])[0])
+    assert differ(one, painter.paint("base", moving, seeds=[1])[0])
 
 
 def test_settings_take_the_place_of_the_runs(run, case):
@@ -128,13 +128,26 @@ def test_a_model_in_folders_needs_an_adapter(random_model, case):
         **folders, adapter=str(random_model / "calligrapher.bin"), **size, num_steps=2
     )
     assert list(painter.variants) == ["base"]
-    assert painter.paint("base", case, [1])[0].size == (96, 32)
+    assert painter.paint("base", case, seeds=[1])[0].size == (96, 32)
     with pytest.raises(ParamsError, match=r"The weights must be base here\. Got 'trained'"):
-        painter.paint("trained", case, [1])
+        painter.paint("trained", case, seeds=[1])
     with pytest.raises(ParamsError, match="An adapter must be named"):
         open_painter(**folders, **size)
     with pytest.raises(CheckpointError, match="must fit this model"):
         open_painter(adapter=str(random_model / "calligrapher.bin"))
+
+
+def test_a_run_that_learned_more_than_an_adapter_is_not_taken_for_one(train):
+    lora = {"train_adapter": False, "lora": {"rank": 2, "alpha": 2.0, "targets": ["to_q"]}}
+    run, _ = train("tuned", rounds=1, model=lora)
+    with pytest.raises(ParamsError, match=r"also trained LoRA.*Name it as the run: --run tuned\."):
+        open_painter(adapter="tuned", runs_dir=run.parent)
+    assert differ_anywhere(open_painter("tuned", runs_dir=run.parent))
+
+
+def differ_anywhere(painter):
+    base, trained = painter.variants["base"], painter.variants["trained"]
+    return any((base[name] != trained[name]).any() for name in base)
 
 
 def test_what_is_no_whole_run_is_told(run, tmp_path):

@@ -4,6 +4,7 @@ import yaml
 from calligrapher.errors import ParamsError
 from tasks.params.errors import valid_keys
 from tasks.params.run_params import RunParams, check_multiple, load_params
+from tasks.pipeline import STAGES, reads
 
 MINIMAL = {
     "rounds": 3,
@@ -12,7 +13,6 @@ MINIMAL = {
     "rollout": {"num_cases": 3, "num_images_per_prompt": 5},
     "reward": {"vlm_weight": 0},
 }
-STAGES = ("warmup", "rollout", "score", "advantage", "update", "refresh", "evaluate")
 # What decides no result: where things are, how fast they are, what is kept.
 UNREAD = {
     "rounds",
@@ -29,6 +29,7 @@ UNREAD = {
     "update.checkpointing_steps",
     "reward.server_urls",
     "reward.vlm",
+    "reward.token_file",
     "reward.timeout_s",
     "reward.max_unscored_share",
     "evaluate.every",
@@ -111,6 +112,12 @@ def test_an_override_switches_the_algorithm(load):
         (["rounds"], "must look like section.key=value. Got 'rounds'"),
         (["rounds=[1"], "must be YAML"),
         (["rounds=0"], "rounds must be at least 1. Got 0."),
+        (["seed=9223372036854775808"], "seed must be less than 9223372036854775808"),
+        (
+            ["evaluate.seed=1e30"],
+            r"evaluate.seed must be a whole number of fewer digits. Got 1e\+30",
+        ),
+        (["tracking.uri=foo://bar"], "tracking.uri must be a folder, or a URI .* Got foo://"),
         (["seed=1.5"], "seed must be a whole number. Got 1.5."),
         (["update.learning_rate=fast"], "update.learning_rate must be a number. Got 'fast'."),
         (
@@ -159,6 +166,11 @@ def test_what_cannot_work_is_an_error_that_names_the_key(load, overrides, messag
         load(*overrides)
 
 
+def test_an_address_of_a_reward_server_has_a_scheme(load):
+    with pytest.raises(ParamsError, match=r"server_urls must begin with http.*'localhost:8000'"):
+        load("reward.server_urls=[http://a:1, localhost:8000]")
+
+
 def test_a_group_of_one_is_welcome_where_the_round_is_the_baseline(load):
     params = load("rollout.num_images_per_prompt=1", "advantage.baseline=round")
     assert params.images_per_round == 3
@@ -171,6 +183,39 @@ def test_a_vlm_weight_is_welcome_where_a_vlm_may_answer(load):
         "reward.disable_reward_model=true",
     ):
         assert load("reward.vlm_weight=0.3", reason).reward.vlm_weight == 0.3
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://a:5000", "sqlite:////tmp/x.db", "postgresql+psycopg2://a/b", "./folder", "uc:x"]
+)
+def test_a_store_of_mlflow_is_welcome(load, uri):
+    assert load(f"tracking.uri={uri}").tracking.uri == uri
+
+
+def test_paths_of_what_is_there_are_stored_absolute_and_decide_nothing(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = {"held", "cases#1", "siglip", "vlm", "tiny"}
+    for name in names:
+        (tmp_path / name).mkdir()
+    given = {
+        "data.train": "held",
+        "data.evaluation": "held#train",
+        "model.siglip": "~/siglip",
+        "model.initial_adapter": "tiny",
+        "reward.vlm": "./vlm",
+    }
+    params = load(*(f"{key}={value}" for key, value in given.items()))
+    assert params.data.train == f"{tmp_path}/held"
+    assert params.data.evaluation == f"{tmp_path}/held#train"
+    assert params.model.siglip == f"{tmp_path}/siglip"
+    assert params.reward.vlm == f"{tmp_path}/vlm"
+    assert (params.model.base, params.model.initial_adapter) == ("tiny", "tiny")
+    assert load("data.train=cases#1").data.train == f"{tmp_path}/cases#1"
+    elsewhere = load("data.train=user/set", "model.initial_adapter=a-run", "data.evaluation=none")
+    assert (elsewhere.data.train, elsewhere.data.evaluation) == ("user/set", "none")
+    assert elsewhere.model.initial_adapter == "a-run"
+    assert [reads(params, stage) for stage in STAGES] == [reads(elsewhere, s) for s in STAGES]
 
 
 def test_all_problems_of_a_file_are_named_at_once(load):
@@ -274,29 +319,29 @@ def test_every_parameter_that_decides_a_result_is_read_by_a_stage(load, algorith
     for key in leaves:
         values = before.resolved()
         after = RunParams.model_validate(_replaced(values, key, _changed(key, _get(values, key))))
-        readers = [stage for stage in STAGES if before.reads(stage) != after.reads(stage)]
+        readers = [stage for stage in STAGES if reads(before, stage) != reads(after, stage)]
         assert (not readers) == (key in UNREAD), f"{key} is read by {readers}"
 
 
 def test_a_run_can_be_prolonged_unless_its_learning_rate_falls(load):
-    assert load("rounds=3").reads("update") == load("rounds=6").reads("update")
+    assert reads(load("rounds=3"), "update") == reads(load("rounds=6"), "update")
     cosine = "update.lr_scheduler=cosine"
-    assert load("rounds=3", cosine).reads("update") != load("rounds=6", cosine).reads("update")
+    assert reads(load("rounds=3", cosine), "update") != reads(load("rounds=6", cosine), "update")
 
 
 def test_the_clip_range_does_not_make_rollouts_stale_but_the_noise_level_does(load):
     base = load(algorithm="grpo")
     clip = load("grpo.clip_range=1e-4", algorithm="grpo")
     noise = load("grpo.noise_level=0.5", algorithm="grpo")
-    assert clip.reads("rollout") == base.reads("rollout")
-    assert clip.reads("update") != base.reads("update")
-    assert noise.reads("rollout") != base.reads("rollout")
+    assert reads(clip, "rollout") == reads(base, "rollout")
+    assert reads(clip, "update") != reads(base, "update")
+    assert reads(noise, "rollout") != reads(base, "rollout")
 
 
 def test_rescoring_needs_no_new_rollout(load):
     base, other = load(), load("reward.ocr_weight=0.5")
-    assert other.reads("score") != base.reads("score")
-    assert other.reads("rollout") == base.reads("rollout")
+    assert reads(other, "score") != reads(base, "score")
+    assert reads(other, "rollout") == reads(base, "rollout")
 
 
 def test_every_parameter_is_described_where_it_is_declared():

@@ -3,13 +3,14 @@ import pytest
 from PIL import Image
 
 from tasks.pictures.grids import (
-    Sample,
+    CaptionedImage,
     before_after,
     best_and_worst,
     image_grid,
     learning_curve,
     open_picture,
     score_histogram,
+    thinned,
 )
 from tasks.pictures.sheets import ACCENT, BAD, GOOD, Span, fitted, shown, width_of
 
@@ -54,9 +55,9 @@ def test_a_caption_is_shortened_to_the_width_of_its_picture():
 
 
 def test_a_reading_is_green_where_it_is_the_target_and_red_where_it_is_not():
-    right = best_and_worst([Sample(picture(), "CAFE 9", "cafe9", 1.0)], [])
-    wrong = best_and_worst([], [Sample(picture(), "CAFE", "CAFF", 0.75)])
-    unread = best_and_worst([], [Sample(picture(), "CAFE", None, None)])
+    right = best_and_worst([CaptionedImage(picture(), "CAFE 9", "cafe9", 1.0)], [])
+    wrong = best_and_worst([], [CaptionedImage(picture(), "CAFE", "CAFF", 0.75)])
+    unread = best_and_worst([], [CaptionedImage(picture(), "CAFE", None, None)])
     assert pixels(right, GOOD) > 0 == pixels(right, BAD)
     assert pixels(wrong, BAD) > 0 == pixels(wrong, GOOD)
     assert pixels(unread, BAD) == pixels(unread, GOOD) == 0
@@ -67,8 +68,8 @@ def test_before_and_after_stand_beside_their_source_and_reference():
     sheet = before_after(
         [picture(source)] * 3,
         [picture(reference, (12, 12))] * 3,
-        [Sample(picture(one), "A", "B", 0.0)] * 3,
-        [Sample(picture(two), "A", "A", 1.0)] * 3,
+        [CaptionedImage(picture(one), "A", "B", 0.0)] * 3,
+        [CaptionedImage(picture(two), "A", "A", 1.0)] * 3,
     )
     assert pixels(sheet, source) == pixels(sheet, one) == pixels(sheet, two) == 3 * 270 * 90
     columns = [
@@ -117,6 +118,40 @@ def test_a_learning_curve_can_be_drawn_of_any_points(series):
     assert (pixels(curve, ACCENT) > 0) == bool(series)
 
 
+def test_intervals_are_drawn_behind_the_line():
+    series = {"accuracy": [(0, 0.4), (5, 0.5), (10, 0.9)]}
+
+    def pale(bands):
+        """How many pixels have ACCENT at 15 % over white."""
+        curve = np.asarray(learning_curve(series, bands=bands)).astype(int)
+        return int((abs(curve - (222, 232, 252)) <= 2).all(-1).sum())
+
+    narrow = {"accuracy": [(0, 0.35, 0.45), (10, 0.85, 0.95)]}
+    wide = {"accuracy": [(0, 0.3, 0.5), (10, 0.7, 1.0)]}
+    assert pale(None) < 1000 < pale(narrow) < pale(wide)
+
+
+def test_a_reward_has_a_panel_and_a_scale_of_its_own():
+    reward = {"mean reward": [(i, 1.5) for i in range(10)]}
+    both = learning_curve({"accuracy": [(0, 0.4), (10, 0.9)]}, below=reward)
+    assert both.height > learning_curve({"accuracy": [(0, 0.4), (10, 0.9)]}).height
+    orange = np.argwhere((np.asarray(both) == (217, 119, 6)).all(-1))
+    blue = np.argwhere((np.asarray(both) == (37, 99, 235)).all(-1))
+    assert blue[:, 0].max() < orange[:, 0].min()
+
+
+def test_only_measured_steps_have_a_tick():
+    assert thinned([0, 3, 7]) == [0, 3, 7]
+    assert thinned(list(range(0, 51, 5)), most=6) == [0, 10, 20, 30, 40, 50]
+    assert thinned([]) == []
+
+
+@pytest.mark.parametrize(("reward", "label"), [(1.529, "reward 1.53"), (None, "unscored")])
+def test_a_reward_is_labelled_so_that_it_is_taken_for_no_accuracy(reward, label):
+    _, (_, right) = CaptionedImage(picture(), "A", "B", reward).lines()
+    assert [span.text for span in right] == [label]
+
+
 def test_pictures_can_be_read_again(tmp_path):
     picture().save(tmp_path / "a.png")
     assert open_picture(tmp_path / "a.png").getpixel((0, 0)) == (200, 30, 40)
@@ -124,5 +159,5 @@ def test_pictures_can_be_read_again(tmp_path):
 
 def test_a_reading_is_right_when_the_reward_says_so():
     picture = Image.new("RGB", (8, 8))
-    assert Sample(picture, "ﬁne Straße", "FINE STRASSE", 1.0).reading()[0].colour == GOOD
-    assert Sample(picture, "fine", "fire", 0.7).reading()[0].colour == BAD
+    assert CaptionedImage(picture, "ﬁne Straße", "FINE STRASSE", 1.0).reading()[0].colour == GOOD
+    assert CaptionedImage(picture, "fine", "fire", 0.7).reading()[0].colour == BAD

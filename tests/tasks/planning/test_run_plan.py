@@ -219,7 +219,7 @@ def test_gpus_are_named_or_given_by_their_memory():
     with pytest.raises(ParamsError, match=r"--gpu must be one of 4090, .* Got 'tpu'"):
         capacity("tpu", None)
     for bad in (1.5, float("nan")):
-        with pytest.raises(ParamsError, match="--gpu-memory must be more than"):
+        with pytest.raises(ParamsError, match="--gpu-memory must be a number of GiB above the 2"):
             capacity(None, bad)
 
 

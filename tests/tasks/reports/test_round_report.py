@@ -4,11 +4,9 @@ import json
 import re
 
 import pytest
-import torch
 from PIL import Image, ImageChops, ImageStat
 
 from tasks.reports.round_report import mlflow_page, round_report
-from tasks.runs.run import gpu_peak
 
 
 def test_a_round_is_reported_with_its_numbers_worst_samples_and_links(train):
@@ -69,21 +67,6 @@ def test_the_seconds_of_every_stage_of_a_round_are_logged_once(train):
     }
     assert update["meta"]["images"] == 9
     assert logged["time/update_images_per_second"] == pytest.approx(9 / update["seconds"])
-
-
-def test_the_gpu_memory_of_a_stage_is_its_own_peak(monkeypatch):
-    peaks = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", peaks.clear)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: max(peaks))
-    found = {}
-    for used in (3 * 2**30, 2**29):
-        assert gpu_peak(lambda used=used: peaks.append(used) or "made", found) == "made"
-    assert found == {"gpu_peak_gib": 0.5}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    unmeasured = {}
-    gpu_peak(lambda: None, unmeasured)
-    assert unmeasured == {}
 
 
 def test_the_page_in_mlflow_is_known_where_a_server_is(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ whole."""
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -42,10 +43,13 @@ def test_a_finished_run_is_told_stage_by_stage(train):
     assert found.bytes == sum(s.bytes for s in found.stages) == sum(p.stat().st_size for p in files)
     score = next(s for s in found.stages if s.name == "round-0001/score")
     meta = json.loads((folder / "round-0001/score/artifact.json").read_text())["meta"]
-    assert score.reward == meta["reward_mean"]
-    assert score.ocr_accuracy is None
+    assert (score.reward, score.ocr_accuracy) == (meta["reward_mean"], None)
     evaluations = [s for s in found.stages if s.name.endswith("evaluate")]
-    assert all(s.reward is None and s.ocr_accuracy is not None for s in evaluations)
+    assert all(s.reward is None for s in evaluations)
+    for evaluation in evaluations:
+        meta = json.loads((folder / evaluation.name / "artifact.json").read_text())["meta"]
+        assert evaluation.ocr_accuracy == meta["ocr_accuracy"]
+        assert f"accuracy {meta['ocr_accuracy']:.3f}" in found.text()
     assert score.seconds >= 0
     assert json.loads(found.model_dump_json())["stages"][0]["name"] == "warmup"
     assert f"{folder}: nft, 2 of 2 rounds, finished (nobody works on it)" in found.text()
@@ -185,7 +189,7 @@ def test_a_changed_param_is_named_and_what_is_made_from_it_too(train, encodings)
 
 
 def test_a_changed_input_and_a_changed_version_are_named(train, encodings, monkeypatch):
-    from tasks.runs import reads
+    from tasks.pipeline import STAGES
 
     folder, _ = train("a")
     other, _ = train("b", seed=4)
@@ -194,7 +198,7 @@ def test_a_changed_input_and_a_changed_version_are_named(train, encodings, monke
     reason, *_ = why(folder, "round-0001/score", [], encodings).reasons
     assert reason.startswith("inputs.rollout: ")
     assert reason.endswith("(round-0001/rollout has other bytes now)")
-    monkeypatch.setitem(reads.VERSIONS, "refresh", 2)
+    monkeypatch.setitem(STAGES, "refresh", replace(STAGES["refresh"], version=2))
     assert "stage_version: 1 -> 2" in why(folder, "round-0000/refresh", [], encodings).reasons
 
 
@@ -211,6 +215,17 @@ def test_data_that_changed_is_named_and_a_model_that_is_gone_is_not_compared(
     found = why(folder, "warmup", ["model.base=/nowhere", "model.siglip=/nowhere"], encodings)
     assert (found.state, found.reasons) == ("up to date", [])
     assert "not compared: /nowhere must be there" in found.notes[0]
+
+
+def test_the_files_of_the_data_that_changed_are_named(train, encodings, cases, tmp_path):
+    moved = shutil.copytree(cases / "train", tmp_path / "cases")
+    folder, _ = train("a", data={"train": str(moved)})
+    shutil.copytree(encodings / "contents", tmp_path / "data" / "contents")
+    shutil.copy(moved / "test1_ref.png", moved / "test2_ref.png")
+    (moved / "test3_target.png").unlink()
+    found = why(folder, "0/score", [], tmp_path / "data")
+    assert found.state == "stale"
+    assert found.notes == ["train_data: changed: test2_ref.png; gone: test3_target.png"]
 
 
 def test_other_library_versions_are_told_but_do_not_make_stale(train, encodings, monkeypatch):

@@ -6,14 +6,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from calligrapher.errors import ParamsError
 from calligrapher.tiny.world import write_bench
-from tasks.params.run_params import RunParams
-from tasks.resources.resources import Bench
+from tasks.artifacts.digests import path_digest
+from tasks.artifacts.layout import RunsDir
+from tasks.evaluation.evaluation import EvaluationParams, open_evaluation
+from tasks.params.run_params import EvaluateParams, RunParams
+from tasks.resources.cases import Cases
+from tasks.runs.run import resources_of
 
 ROLES = ("source", "mask", "reference")
 
 
-def bench_of(train, kind, data_dir):
+def cases_of(train, kind, data_dir):
     params = RunParams.model_validate(
         {
             "rounds": 1,
@@ -25,12 +30,12 @@ def bench_of(train, kind, data_dir):
             "nft": {},
         }
     )
-    return Bench(params, data_dir, scorer=None)
+    return Cases(params, data_dir)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two cases as a bench folder, a JSONL file and a Parquet file that holds the pictures."""
+    """Two cases as a resources folder, a JSONL file and a Parquet file that holds the pictures."""
     write_bench(tmp_path / "cases", num_cases=2, split="train", seed=0)
     rows = []
     for line in (tmp_path / "cases" / "self_bench.txt").read_text().split():
@@ -50,18 +55,57 @@ def folder(tmp_path):
 
 
 def test_a_table_keeps_its_pictures_in_the_data_folder_and_has_the_hash_of_a_list(folder):
-    listed = bench_of(folder / "cases" / "cases.jsonl", "jsonl", folder / "data")
-    held = bench_of(folder / "cases.parquet", "parquet", folder / "data")
+    listed = cases_of(folder / "cases" / "cases.jsonl", "jsonl", folder / "data")
+    held = cases_of(folder / "cases.parquet", "parquet", folder / "data")
     assert held.train_digest == listed.train_digest
-    assert {case.source.parent for case in held.train_cases} == {folder / "data" / "pictures"}
+    assert {case.source.parent for case in held.train} == {folder / "data" / "pictures"}
+
+
+def test_files_that_are_no_part_of_the_bench_do_not_change_its_hash(folder):
+    cases = folder / "cases"
+    (cases / "cases.jsonl").unlink()
+    clean = cases_of(cases, "self", folder / "data").train_digest
+    assert clean == path_digest(cases)
+    (cases / ".DS_Store").touch()
+    (cases / "test1_source.png.bak").touch()
+    (cases / ".ipynb_checkpoints").mkdir()
+    (cases / ".ipynb_checkpoints" / "test1_source-checkpoint.png").touch()
+    assert path_digest(cases) != clean
+    assert cases_of(cases, "self", folder / "data").train_digest == clean
+    assert cases_of(cases, "self", folder / "data").evaluation_digest == clean
+
+
+def evaluating(folder, settings, **changed):
+    params = cases_of(folder / "cases", "self", folder / "data").params.model_copy(update=changed)
+    resources = resources_of(params, RunsDir(folder), scorer=None)
+    return open_evaluation(folder / "run", settings, resources)
+
+
+def test_an_evaluation_of_more_cases_than_are_held_out_is_refused_in_a_sentence(folder):
+    cases = cases_of(folder / "cases", "self", folder / "data")
+    cases.params = cases.params.model_copy(update={"evaluate": EvaluateParams(num_cases=3)})
+    with pytest.raises(
+        ParamsError, match=r"Got 3 for 2 cases in .*cases\. Lower it .*evaluate\.yaml"
+    ):
+        _ = cases.evaluation
+
+
+def test_an_evaluation_without_held_out_data_is_refused_in_a_sentence(folder):
+    data = cases_of(folder / "cases", "self", folder / "data").params.data
+    none = data.model_copy(update={"evaluation": None})
+    with (
+        pytest.raises(ParamsError, match=r"data\.evaluation must name held-out cases .*Got null"),
+        evaluating(folder, EvaluationParams(), data=none),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(("kind", "name"), [("self", ""), ("jsonl", "cases.jsonl")])
 def test_a_changed_picture_changes_the_hash_though_the_list_is_the_same(folder, kind, name):
-    before = bench_of(folder / "cases" / name, kind, folder / "data")
+    before = cases_of(folder / "cases" / name, kind, folder / "data")
     digests = before.train_digest, before.evaluation_digest
     picture = folder / "cases" / "test1_ref.png"
     picture.write_bytes((folder / "cases" / "test2_ref.png").read_bytes())
-    after = bench_of(folder / "cases" / name, kind, folder / "data")
+    after = cases_of(folder / "cases" / name, kind, folder / "data")
     assert after.train_digest != digests[0]
     assert after.evaluation_digest != digests[1]

@@ -77,15 +77,15 @@ def reward_server():
 
 
 def test_a_reward_server_that_is_killed_costs_what_was_not_scored_and_nothing_else(
-    train, reward_server, make_bench
+    train, reward_server, make_resources
 ):
-    from calligrapher.model.conditioning import Canvas
-    from tasks.resources.rewards import Scorer
+    from calligrapher.data.canvas import Canvas
+    from tasks.resources.rewards import RewardScorer
 
-    params = make_bench(reward={"timeout_s": 0.2}).params.reward
+    params = make_resources(reward={"timeout_s": 0.2}).params.reward
 
     def scorer(url):
-        return Scorer(params, [url], Canvas(48, 32, False))
+        return RewardScorer(params, [url], Canvas(48, 32, False))
 
     process, url = reward_server(2)
     with pytest.raises(RewardError, match=r"could not be scored.* start the same command again"):
@@ -98,24 +98,23 @@ def test_a_reward_server_that_is_killed_costs_what_was_not_scored_and_nothing_el
     assert list(folder.rglob("*.partial")) == []
 
 
-def run_to_the_end(bench, folder, name):
+def run_to_the_end(resources, folder, name):
     from tasks.pipeline import planned
-    from tasks.runs.rerun import build_stage
     from tasks.runs.run import open_run
 
-    with open_run(bench.params, name, folder, bench) as run:
-        made = [build_stage(run, artifact) for artifact in planned(bench.params)]
-    return [artifact.digest for artifact in made]
+    with open_run(resources, folder / name) as run:
+        run.make_planned()
+        return [run.folder.load(artifact).digest for artifact in planned(run.params)]
 
 
-def test_a_run_whose_disk_was_full_goes_on_when_there_is_room(make_bench, small_disk, tmp_path):
-    whole = run_to_the_end(make_bench(), tmp_path, "whole")
+def test_a_run_whose_disk_was_full_goes_on_when_there_is_room(make_resources, small_disk, tmp_path):
+    whole = run_to_the_end(make_resources(), tmp_path, "whole")
     with pytest.raises(ArtifactError, match=r"It is full: .* start the same command again"):
-        run_to_the_end(make_bench(), small_disk, "a")
+        run_to_the_end(make_resources(), small_disk, "a")
     finished = [p.parent for p in small_disk.rglob("artifact.json") if ".partial" not in str(p)]
     assert len(finished) < 11
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
-    assert run_to_the_end(make_bench(), small_disk, "a") == whole
+    assert run_to_the_end(make_resources(), small_disk, "a") == whole
 
 
 def test_a_clock_that_is_set_back_changes_nothing(train, monkeypatch):
@@ -141,7 +140,9 @@ def test_a_clock_that_is_set_back_changes_nothing(train, monkeypatch):
     assert len({(line["stage"], line["step"]) for line in lines}) == len(lines)
 
 
-def test_of_two_starters_one_trains_and_the_other_is_told_who(make_bench, tmp_path, scorer_class):
+def test_of_two_starters_one_trains_and_the_other_is_told_who(
+    make_resources, tmp_path, scorer_class
+):
     """The first one waits, inside its first request for scores, until the second one has been
     refused."""
     scoring, refused = threading.Event(), threading.Event()
@@ -153,17 +154,19 @@ def test_of_two_starters_one_trains_and_the_other_is_told_who(make_bench, tmp_pa
             return super().score(images, cases)
 
     done = []
-    bench = make_bench("nft", Waiting())
-    first = threading.Thread(target=lambda: done.append(run_to_the_end(bench, tmp_path, "a")))
+    resources = make_resources("nft", Waiting())
+    first = threading.Thread(target=lambda: done.append(run_to_the_end(resources, tmp_path, "a")))
     first.start()
     assert scoring.wait(60)
     code = (
-        "import sys; from pathlib import Path\nfrom tasks.params.run_params import RunParams; from"
-        " tasks.resources.resources import Bench\nfrom tasks.runs.run import open_run\nparams ="
-        " RunParams.model_validate_json(sys.argv[1])\nopen_run(params, 'a', Path(sys.argv[2]),"
-        " Bench(params, Path(sys.argv[2]), None)).__enter__()"
+        "import sys; from pathlib import Path\n"
+        "from tasks.artifacts.layout import RunsDir\n"
+        "from tasks.params.run_params import RunParams\n"
+        "from tasks.runs.run import open_run, resources_of\n"
+        "params, runs = RunParams.model_validate_json(sys.argv[1]), Path(sys.argv[2])\n"
+        "open_run(resources_of(params, RunsDir(runs), None), runs / 'a').__enter__()"
     )
-    command = [sys.executable, "-c", code, bench.params.model_dump_json(), tmp_path]
+    command = [sys.executable, "-c", code, resources.params.model_dump_json(), tmp_path]
     second = subprocess.run(command, capture_output=True, text=True)
     refused.set()
     first.join()
@@ -172,5 +175,7 @@ def test_of_two_starters_one_trains_and_the_other_is_told_who(make_bench, tmp_pa
         f"{RunLockedError.__name__}: the run {tmp_path}/a must be free. Process {os.getpid()}"
         in second.stderr
     )
-    assert done == [run_to_the_end(make_bench(), tmp_path, "whole")]
-    assert RunParams.model_validate_json((tmp_path / "a/params.json").read_text()) == bench.params
+    assert done == [run_to_the_end(make_resources(), tmp_path, "whole")]
+    assert (
+        RunParams.model_validate_json((tmp_path / "a/params.json").read_text()) == resources.params
+    )

@@ -1,5 +1,6 @@
 """Every parameter does something: each is turned, and what it must change is looked for."""
 
+import shutil
 import socket
 
 import pytest
@@ -8,7 +9,8 @@ from calligrapher.errors import DataError, ParamsError, RewardError
 from reward_server.client import RewardResult
 from tasks.params.errors import valid_keys
 from tasks.params.run_params import RunParams
-from tasks.resources.rewards import Scorer
+from tasks.pipeline import ROUND, name_of, stage_of
+from tasks.resources.rewards import RewardScorer
 from tasks.runs.run import open_run
 from tasks.tracking.tracker import Tracker
 
@@ -128,11 +130,13 @@ PLACES = {
     "warmup.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
     "update.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
     "reward.server_urls": "test_servers_that_are_named_are_asked_and_no_own_one_is_started",
+    "reward.token_file": "test_the_token_of_a_file_is_sent_to_the_servers",
     "reward.vlm": "test_the_vlm_is_told_to_the_runs_own_server",
     "reward.timeout_s": "test_a_server_that_does_not_answer_is_given_up",
     "reward.max_unscored_share": (
         "test_the_share_of_unscored_images_decides_whether_a_round_goes_on"
     ),
+    "data.reconstruct": "test_a_source_is_learned_in_place_of_a_target_only_where_the_data_says_so",
     "tracking.uri": "test_tracking_goes_where_it_is_told",
     "tracking.experiment": "test_tracking_goes_where_it_is_told",
     "tracking.enabled": "test_tracking_goes_where_it_is_told",
@@ -208,27 +212,20 @@ def other(tmp_path_factory):
 
 
 @pytest.fixture
-def play(make_bench, values, tmp_path):
+def play(make_resources, values, tmp_path):
     """Run up to a stage: (its artifact, how often the transformer ran)."""
 
     def play(until, algorithm, changes, client=None):
-        bench = make_bench(algorithm, **merged(values(algorithm), SMALL, changes))
-        canvas = bench.conditioning.canvas
-        bench.scorer = Scorer(bench.params.reward, ["http://127.0.0.1:9"], canvas)
-        if bench.scorer.client is not None:
-            bench.scorer.client = client or HashClient()
+        resources = make_resources(algorithm, **merged(values(algorithm), SMALL, changes))
+        canvas = resources.conditioning.canvas
+        resources.scorer = RewardScorer(resources.params.reward, ["http://127.0.0.1:9"], canvas)
+        if resources.scorer.client is not None:
+            resources.scorer.client = client or HashClient()
         calls = []
-        load = type(bench).model.func
-
-        def counted(self):
-            model = load(self)
-            block = model.policy.model.transformer.transformer_blocks[0].norm1
-            block.register_forward_hook(lambda *_: calls.append(1))
-            return model
-
-        bench.__dict__["model"] = counted(bench)
+        block = resources.model.policy.model.transformer.transformer_blocks[0].norm1
+        block.register_forward_hook(lambda *_: calls.append(1))
         name = f"run-{len(list(tmp_path.iterdir()))}"
-        with open_run(bench.params, name, tmp_path, bench) as run:
+        with open_run(resources, tmp_path / name) as run:
             for stage, artifact in stages(run, until):
                 if stage == until:
                     return artifact, len(calls)
@@ -238,19 +235,10 @@ def play(make_bench, values, tmp_path):
 
 
 def stages(run, until):
-    warm = run.warmup()
-    yield "warmup", warm
-    if until == "evaluate":
-        yield "evaluate", run.evaluate(0, warm)
-    images = run.rollout(0, warm)
-    yield "rollout", images
-    scores = run.score(0, images)
-    yield "score", scores
-    advantages = run.advantage(0, scores)
-    yield "advantage", advantages
-    updated = run.update(0, warm, warm, warm, images, advantages)
-    yield "update", updated
-    yield "refresh", run.refresh(0, warm, updated)
+    """Make each stage of round 0 in turn, the evaluation before it where that is asked for."""
+    names = ["warmup", *(["evaluate"] if until == "evaluate" else [])]
+    for name in [*names, *(name_of(stage, 0) for stage in ROUND)]:
+        yield stage_of(name), run.make(name)
 
 
 BEFORE = {}  # what the run without the change gave; shared by the tests
@@ -305,6 +293,41 @@ def test_a_key_is_refused_where_it_cannot_hold(key, values, tmp_path):
         preflight(params, tmp_path)
 
 
+def test_a_source_is_learned_in_place_of_a_target_only_where_the_data_says_so(
+    values, play, cases, tmp_path
+):
+    from tasks.runs.preflight import preflight
+
+    def given(folder, **changes):
+        data = {"train": str(folder), "evaluation": str(cases / "evaluation")}
+        return merged(SMALL, {"data": data}, changes)
+
+    def check(folder, run=None, **changes):
+        params = RunParams.model_validate(merged(values("nft"), given(folder, **changes)))
+        preflight(params, tmp_path, run=run)
+
+    bare = shutil.copytree(cases / "train", tmp_path / "bare")
+    for number in (2, 7):
+        (bare / f"test{number}_target.png").unlink()
+    with pytest.raises(DataError, match=r"data.train .*bare has 2 problem\(s\):") as error:
+        check(bare)
+    assert "test7_source.png must have a target" in str(error.value)
+    assert str(error.value).endswith("set data.reconstruct to true.")
+    (tmp_path / "a" / "warmup").mkdir(parents=True)
+    check(bare, run=tmp_path / "a")  # whose warm-up is made
+    check(bare, warmup={"steps": 0})
+    check(bare, data={"reconstruct": True})
+    check(cases / "train")
+    for number in range(1, 8):
+        source = (bare / f"test{number}_source.png").read_bytes()
+        (bare / f"test{number}_target.png").write_bytes(source)
+    spelt_out, _ = play("warmup", "nft", given(bare))
+    for target in bare.glob("*_target.png"):
+        target.unlink()
+    reconstructed, _ = play("warmup", "nft", given(bare, data={"reconstruct": True}))
+    assert reconstructed.digest == spelt_out.digest
+
+
 def test_rounds_and_evaluate_every_say_which_stages_there_are(train):
     folder, _ = train("a", **merged(SMALL, {"rounds": 3, "evaluate": {"every": 2}}))
     found = {str(path.parent.relative_to(folder)) for path in folder.rglob("artifact.json")}
@@ -318,14 +341,39 @@ def test_rounds_and_evaluate_every_say_which_stages_there_are(train):
     assert len(found - evaluations) == 1 + 3 * 5
 
 
-def test_t5_moves_for_each_encoding_when_it_is_offloaded(make_bench, tmp_path):
+def test_the_token_of_a_file_is_sent_to_the_servers(make_resources, tmp_path, monkeypatch):
+    from scripted import Script
+
+    monkeypatch.delenv("CALLIGRAPHER_REWARD_TOKEN", raising=False)
+    path = tmp_path / "token"
+    path.write_text("0123456789abcdef\n")
+    resources = make_resources(reward={"token_file": str(path)})
+    server = Script()
+    with open(resources.cases.train[0].source, "rb") as file:
+        picture = file.read()
+    for variable in (None, "from-the-environment"):
+        if variable:
+            monkeypatch.setenv("CALLIGRAPHER_REWARD_TOKEN", variable)
+            path.unlink()  # is not read then
+        scorer = RewardScorer(resources.params.reward, [server.url], resources.conditioning.canvas)
+        (row,) = scorer.score([picture], resources.cases.train[:1])
+        assert row["reward"] == 0.5
+    server.close()
+    sent = [headers["Authorization"] for headers in server.headers]
+    assert sent == ["Bearer 0123456789abcdef", "Bearer from-the-environment"]
+    monkeypatch.delenv("CALLIGRAPHER_REWARD_TOKEN")
+    with pytest.raises(ParamsError, match=r"reward\.token_file must be a readable.*token"):
+        RewardScorer(resources.params.reward, [server.url], resources.conditioning.canvas)
+
+
+def test_t5_moves_for_each_encoding_when_it_is_offloaded(make_resources, tmp_path):
     moves = {}
     for offload in (False, True):
-        bench = make_bench(model={"offload_text_encoder_two": offload})
-        bench.data_dir = tmp_path / str(offload)
-        t5, found = bench.model.encoders.pipeline.text_encoder_2, []
+        resources = make_resources(model={"offload_text_encoder_two": offload})
+        resources.cases.data_dir = tmp_path / str(offload)
+        t5, found = resources.model.encoders.pipeline.text_encoder_2, []
         t5.to = lambda where, found=found, t5=t5: found.append(str(where)) or t5
-        bench.conditioning.batch(bench.train_cases[:2])
+        resources.conditioning.batch(resources.cases.train[:2])
         moves[offload] = found
     assert moves == {False: [], True: ["cpu", "cpu"] * 2}
 
@@ -381,17 +429,17 @@ def test_the_vlm_is_told_to_the_runs_own_server(values, tmp_path, monkeypatch):
     )
     with reward_urls(params, tmp_path / "a") as found:
         assert found == ["http://own:1"]
-    assert asked["flags"] == ["--vlm-model-path", "/models/vlm"]
+    assert asked["flags"] == ["--vlm-model-path=/models/vlm"]
     assert asked["log_path"] == tmp_path / "a/reward-server.log"
 
 
-def test_a_server_that_does_not_answer_is_given_up(make_bench):
+def test_a_server_that_does_not_answer_is_given_up(make_resources):
     import time
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        bench = make_bench(reward={"timeout_s": 0.05})
+        resources = make_resources(reward={"timeout_s": 0.05})
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        scorer = Scorer(bench.params.reward, [url], bench.conditioning.canvas)
+        scorer = RewardScorer(resources.params.reward, [url], resources.conditioning.canvas)
         started = time.monotonic()
         with pytest.raises(RewardError, match="no reward server answered"):
             scorer.identity()

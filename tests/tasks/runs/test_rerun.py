@@ -8,32 +8,36 @@ import shutil
 import pytest
 
 from calligrapher.errors import ArtifactError, ParamsError, RewardError
-from tasks.artifacts.run_dir import Artifact
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.layout import RunsDir
 from tasks.pipeline import planned
 from tasks.reports.verify import verify
-from tasks.resources.resources import Bench
+from tasks.resources.resources import Resources
 from tasks.runs.rerun import carry_out, prepare_replay, prepare_rerun
-from tasks.runs.run import open_run
+from tasks.runs.run import open_run, resources_of
 
 
-class NoModelBench(Bench):
+class NoModelResources(Resources):
     """Fails when a stage asks for the model."""
 
     @property
     def model(self):
         raise AssertionError("no stage may load the model")
 
-    model_digest = model
+    @property
+    def sources(self):
+        return super().sources | {"model": lambda: self.model}
 
 
 @pytest.fixture
 def go(encodings, hash_scorer):
     """Carry out what was prepared, with a scorer of its own unless recorded scores suffice."""
 
-    def go(todo, scorer=None, bench=Bench):
+    def go(todo, scorer=None, kind=Resources):
         scorer = scorer or todo.recorded_scorer() or hash_scorer
-        made = bench(todo.params, encodings, scorer)
-        with open_run(todo.params, todo.folder.path.name, todo.folder.path.parent, made) as run:
+        resources = resources_of(todo.params, RunsDir(encodings.parent), scorer)
+        resources.__class__ = kind
+        with open_run(resources, todo.folder.path) as run:
             return carry_out(run, todo)
 
     return go
@@ -145,7 +149,7 @@ def test_the_same_rerun_goes_on_and_another_one_under_the_same_name_is_refused(t
         prepare_rerun(parent, "round-0001/update", ["nft.nft_beta=0.3"], "b")
     with pytest.raises(ArtifactError, match="It is a run"):
         prepare_rerun(parent, "round-0001/update", [], "a")
-    with pytest.raises(ParamsError, match="name of a folder"):
+    with pytest.raises(ParamsError, match="must be a name of at most"):
         prepare_rerun(parent, "round-0001/update", [], "../b")
 
 
@@ -215,7 +219,7 @@ def test_other_weights_rescore_a_round_without_model_servers_or_a_new_picture(
 ):
     parent, _ = train("a")
     todo = prepare_rerun(parent, "round-0000/score", ["reward.ocr_weight=0.5"], "b")
-    go(todo, todo.recorded_scorer(), NoModelBench)
+    go(todo, todo.recorded_scorer(), NoModelResources)
     assert rewards(todo.folder.path) == [0.5 * r for r in rewards(parent)]
     theirs, ours = inodes(parent), inodes(todo.folder.path)
     pictures = [name for name in ours if "rollout" in name]
@@ -237,13 +241,14 @@ class WeighingScorer:
     def score(self, images, cases):
         import hashlib
 
-        from tasks.resources.rewards import FIELDS, reward_of
+        from reward_server.components import NAMES
+        from tasks.resources.rewards import reward_of
 
         self.calls += len(images)
         rows = []
         for image in images:
             a, b = hashlib.sha256(image).digest()[:2]
-            row = dict.fromkeys(FIELDS) | {"vlm_score": b / 256}
+            row = dict.fromkeys(NAMES) | {"vlm_score": b / 256}
             errors = {"ocr_accuracy": "no line; none at all"} if a % 4 == 0 else {}
             row |= {} if errors else {"ocr_accuracy": a / 256}
             rows.append(row | reward_of(self.params, row, errors))
@@ -276,12 +281,12 @@ def weighed(train, values):
 )
 def test_recorded_scores_give_what_scoring_anew_gives(weighed, go, overrides):
     recorded = prepare_rerun(weighed, "round-0000/score", overrides, "b")
-    go(recorded, recorded.recorded_scorer(), NoModelBench)
+    go(recorded, recorded.recorded_scorer(), NoModelResources)
     shutil.rmtree(weighed / "round-0000/score")  # now nothing is recorded
     asked = prepare_rerun(weighed, "round-0000/score", overrides, "c")
     assert asked.recorded_scorer() is None
     scorer = WeighingScorer(asked.params.reward)
-    go(asked, scorer, NoModelBench)
+    go(asked, scorer, NoModelResources)
     assert scorer.calls == 9
     one, other = (f.folder.path for f in (recorded, asked))
     assert digest(one, "round-0000/score") == digest(other, "round-0000/score")
@@ -299,7 +304,7 @@ def test_another_scorer_scores_the_old_pictures_anew(train, go, constant_scorer)
     todo = prepare_rerun(parent, "round-0000/score", overrides, "b")
     assert todo.recorded_scorer() is None
     constant_scorer.identity = lambda: {"scorers": "another"}
-    go(todo, constant_scorer, NoModelBench)
+    go(todo, constant_scorer, NoModelResources)
     assert rewards(todo.folder.path) == [0.25] * 9
     assert [len(images) for images, _ in constant_scorer.calls] == [4, 4, 1]
 
@@ -344,10 +349,10 @@ def test_nft_replays_images_that_grpo_sampled_but_not_the_reverse(train, go, tmp
         prepare_replay(other, ["rollout.num_inference_steps=4"], "d")
 
 
-def test_the_order_of_the_plan_is_that_in_which_a_run_makes_its_artifacts(train, make_bench):
+def test_the_order_of_the_plan_is_that_in_which_a_run_makes_its_artifacts(train, make_resources):
     folder, _ = train("a", evaluate={"every": 2})
     there = {p.parent.relative_to(folder).as_posix() for p in folder.rglob("artifact.json")}
-    assert there == set(planned(make_bench(evaluate={"every": 2}).params))
+    assert there == set(planned(make_resources(evaluate={"every": 2}).params))
 
 
 @pytest.mark.slow
@@ -392,3 +397,39 @@ def test_a_parent_that_was_prolonged_does_not_prolong_its_fork(train, go):
     again = prepare_replay(parent, [], "b")
     assert again.params.rounds == 1
     assert go(again)["adapter_digest"] == first["adapter_digest"]
+
+
+def test_after_a_mended_sample_a_fork_goes_on_with_it_and_keeps_what_was_made(
+    train, go, cases, tmp_path
+):
+    data = shutil.copytree(cases / "train", tmp_path / "cases")
+    here = {"data": {"train": str(data)}}
+    parent, _ = train("a", rounds=2, **here)
+    for stage in ("rollout", "score", "advantage", "update", "refresh"):
+        shutil.rmtree(parent / "round-0001" / stage)  # as if the run had ended there
+    shutil.copy(data / "test1_ref.png", data / "test2_ref.png")
+    with pytest.raises(ArtifactError, match=r"(?s)train_data.*rerun RUN STAGE --fork NAME --down"):
+        train("a", rounds=2, **here)
+    todo = prepare_rerun(parent, "round-0001/rollout", [], "b", downstream=True)
+    assert go(todo)["rounds"] == 2
+    assert digest(todo.folder.path, "round-0000/update") == digest(parent, "round-0000/update")
+
+
+def test_a_password_in_the_store_s_address_is_refused_before_a_fork_holds_it(train):
+    folder, _ = train("parent", rounds=1)
+    told = ["tracking.uri=postgresql://me:secret@host/db", "nft.nft_beta=0.5"]
+    with pytest.raises(ParamsError, match="must not hold a password"):
+        prepare_rerun(folder, "round-0000/update", told, "fork")
+    assert [path.name for path in folder.parent.iterdir()] == ["parent"]
+
+
+def test_a_password_in_the_store_s_address_is_refused_before_a_run_holds_it(
+    make_resources, tmp_path
+):
+    resources = make_resources(tracking={"uri": "https://me:secret@host"})
+    with (
+        pytest.raises(ParamsError, match="must not hold a password"),
+        open_run(resources, tmp_path / "a"),
+    ):
+        pass
+    assert not (tmp_path / "a").exists()

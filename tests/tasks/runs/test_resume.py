@@ -4,15 +4,10 @@ stopped."""
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from tasks.stages import advantage, evaluate, refresh, rollout, score, update, warmup
-
-STAGES = {
-    m.__name__.removeprefix("tasks.stages."): m
-    for m in (warmup, rollout, score, advantage, update, refresh)
-}
-STAGES["evaluate"] = evaluate
+from tasks.launch.dispatch import FUNCTIONS
 
 
 def manifests(folder):
@@ -31,8 +26,8 @@ def built(monkeypatch):
     def counted(name, real):
         return lambda *args, **kwargs: names.append(name) or real(*args, **kwargs)
 
-    for name, module in STAGES.items():
-        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    for name, real in FUNCTIONS.items():
+        monkeypatch.setitem(FUNCTIONS, name, counted(name, real))
     return names
 
 
@@ -150,3 +145,16 @@ def test_grpo_is_on_policy_at_the_first_step_of_every_round(train):
         assert (first["kl"] > 0) == (
             round == 1
         )  # the reference is the warm-up, which samples round 0
+
+
+def test_a_run_that_goes_on_with_another_number_of_threads_says_so(train, monkeypatch, caplog):
+    from tasks.runs import run
+
+    folder, _ = train("a", rounds=1)
+    code = json.loads((folder / "warmup/artifact.json").read_text())["code"]
+    assert code["threads"] == str(torch.get_num_threads())
+    train("a", rounds=1)
+    assert "equal to the bit" not in caplog.text
+    monkeypatch.setattr(run, "machine", lambda: {"threads": "63", "cpu": code["cpu"]})
+    train("a", rounds=1)
+    assert f"a goes on with threads: {code['threads']} -> 63. Its results stay right" in caplog.text

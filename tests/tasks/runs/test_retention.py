@@ -2,11 +2,12 @@
 
 import json
 
-from tasks.artifacts.run_dir import Artifact, RunDir
+from tasks.artifacts.artifact import Artifact
+from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RetentionParams
 from tasks.reports.verify import verify
 from tasks.runs.rerun import prepare_rerun
-from tasks.runs.retention import collect, kept_rounds
+from tasks.runs.retention import clean_up, kept_rounds
 
 TRAINED = "round-000{}/update/trained.safetensors"
 
@@ -23,18 +24,18 @@ def test_gc_says_what_it_would_delete_and_then_deletes_that(train, judged):
     run_dir, policy = RunDir(folder), RetentionParams(keep_last=1, keep_every=3)
     assert kept_rounds(run_dir, policy) == {0, 1, 3}
     before = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    told = collect(run_dir, policy, dry_run=True)
+    told = clean_up(run_dir, policy, dry_run=True)
     assert with_weights(folder, 4) == [0, 1, 2, 3]
     assert {g.path.relative_to(folder).as_posix() for g in told} == {
         *(f"round-0002/update/{n}.safetensors" for n in ("trained", "ema", "optimizer")),
         "round-0002/refresh/old.safetensors",
     }
-    assert collect(run_dir, policy) == told
+    assert clean_up(run_dir, policy) == told
     assert with_weights(folder, 4) == [0, 1, 3]
     notes = sum(p.stat().st_size for p in folder.rglob("pruned.json"))
     after = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     assert before - after + notes == sum(g.freed for g in told) > 0
-    assert collect(run_dir, policy) == []
+    assert clean_up(run_dir, policy) == []
     assert verify(folder).problems == []
 
 
@@ -49,7 +50,7 @@ def test_leftovers_go_and_unfinished_work_stays(train):
     work = folder / "round-0001/rollout.partial"
     work.mkdir(parents=True)
     (work / "shard-0000.parquet").write_bytes(b"work")
-    told = collect(RunDir(folder), RetentionParams(keep_last=9))
+    told = clean_up(RunDir(folder), RetentionParams(keep_last=9))
     assert [(g.path, g.freed, g.why) for g in told] == [
         (half, 2, "half-written"),
         (unused / "x.parquet", 3, "unused work folder"),
@@ -70,7 +71,7 @@ def test_a_start_deletes_the_leftovers_of_a_killed_one(train):
 def test_what_a_fork_shares_frees_nothing_and_stays_in_the_fork(train):
     folder, _ = train("a", rounds=2)
     fork = prepare_rerun(folder, "round-0001/update", [], "b").folder.path
-    told = collect(RunDir(folder), RetentionParams(keep_last=1))
+    told = clean_up(RunDir(folder), RetentionParams(keep_last=1))
     freed = {g.path.name: g.freed for g in told}
     assert freed == {"trained.safetensors": 0, "ema.safetensors": 0, "optimizer.safetensors": 0} | {
         "old.safetensors": 0

@@ -5,24 +5,31 @@ import pytest
 import torch
 
 from calligrapher.tables.parquet import decode_png, read_shard
+from tasks.artifacts.artifact import Artifact
 from tasks.stages.rollout import rollout
 
 
 @pytest.fixture
-def sample_round(make_bench, tmp_path):
-    """The columns of a round that was sampled with the given settings, and the bench."""
+def start(train):
+    """The warm-up of a run of no rounds of its own: the policy that samples."""
+    folder, _ = train("start", rounds=1, warmup={"steps": 0})
+    return Artifact.load(folder / "warmup")
+
+
+@pytest.fixture
+def sample_round(make_resources, start, tmp_path):
+    """The columns of a round that was sampled with the given settings, and the resources."""
 
     def sample_round(algorithm="nft", columns=None, **changes):
-        bench = make_bench(algorithm, **changes)
+        resources = make_resources(algorithm, **changes)
         out = tmp_path / str(len(list(tmp_path.iterdir())))
         out.mkdir()
-        shards = []
-        rollout(bench, 0, bench.model.policy.snapshot(), "digest", out, shards.append)
+        rollout(resources, 0, out, old=start, ahead=tmp_path / "ahead")
         rows = {}
-        for path in shards:
+        for path in sorted(out.glob("*.parquet")):
             for name, values in read_shard(path, columns).items():
                 rows.setdefault(name, []).extend(values)
-        return rows, bench
+        return rows, resources
 
     return sample_round
 
@@ -63,10 +70,10 @@ def test_a_group_shares_its_window_and_the_tables_hold_what_was_sampled(sample_r
     assert "mean_old" not in rows
 
 
-def test_different_groups_have_different_windows(make_bench):
+def test_different_groups_have_different_windows(make_resources):
     from calligrapher.sampling.sampler import windows_of
 
-    params = make_bench("grpo").params.grpo
+    params = make_resources("grpo").params.grpo
     starts = windows_of([f"case-{i}" for i in range(40)], 3, 0, 6, params)
     assert set(starts) == {0, 1, 2, 3, 4}
     again = windows_of([f"case-{i}" for i in range(40)], 3, 1, 6, params)
@@ -76,16 +83,16 @@ def test_different_groups_have_different_windows(make_bench):
 @pytest.mark.parametrize("reference_context", [False, True])
 @pytest.mark.parametrize("algorithm", ["nft", "grpo"])
 def test_each_case_is_encoded_once_in_a_run_and_each_batch_costs_one_call_per_step(
-    make_bench, tmp_path, count_calls, algorithm, reference_context
+    make_resources, start, tmp_path, count_calls, algorithm, reference_context
 ):
-    bench = make_bench(algorithm, model={"reference_context": reference_context})
-    bench.data_dir = tmp_path / "fresh"
-    weights = bench.model.policy.snapshot()
-    with count_calls(bench.model) as calls:
+    resources = make_resources(algorithm, model={"reference_context": reference_context})
+    resources.cases.data_dir = tmp_path / "fresh"
+    resources.weights(start.file("trained.safetensors"))
+    with count_calls(resources.model) as calls:
         for round in range(3):  # The third begins the second pass over the seven cases.
             (out := tmp_path / str(round)).mkdir()
-            rollout(bench, round, weights, "digest", out, lambda shard: None)
-    cases = {case.case_id for round in range(3) for case in bench.cases_of(round)}
+            rollout(resources, round, out, old=start, ahead=tmp_path / "ahead")
+    cases = {case.case_id for round in range(3) for case in resources.cases.of_round(round)}
     assert len(cases) < 3 * 3
     batches = 3 * (2 + 2 + 1)  # rounds * those of shards of 4, 4 and 1
     encoders = dict.fromkeys(("clip", "t5", "siglip", "vae_encode"), len(cases))
@@ -94,13 +101,13 @@ def test_each_case_is_encoded_once_in_a_run_and_each_batch_costs_one_call_per_st
 
 @pytest.mark.parametrize(("width", "height"), [(96, 32), (48, 64)])
 def test_pictures_have_the_canvas_size(sample_round, width, height):
-    rows, bench = sample_round(
+    rows, resources = sample_round(
         model={"width": width, "height": height},
         rollout={"num_cases": 2, "num_images_per_prompt": 1},
         advantage={"baseline": "round"},
     )
     assert {decode_png(image).size for image in rows["image"]} == {(width, height)}
-    assert rows["x0"][0].shape == (width * height // bench.model.multiple**2, 64)
+    assert rows["x0"][0].shape == (width * height // resources.model.multiple**2, 64)
 
 
 def test_pictures_do_not_show_the_reference_that_is_stacked_on_top(train):
@@ -111,9 +118,9 @@ def test_pictures_do_not_show_the_reference_that_is_stacked_on_top(train):
     assert len(summary["adapter_digest"]) == 64
 
 
-def test_no_case_is_drawn_twice_in_a_round_and_every_pass_covers_the_data(make_bench):
-    bench = make_bench(rollout={"num_cases": 1, "num_batches_per_epoch": 2})
-    rounds = [[case.case_id for case in bench.cases_of(round)] for round in range(6)]
+def test_no_case_is_drawn_twice_in_a_round_and_every_pass_covers_the_data(make_resources):
+    resources = make_resources(rollout={"num_cases": 1, "num_batches_per_epoch": 2})
+    rounds = [[case.case_id for case in resources.cases.of_round(round)] for round in range(6)]
     assert all(len(set(ids)) == 2 for ids in rounds)
     assert (
         len({i for ids in rounds[:3] for i in ids}) == 6

@@ -9,7 +9,8 @@ from PIL import Image
 
 from calligrapher.errors import RewardError
 from calligrapher.tables.parquet import read_shard, read_table
-from tasks.stages.score import ScoreAhead, summary
+from tasks.stages.score import summary
+from tasks.stages.score_ahead import ScoreAhead
 
 
 def test_a_shard_is_scored_before_the_next_one_is_sampled(train, scorer_class, monkeypatch):
@@ -148,20 +149,20 @@ def score_table(reward, accuracy, reason, **components):
     return {"reward": reward, "ocr_accuracy": accuracy, "reason": reason, **nothing, **components}
 
 
-def test_a_round_without_a_single_score_stops_though_every_share_is_allowed(make_bench):
-    bench = make_bench(reward={"max_unscored_share": 1.0})
+def test_a_round_without_a_single_score_stops_though_every_share_is_allowed(make_resources):
+    resources = make_resources(reward={"max_unscored_share": 1.0})
     table = score_table([None, None], [None, None], ["a", "b"])
     with pytest.raises(RewardError, match="2 of 2 are: a; b"):
-        summary(bench, [table])
+        summary(resources.params, [table])
 
 
-def test_the_summary_of_scores_is_that_of_the_scored_ones(make_bench):
-    bench = make_bench(reward={"max_unscored_share": 0.5})
+def test_the_summary_of_scores_is_that_of_the_scored_ones(make_resources):
+    resources = make_resources(reward={"max_unscored_share": 0.5})
     tables = [
         score_table([0.0, 1.0], [0.0, 1.0], [None, None], style_score=[0.25, 0.75]),
         score_table([0.5, None], [0.5, None], [None, "late"]),
     ]
-    found = summary(bench, tables)
+    found = summary(resources.params, tables)
     assert (found["images"], found["unscored"]) == (4, 1)
     assert found["reward_mean"] == 0.5
     assert found["reward_std"] == pytest.approx((1 / 6) ** 0.5)

@@ -28,6 +28,7 @@ def test_refresh_moves_old_by_the_formula_and_grpo_copies(train):
 
 
 def test_an_update_leaves_no_optimizer_and_only_the_policies_it_needs_in_memory(train, monkeypatch):
+    from tasks.launch.dispatch import FUNCTIONS
     from tasks.stages import update as stage
 
     states, kept, new_state, update = [], [], stage.new_state, stage.update
@@ -37,13 +38,13 @@ def test_an_update_leaves_no_optimizer_and_only_the_policies_it_needs_in_memory(
         states.append(weakref.ref(state))
         return state
 
-    def counted(bench, *arguments, **more):
-        meta = update(bench, *arguments, **more)
-        kept.append(len(bench._weights))
+    def counted(resources, *arguments, **more):
+        meta = update(resources, *arguments, **more)
+        kept.append(len(resources._weights))
         return meta
 
     monkeypatch.setattr(stage, "new_state", noted)
-    monkeypatch.setattr(stage, "update", counted)
+    monkeypatch.setitem(FUNCTIONS, "update", counted)
     for algorithm, kl_coef, wanted in (
         ("nft", 0.1, [1, 2]),
         ("nft", 0.0, [1, 1]),
@@ -93,13 +94,13 @@ def test_the_run_ends_with_the_last_optimizer_step_that_it_is_allowed(train):
 def test_evaluation_uses_the_average_of_the_weights_when_there_is_one(train, monkeypatch):
     from tasks.stages import evaluate
 
-    used, real = [], evaluate.evaluate
+    used, real = [], evaluate.evaluate_weights
 
-    def capture(bench, round, weights, *rest):
+    def capture(resources, weights, *rest, **more):
         used.append(weights)
-        return real(bench, round, weights, *rest)
+        return real(resources, weights, *rest, **more)
 
-    monkeypatch.setattr(evaluate, "evaluate", capture)
+    monkeypatch.setattr(evaluate, "evaluate_weights", capture)
     folder, _ = train("a", rounds=1, evaluate={"every": 1})
     expected = [
         load_file(folder / "warmup/trained.safetensors"),

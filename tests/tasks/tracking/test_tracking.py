@@ -12,7 +12,7 @@ from PIL import Image
 import tasks.tracking.mirror
 import tasks.tracking.tracker
 from calligrapher.errors import ArtifactError, CalligrapherError
-from tasks.artifacts.lineage import PARAMS
+from tasks.artifacts.layout import PARAMS
 from tasks.params.run_params import RunParams
 from tasks.tracking.locate import locate
 from tasks.tracking.mirror import sync

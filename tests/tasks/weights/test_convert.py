@@ -9,11 +9,12 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
+from small_runs import rewrite_average
 
 from calligrapher.errors import ArtifactError, CheckpointError, ParamsError
 from calligrapher.model.adapter_files import adapter_state, load_adapter, write_calligrapher_bin
+from calligrapher.model.export import with_lora
 from calligrapher.model.policy import StyledTransformer
-from tasks.artifacts.run_dir import Artifact
 from tasks.weights.convert import convert
 
 ONE_ROUND = {
@@ -128,16 +129,16 @@ def velocity(transformer, adapter):
     ("lora", "rest"), [("merged", False), ("separate", False), ("separate", True)]
 )
 def test_what_a_lora_run_leaves_computes_what_it_trained(
-    train, make_bench, random_model, tmp_path, lora, rest
+    train, make_resources, random_model, tmp_path, lora, rest
 ):
     model = {"model": LORA["model"] | {"train_adapter": rest}}
     tuned, _ = train("tuned", **ONE_ROUND, **model)
-    bench = make_bench(**ONE_ROUND, **model)
+    resources = make_resources(**ONE_ROUND, **model)
     # Weights that have moved far, so that a wrong scale or a left out pair would show.
-    weights = {n: torch.randn(w.shape) * 0.2 for n, w in bench.model.policy.snapshot().items()}
-    rewrite(tuned / "round-0000/update", weights)
-    bench.model.policy.load(weights)
-    model = bench.model.policy.model
+    weights = {n: torch.randn(w.shape) * 0.2 for n, w in resources.model.policy.snapshot().items()}
+    rewrite_average(tuned / "round-0000/update", weights)
+    resources.model.policy.load(weights)
+    model = resources.model.policy.model
     wanted = velocity(model.transformer, model.adapter)
 
     out = tmp_path / "out" / "calligrapher.bin"
@@ -151,25 +152,17 @@ def test_what_a_lora_run_leaves_computes_what_it_trained(
     assert {path.name for path in out.parent.iterdir()} == {out.name, beside.name}
 
 
-def rewrite(folder, weights):
-    """Put other weights into a finished artifact, with a manifest that knows them."""
-    from safetensors.torch import save_file
-
-    from tasks.artifacts.artifact import write_manifest
-
-    made = Artifact.load(folder).manifest
-    save_file(weights, folder / "ema.safetensors")
-    keys = ("stage", "stage_version", "params", "inputs", "extra", "meta", "seconds")
-    write_manifest(folder, **{key: getattr(made, key) for key in keys})
-
-
-def test_lora_on_the_transformer_alone_leaves_the_adapter_the_run_began_with(
-    train, random_model, tmp_path
+def test_lora_on_the_transformer_alone_leaves_the_adapter_the_run_began_with_and_says_so(
+    train, random_model, tmp_path, caplog
 ):
     lora = {"train_adapter": False, "lora": {"rank": 2, "alpha": 2.0, "targets": ["to_q"]}}
     folder, _ = train("a", **ONE_ROUND, model=lora)
     written, _ = convert(str(folder), str(tmp_path / "calligrapher.bin"))
     assert equal(adapter_state(written), adapter_state(random_model / "calligrapher.bin"))
+    assert "must load " + str(tmp_path / "pytorch_lora_weights.safetensors") in caplog.text
+    caplog.clear()
+    convert(str(folder), str(tmp_path / "calligrapher.bin"), lora="separate", force=True)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("change", ["another adapter", "no adapter"])
@@ -194,24 +187,26 @@ def test_lora_without_the_adapter_that_it_was_trained_on_is_refused(
 # --- any checkpoint continues training ---
 
 
-def test_a_run_can_begin_with_what_another_left(plain, make_bench, tmp_path):
+def test_a_run_can_begin_with_what_another_left(plain, make_resources, tmp_path):
     update = plain / "round-0000/update"
     files = [update, update / "trained.safetensors"]
     for name in ("calligrapher.bin", "ip-adapter.safetensors"):
         files += convert(str(update), str(tmp_path / name))
     for file in files:
-        bench = make_bench(**ONE_ROUND, model={"initial_adapter": str(file)})
+        resources = make_resources(**ONE_ROUND, model={"initial_adapter": str(file)})
         wanted = trained(plain, "trained" if file.stem == "trained" else "ema")
-        assert equal(bench.model.policy.snapshot(), wanted)
+        assert equal(resources.model.policy.snapshot(), wanted)
 
 
-def test_a_run_can_begin_with_the_adapter_that_a_lora_run_left(tuned, make_bench, tmp_path):
-    (whole, _) = convert(str(tuned), str(tmp_path / "calligrapher.bin"))
-    bench = make_bench(**ONE_ROUND, model={"initial_adapter": str(tuned)})
+def test_a_run_can_begin_with_the_adapter_that_a_lora_run_left(train, make_resources, tmp_path):
+    lora = LORA["model"]["lora"] | {"targets": []}
+    tuned, _ = train("tuned", **ONE_ROUND, model={"train_adapter": False, "lora": lora})
+    (whole,) = convert(str(tuned), str(tmp_path / "calligrapher.bin"))
+    resources = make_resources(**ONE_ROUND, model={"initial_adapter": str(tuned)})
     wanted = {f"adapter.{name}": weight for name, weight in adapter_state(whole).items()}
-    assert equal(bench.model.policy.snapshot(), wanted)
+    assert equal(resources.model.policy.snapshot(), wanted)
     (kept,) = (tmp_path / "data/adapters").iterdir()
-    assert bench.model_paths[2] == kept
+    assert resources.files.adapter == kept
 
 
 def test_lora_on_the_adapter_of_another_run_is_exported_from_anywhere(
@@ -229,17 +224,16 @@ def test_lora_on_the_adapter_of_another_run_is_exported_from_anywhere(
     assert {name for name in found if not torch.equal(found[name], began[name])} == changed
 
 
-def test_the_name_of_a_run_is_looked_up_where_the_runs_are(plain, make_bench, tmp_path):
-    bench = make_bench(model={"initial_adapter": "plain"})
-    assert bench.model_paths[2] == tmp_path / "plain/round-0000/update/ema.safetensors"
+def test_the_name_of_a_run_is_looked_up_where_the_runs_are(plain, make_resources, tmp_path):
+    resources = make_resources(model={"initial_adapter": "plain"})
+    assert resources.files.adapter == tmp_path / "plain/round-0000/update/ema.safetensors"
 
 
-def test_an_adapter_that_is_nowhere_is_told_by_its_key(make_bench):
-    bench = make_bench(model={"initial_adapter": "no-such-run"})
+def test_an_adapter_that_is_nowhere_is_told_by_its_key(make_resources):
     with pytest.raises(
         CheckpointError, match=r"model\.initial_adapter must name weights. Got no-such-run"
     ):
-        assert bench.model_paths
+        make_resources(model={"initial_adapter": "no-such-run"})
 
 
 # --- refused ---
@@ -313,6 +307,36 @@ def test_a_flipped_bit_in_an_artifact_is_not_exported(plain, tmp_path):
     ):
         convert(str(plain), str(tmp_path / "calligrapher.bin"))
     assert convert(str(plain), str(tmp_path / "calligrapher.bin"), weights="trained")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_their_tensor(random_model, tmp_path, number):
+    state = {n: w.clone() for n, w in adapter_state(random_model / "calligrapher.bin").items()}
+    name = sorted(state)[3]
+    state[name].view(-1)[-1] = number
+    write_calligrapher_bin(state, tmp_path / "broken.bin")
+    with pytest.raises(CheckpointError, match=f"1 of {state[name].numel()} in {name} are NaN or"):
+        convert(str(tmp_path / "broken.bin"), str(tmp_path / "ip-adapter.bin"))
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.bin"]
+
+
+def test_lora_that_is_not_finite_is_refused_by_its_tensor(tuned, tmp_path):
+    weights = trained(tuned)
+    name = next(name for name in weights if name.startswith("transformer."))
+    weights[name][0, 0] = float("nan")
+    rewrite_average(tuned / "round-0000/update", weights)
+    for lora in ("merged", "separate"):
+        with pytest.raises(
+            CheckpointError, match=f"tuned must hold finite numbers. 1 of .* {name}"
+        ):
+            convert(str(tuned), str(tmp_path / "calligrapher.bin"), lora=lora)
+
+
+def test_lora_that_leaves_the_range_of_the_bases_numbers_is_refused():
+    state = {"to_q.weight": torch.full((2, 2), 6e4, dtype=torch.float16)}
+    pair = (torch.full((1, 2), 100.0), torch.full((2, 1), 100.0))
+    with pytest.raises(CheckpointError, match=r"4 of 4 in to_q\.weight are NaN or infinite"):
+        with_lora(state, {"to_q": pair}, 1.0, lambda size, dtype: torch.empty(size, dtype=dtype))
 
 
 def test_a_damaged_source_leaves_no_file(random_model, tmp_path):

@@ -51,6 +51,14 @@ def test_case_and_spaces_do_not_count():
     assert log_likelihood(probs, "A b", alphabet) == log_likelihood(probs, "ab", alphabet)
 
 
+def test_quotes_and_dashes_are_spelled_by_any_of_their_forms():
+    alphabet = Alphabet(["blank", "a", "'", "\u2019", "\u2014"])
+    probs = random_output(6, 5, seed=2)
+    assert alphabet.missing("a\u2018-\u2013a") == []
+    assert log_likelihood(probs, "a\u2018", alphabet) == log_likelihood(probs, "a'", alphabet)
+    assert alphabet.missing('a"') == ['"']
+
+
 def test_the_mean_is_geometric_over_the_characters():
     certain = np.zeros((3, 5))
     certain[[0, 1, 2], [1, 0, 3]] = [0.25, 1, 1]

@@ -1,0 +1,63 @@
+"""What is measured of a picture: names, ranges and weights, written once (standard library only).
+
+The server answers these fields, the client returns them, a training weighs them. A new one is a
+field of `Measured`, in the order in which a reward adds its parts up.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+def _measured(
+    *,
+    by: str,
+    weight: str | None = None,
+    lowest: float | None = 0.0,
+    sees_reference: bool = False,
+) -> Any:
+    """Declare a component.
+
+    by: the option with which a server measures it. weight: the key of `params.reward` that weighs
+    it, if any. lowest: it is a number of `lowest`..1; None = a text. sees_reference: whether it
+    depends on the reference picture too.
+    """
+    facts = {"by": by, "weight": weight, "lowest": lowest, "sees_reference": sees_reference}
+    return field(default=None, metadata=facts)
+
+
+_OCR = "--ocr-engine onnxruntime"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one picture was measured to be; None stands for what could not be measured.
+
+    Example: `Measured(ocr_text="Hi", ocr_confidence=0.9, ocr_accuracy=1.0)`.
+    """
+
+    ocr_text: str | None = _measured(by=_OCR, lowest=None)
+    ocr_confidence: float | None = _measured(by=_OCR)
+    ocr_accuracy: float | None = _measured(by=_OCR, weight="ocr_weight")
+    ocr_likelihood: float | None = _measured(by=_OCR, weight="likelihood_weight")
+    vlm_score: float | None = _measured(
+        by="--vlm-model-path or --vlm-url", weight="vlm_weight", sees_reference=True
+    )
+    style_score: float | None = _measured(
+        by="--siglip-path", weight="style_weight", lowest=-1.0, sees_reference=True
+    )
+
+
+_FACTS = {one.name: one.metadata for one in fields(Measured)}
+NAMES = tuple(_FACTS)
+# Component -> the option with which a server measures it.
+MEASURED_BY: dict[str, str] = {name: facts["by"] for name, facts in _FACTS.items()}
+# Component -> the key of `params.reward` that weighs it, for those that can be part of a reward.
+WEIGHT_OF: dict[str, str] = {
+    name: facts["weight"] for name, facts in _FACTS.items() if facts["weight"] is not None
+}
+# Component -> the smallest number that it may be; the largest is always 1.
+LOWEST: dict[str, float] = {
+    name: facts["lowest"] for name, facts in _FACTS.items() if facts["lowest"] is not None
+}
+# Those that depend on the reference picture too.
+SEES_REFERENCE = frozenset(name for name, facts in _FACTS.items() if facts["sees_reference"])

@@ -1,0 +1,1 @@
+"""How a stage call reaches the process or processes that do it."""

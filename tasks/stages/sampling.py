@@ -1,0 +1,97 @@
+"""What `rollout` and `evaluate` share: images sampled in batches, and their rows of the table."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from calligrapher.data.case import Case
+from calligrapher.data.images import load_mask, mask_box, mask_to_tensor, to_image
+from calligrapher.model.policy import Weights
+from calligrapher.sampling.sampler import Sampled, sample
+from calligrapher.tables.parquet import sample_id
+from tasks.resources.resources import Resources
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image to be: which case it shows, in which group, as which member of it.
+
+    Rows are prompt-major, see `rows_of`.
+    """
+
+    group: int
+    case: Case
+    member: int
+
+
+def rows_of(cases: list[Case], group_size: int) -> list[Row]:
+    """Return a row for each image of each case, prompt-major."""
+    return [Row(g, case, m) for g, case in enumerate(cases) for m in range(group_size)]
+
+
+def sample_batches(
+    resources: Resources,
+    cases: list[Case],
+    seeds: list[int],
+    weights: Weights,
+    window_starts: list[int] | None = None,
+    starts_from: list[int] | None = None,
+) -> list[Sampled]:
+    """Return one image per case, sampled under `weights`, `rollout.batch_size` at a time.
+
+    seeds, window_starts, starts_from: one a case, see `sample`.
+    """
+    params, sampled = resources.params, []
+    size = params.rollout.batch_size
+    with resources.model.policy.use(weights):
+        for at in range(0, len(cases), size):
+            part = slice(at, at + size)
+            sampled.append(
+                sample(
+                    resources.model.policy,
+                    resources.conditioning.batch(cases[part]),
+                    seeds[part],
+                    params.rollout.num_inference_steps,
+                    starts_from=starts_from[part] if starts_from else None,
+                    window_starts=window_starts[part] if window_starts else None,
+                    grpo=params.grpo if window_starts else None,
+                )
+            )
+    return sampled
+
+
+def table_columns(
+    resources: Resources,
+    round_index: int,
+    rows: list[Row],
+    seeds: list[int],
+    policy_digest: str,
+) -> dict[str, list[Any]]:
+    """Return the rollout table's columns, without pictures and tensors, for `rows`."""
+    canvas = resources.conditioning.canvas
+    boxes = {
+        row.case.case_id: mask_box(
+            to_image(
+                mask_to_tensor(load_mask(row.case.mask), canvas.width, canvas.height).expand(
+                    3, -1, -1
+                )
+                * 2
+                - 1
+            ).convert("L")
+        )
+        for row in rows
+    }
+    params = resources.params
+    return {
+        "sample_id": [sample_id(round_index, row.group, row.member) for row in rows],
+        "round": [round_index] * len(rows),
+        "case_id": [row.case.case_id for row in rows],
+        "group_id": [row.group for row in rows],
+        "member": [row.member for row in rows],
+        "prompt": [row.case.prompt for row in rows],
+        "text": [row.case.text for row in rows],
+        "seed": seeds,
+        "policy_digest": [policy_digest] * len(rows),
+        "num_steps": [params.rollout.num_inference_steps] * len(rows),
+        "guidance_scale": [params.model.guidance_scale] * len(rows),
+        "mask_box": [list(boxes[row.case.case_id]) for row in rows],
+    }

@@ -1,0 +1,61 @@
+"""What `train` says at its end."""
+
+import json
+
+import pytest
+
+from tasks.reports.summary import Summary, closing_lines
+
+SUMMARY = Summary(
+    run="a",
+    algorithm="nft",
+    rounds=2,
+    images=18,
+    seconds=4.0,
+    training_seconds=3.0,
+    adapter_digest="0" * 64,
+    checkpoint="runs/a/round-0001/update",
+    ocr_accuracy_before=None,
+    ocr_accuracy_after=None,
+    exact_match_before=None,
+    exact_match_after=None,
+)
+
+
+@pytest.fixture
+def told(tmp_path):
+    """`told(picture, ..., uri=)` -> the lines after the adapter's, of a run that left these."""
+
+    def told(*pictures, uri=None):
+        folder = tmp_path / "a"
+        for name in pictures:
+            (folder / "report" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "report" / name).touch()
+        folder.mkdir(exist_ok=True)
+        if uri is not None:
+            (folder / "mlflow.json").write_text(json.dumps({"uri": uri}))
+        lines = closing_lines(SUMMARY, tmp_path)[3:]
+        return [line.replace(str(tmp_path), "runs") for line in lines]
+
+    return told
+
+
+def test_only_pictures_that_are_there_are_named(told):
+    assert told() == ["Curves:   runs/a/metrics.jsonl"]
+    assert told("grid/000000.png")[0] == "Pictures: runs/a/report"
+    assert told("learning_curve.png")[0] == "Pictures: runs/a/report (learning_curve.png)"
+    both = told("before_after.png")[0]
+    assert both == "Pictures: runs/a/report (before_after.png, learning_curve.png)"
+
+
+@pytest.mark.parametrize(
+    ("uri", "where"),
+    [
+        ("sqlite:////x/mlflow.db", "mlflow ui --backend-store-uri sqlite:////x/mlflow.db"),
+        ("http://me:secret@host:5000/a", "http://host:5000/a"),
+        ("https://host", "https://host"),
+        ("postgresql://me:secret@host/db", "runs/a/metrics.jsonl"),
+    ],
+)
+def test_curves_are_where_the_run_was_tracked_and_no_password_is_shown(told, uri, where):
+    assert told(uri=uri) == [f"Curves:   {where}"]

@@ -1,0 +1,49 @@
+"""What is known to be wrong before a model is loaded: all cases are looked at, all are named."""
+
+import shutil
+
+import pytest
+from PIL import Image
+
+from calligrapher.errors import DataError
+from tasks.params.run_params import RunParams
+from tasks.runs.preflight import preflight
+
+
+@pytest.fixture
+def check(values, cases, tmp_path):
+    """Check a run whose held-out cases were changed by `damage(folder)`."""
+
+    def check(damage, **changes):
+        folder = shutil.copytree(cases / "evaluation", tmp_path / "held")
+        damage(folder)
+        given = values("nft", **{"evaluate": {"every": 1}, **changes})
+        given["data"]["evaluation"] = str(folder)
+        preflight(RunParams.model_validate(given), tmp_path / "data")
+
+    return check
+
+
+def test_masks_that_vanish_on_the_canvas_are_all_named(check):
+    def damage(folder):
+        for number in (1, 2):
+            mask = Image.new("L", (96, 32))
+            mask.putpixel((0, 1), 255)
+            mask.save(folder / f"test{number}_mask.png")
+
+    with pytest.raises(DataError, match=r"^data.evaluation .*held has 2 problem") as error:
+        check(damage)
+    for number in (1, 2):
+        vanished = f"test{number}_mask.png must have a white pixel left on a 48x32 canvas"
+        assert vanished in str(error.value)
+
+
+def test_a_text_that_no_reward_server_takes_is_refused_unless_none_is_asked(check, tmp_path):
+    def damage(folder):
+        (folder / "self_bench.txt").write_text(f"1-{'W ' * 128}W\n2-short\n")
+
+    longer = {"model": {"max_sequence_length": 512}}
+    with pytest.raises(DataError, match=r"test1-W_.*: text must have at most 256 .* Found 257"):
+        check(damage, **longer)
+    shutil.rmtree(tmp_path / "held")
+    check(damage, **longer, reward={"disable_reward_model": True})

@@ -1,0 +1,171 @@
+"""docs/extending.md: what it names is there; doing what it says adds a reward, an algorithm."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "extending.md").read_text()
+PACKAGES = ("calligrapher", "flows", "reward_server", "tasks")
+
+
+def test_every_file_that_the_page_names_is_there():
+    links = re.findall(r"\]\(\.\./([^)#]+)\)", TEXT)
+    assert len(set(links)) > 15
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_page_counts_the_places_as_it_lists_them():
+    rows = re.findall(r"^\| \[[^\]]+\]\(#([a-z-]+)\) \| (\d) \|$", TEXT, re.MULTILINE)
+    assert len(rows) == 5
+    for anchor, count in rows:
+        section = TEXT.split(f"## {anchor.replace('-', ' ').capitalize()}\n")[1].split("\n## ")[0]
+        assert len(re.findall(r"^\d\. ", section, re.MULTILINE)) == int(count), anchor
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the four packages to change, and a way to run Python in it."""
+    for name in PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / "tree" / name, ignore=ignored)
+    shutil.copytree(ROOT / "tests" / "helpers", tmp_path / "tree" / "helpers")
+    return tmp_path / "tree"
+
+
+def insert(path, before, text):
+    """Put `text` in front of the one place where `before` stands."""
+    content = path.read_text()
+    assert content.count(before) == 1, (path, before)
+    path.write_text(content.replace(before, text + before))
+
+
+def environment(tree):
+    return os.environ | {"PYTHONPATH": f"{tree}:{tree / 'helpers'}", "OMP_NUM_THREADS": "1"}
+
+
+TRAIN = """
+import json, sys
+from pathlib import Path
+from small_runs import SETTINGS, HashScorer
+from calligrapher.tiny.build import write_random
+from calligrapher.tiny.world import write_bench
+from calligrapher.data.canvas import Canvas
+from tasks.artifacts.layout import RunsDir
+from tasks.params.run_params import RunParams
+from tasks.resources.rewards import RewardScorer
+from tasks.runs.run import open_run, resources_of
+
+place, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
+model = write_random(place / "model")
+write_bench(place / "cases", num_cases=4, split="train", seed=1)
+values = {name: dict(v) if isinstance(v, dict) else v for name, v in SETTINGS.items()}
+weights = {"base": "flux-fill", "siglip": "siglip", "initial_adapter": "calligrapher.bin"}
+values["model"] |= {key: str(model / name) for key, name in weights.items()}
+values["data"] = {"train": str(place / "cases")}
+values["rounds"] = 1
+for name, value in changes.items():
+    values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
+params = RunParams.model_validate(values)
+urls = params.reward.server_urls
+scorer = RewardScorer(params.reward, urls, Canvas(48, 32)) if urls else HashScorer()
+with open_run(resources_of(params, RunsDir(place), scorer), place / "run") as run:
+    run.make_planned()
+    made = {name: run.folder.load(f"round-0000/{name}") for name in ("score", "update")}
+    print(json.dumps({name: artifact.meta for name, artifact in made.items()}))
+"""
+
+
+def train(tree, place, changes):
+    """Train one round in `tree`; return the meta of its scores and its update."""
+    command = [sys.executable, "-c", TRAIN, str(place), json.dumps(changes)]
+    process = subprocess.run(
+        command, cwd=place, env=environment(tree), capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+LEGIBLE = '''"""How much of the picture is dark."""
+
+from reward_server.scorers.base import Outcome
+
+
+class LegibleScorer:
+    """Scores the share of dark pixels."""
+
+    name, fields, parallel, max_batch, max_wait_s = "legible", ("legible",), 1, 8, 0.0
+
+    def __init__(self, darker_than):
+        self.darker_than = darker_than
+        self.info = {"darker_than": str(darker_than)}
+
+    def score_items(self, items):
+        return [Outcome({"legible": float((i.image < self.darker_than).mean())}) for i in items]
+
+    def close(self):
+        pass
+'''
+
+
+@pytest.mark.slow
+def test_a_reward_is_added_in_six_places_and_trained_with(tree, tmp_path):
+    server = tree / "reward_server"
+    (server / "scorers" / "legible.py").write_text(LEGIBLE)
+    insert(
+        server / "scorers" / "load.py",
+        "LOADERS: tuple[",
+        "def _legible(settings):\n"
+        "    from reward_server.scorers.legible import LegibleScorer\n\n"
+        "    return LegibleScorer(settings.darker_than)\n\n\n",
+    )
+    insert(server / "scorers" / "load.py", "    _style,\n)", "    _legible,\n")
+    insert(
+        server / "settings.py",
+        "    ocr_mode: Literal",
+        '    darker_than: int = Field(128, description="grey level of what is dark")\n',
+    )
+    insert(
+        server / "components.py",
+        "\n\n_FACTS = {",
+        '    legible: float | None = _measured(by="--darker-than", weight="legible_weight")\n',
+    )
+    insert(
+        server / "service" / "schema.py",
+        "    errors: dict[str, str]\n    reward_model_disabled",
+        "    legible: Share | None\n",
+    )
+    insert(
+        tree / "tasks" / "params" / "sections.py",
+        "    disable_reward_model: bool",
+        '    legible_weight: Weight = Field(0.0, description="Weight of legible.")\n',
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    flags = [f"--port={port}", "--ocr-engine=none", "--darker-than=90"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reward_server", *flags], cwd=tmp_path, env=environment(tree)
+    )
+    try:
+        reward = {
+            "server_urls": [f"http://127.0.0.1:{port}"],
+            "ocr_weight": 0.0,
+            "legible_weight": 2.0,
+        }
+        nft = {"num_train_sigmas": 1, "kl_coef": 0.0}
+        meta = train(tree, tmp_path, {"reward": reward, "nft": nft})
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert meta["score"]["unscored"] == 0
+    assert 0 < meta["score"]["legible_mean"] < 1
+    assert meta["score"]["reward_mean"] == pytest.approx(2 * meta["score"]["legible_mean"])
+    assert meta["score"]["legible_std"] > 0
+    assert meta["update"]["optimizer_steps"] > 0
