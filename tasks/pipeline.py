@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from calligrapher.errors import ParamsError
+from calligrapher.sampling.exploration import Exploration
 from tasks.artifacts.layout import (
     EVALUATE,
     PREVIEW,
@@ -171,12 +172,8 @@ def _horizon(params: RunParams) -> dict[str, Any]:
 
 def _exploration(params: RunParams) -> dict[str, Any]:
     # The key is the name of the first algorithm that explored, also where another one trains.
-    six = {"noise_level", "noise", "sampler", "window_size", "timestep_fraction", "guard"}
-    return {"grpo": params.grpo.model_dump(mode="json", include=six) if params.grpo else {}}
-
-
-def _old_policy(params: RunParams) -> dict[str, Any]:
-    return {"old_policy": params.nft.old_policy} if params.nft is not None else {}
+    explores, keys = params.rl.exploration, set(Exploration.model_fields)
+    return {"grpo": explores.model_dump(mode="json", include=keys) if explores else {}}
 
 
 # What `reads` names beside sections and single keys of the params.
@@ -188,7 +185,7 @@ _DERIVED: dict[str, Callable[[RunParams], dict[str, Any]]] = {
     "num_inference_steps": lambda params: {
         "num_inference_steps": params.rollout.num_inference_steps
     },
-    "old_policy": _old_policy,
+    "old_policy": lambda params: params.rl.decides_old,
     # Only where it is set: what was made before there was such a key is not stale.
     "reconstruct": lambda params: (
         {"data": {"reconstruct": True}} if params.data.reconstruct else {}

@@ -44,9 +44,9 @@ def test_the_documented_default_is_the_declared_one(row):
         assert yaml.safe_load(default) == found
 
 
-NAMES = re.compile(rf"`((?:schedule|step|{'|'.join(SECTIONS)})\.[a-z_0-9]+)")
+NAMES = re.compile(rf"`((?:schedule|step|exploration|rows|{'|'.join(SECTIONS)})\.[a-z_0-9]+)")
 MODULES = {"schedule": "sampling", "step": "sampling", "exploration": "sampling"}
-MODULES |= dict.fromkeys(("advantage", "grpo", "nft", "ema"), "rl")
+MODULES |= dict.fromkeys(("advantage", "grpo", "nft", "ema", "rows"), "rl")
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES.findall(TEXT))))

@@ -15,7 +15,8 @@ from calligrapher.model import latents
 from calligrapher.model.adapter_files import load_adapter
 from calligrapher.model.conditioning import Encoders
 from calligrapher.model.ip_adapter import AdapterConfig, StyleAdapter
-from calligrapher.model.policy import Policy, StyledTransformer, add_loras
+from calligrapher.model.lora import add_loras
+from calligrapher.model.policy import Policy, StyledTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def load_model(
 
     `adapter=None` makes a new one with random weights from `seed`; `digest` names the frozen
     weights in the conditioning cache. Frozen weights are held in `mixed_precision`'s type (of a
-    frozen adapter the matrices alone: see `Policy.held_dtype`), trained ones always in float32.
+    frozen adapter the matrices alone: see `Policy.storage_dtype`), trained ones always in float32.
     Raises CheckpointError for folders and files that do not fit.
     """
     from diffusers import FluxFillPipeline
@@ -119,7 +120,7 @@ def load_model(
         if name in policy.parameters:
             parameter.data = parameter.data.float()
         elif name.startswith("adapter."):
-            parameter.data = parameter.data.to(policy.held_dtype(name))
+            parameter.data = parameter.data.to(policy.storage_dtype(name))
     styled.to(where)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, tower):
         part.eval().requires_grad_(False)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from calligrapher.errors import CheckpointError, ParamsError
+from calligrapher.errors import CheckpointError
 from calligrapher.model.ip_adapter import StyleAdapter
 
 Weights = dict[str, Tensor]
@@ -102,7 +102,7 @@ class Policy:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def held_dtype(self, name: str) -> torch.dtype:
+    def storage_dtype(self, name: str) -> torch.dtype:
         """The smallest type that weights without gradient can be held in at no change of any
         result.
 
@@ -111,10 +111,10 @@ class Policy:
         """
         return self.autocast if self.autocast and name in self._linear else torch.float32
 
-    def held(self, weights: Mapping[str, Tensor]) -> Weights:
-        """`weights` on the model's device, in their `held_dtype`: for policies that `use` runs
+    def to_storage(self, weights: Mapping[str, Tensor]) -> Weights:
+        """`weights` on the model's device, in their `storage_dtype`: for policies that `use` runs
         often."""
-        return {n: w.to(self.device, self.held_dtype(n)) for n, w in weights.items()}
+        return {n: w.to(self.device, self.storage_dtype(n)) for n, w in weights.items()}
 
     def velocity(
         self, x: Tensor, sigma: Tensor, conditioning: Conditioning, styled: Tensor | None = None
@@ -147,7 +147,7 @@ class Policy:
         self._used += 1
         try:
             for name, parameter in self.parameters.items():
-                parameter.data = weights[name].to(parameter.device, self.held_dtype(name))
+                parameter.data = weights[name].to(parameter.device, self.storage_dtype(name))
             with torch.no_grad():
                 yield
         finally:
@@ -166,34 +166,3 @@ class Policy:
                 f"{len(differ)} are missing, unknown or of another shape, the first: {differ[:3]}. "
                 "Were `model.lora` or `model.train_adapter` changed?"
             )
-
-
-def add_lora(module: nn.Module, *, rank: int, alpha: float, targets: list[str], seed: int) -> None:
-    """Put trainable low-rank pairs (peft) beside the linear layers `targets`; they start as a
-    no-op.
-
-    A target is the end of a layer's dotted name. Raises ParamsError for one that no layer has. The
-    layers of nn.MultiheadAttention are none: it reads their weights itself, past any pair.
-    """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    linear = [name for name, layer in module.named_modules() if type(layer) is nn.Linear]
-    unmatched = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in linear)]
-    if unmatched:
-        ends = {".".join(name.split(".")[-2 if name[-1].isdigit() else -1 :]) for name in linear}
-        raise ParamsError(
-            f"A target of model.lora must be a linear layer of the {type(module).__name__}. Got "
-            f"{', '.join(unmatched)}. It has: {', '.join(sorted(ends))}."
-        )
-    torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
-    inject_adapter_in_model(config, module)
-
-
-def add_loras(
-    transformer: nn.Module, adapter: nn.Module, lora: Mapping | None, *, seed: int
-) -> None:
-    """The pairs that `lora` (rank, alpha, targets, adapter_targets) wants, on both; None: none."""
-    for module, key in ((transformer, "targets"), (adapter, "adapter_targets")):
-        if lora is not None and lora.get(key):
-            add_lora(module, rank=lora["rank"], alpha=lora["alpha"], targets=lora[key], seed=seed)

@@ -6,24 +6,23 @@ Legend: P groups (one case each), G members of a group. No history is kept betwe
 from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from calligrapher.errors import InputError
+from calligrapher.params import Section
 
 STD_FLOOR = 1e-4  # added to the standard deviation, as in Flow-GRPO
 SAME_REWARD = 1e-6  # rewards closer than this are equal: weighted sums differ by rounding alone
 
 
-class AdvantageParams(BaseModel):
+class AdvantageParams(Section):
     """How rewards become advantages.
 
     The old `rl_per_prompt_stat_tracking: true` is `baseline: group, global_std: false`; `false`,
     which compared an image with the whole round, is `baseline: round`. The default is Flow-GRPO's.
     The clip of the advantages belongs to the losses (`adv_clip_max`).
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     baseline: Literal["group", "round"] = Field(
         "group",

@@ -1,25 +1,26 @@
-"""Flow-GRPO: the clipped policy-gradient loss on a rollout's stochastic steps, and which steps
-those are.
+"""Flow-GRPO: the clipped policy-gradient loss on a rollout's stochastic steps.
 
-Legend: B rows. Optional GRPO-Guard ratio. The steps themselves are `calligrapher.sampling.step`'s.
+Legend: B rows, L image tokens, D packed channels. Optional GRPO-Guard ratio. Which steps those
+are: `calligrapher.sampling.exploration`.
 """
 
-import hashlib
-from typing import Literal, Self
+from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from calligrapher.errors import InputError
-from calligrapher.sampling.schedule import trained_steps
+from calligrapher.model.policy import Policy, Weights
+from calligrapher.rl.algorithm import Algorithm, Losses
+from calligrapher.rl.rows import TrainRows
+from calligrapher.sampling.exploration import Exploration, stochastic_step, window_length
+from calligrapher.sampling.schedule import sigma_schedule
 
 
-class GRPOParams(BaseModel):
+class GRPOParams(Exploration, Algorithm):
     """The settings of Flow-GRPO. The learning rate, batch sizes and passes belong to the update
     stage."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     clip_range: float = Field(
         0.2,
@@ -37,97 +38,77 @@ class GRPOParams(BaseModel):
         description="Weight of the KL to the frozen reference. 0 saves the reference's forward.",
     )
     adv_clip_max: float = Field(5.0, gt=0, description="Advantages are clipped to +- this.")
-    noise_level: float = Field(
-        0.7,
-        gt=0,
-        description=(
-            "How much noise a stochastic step adds: exploration. At most 1 with the cps sampler."
-        ),
-    )
-    sampler: Literal["sde", "cps"] = Field(
-        "sde",
-        description=(
-            "The stochastic step: Flow-GRPO's SDE, or the coefficient-preserving one, whose images "
-            "stay clean at high noise levels."
-        ),
-    )
-    window_size: int | None = Field(
-        2,
-        ge=1,
-        description=(
-            "Stochastic, trained steps per image, in one window drawn per group; the others are"
-            " deterministic. null = every step that timestep_fraction leaves, the last one always"
-            " excepted."
-        ),
-    )
-    noise: Literal["row", "group"] = Field(
-        "row",
-        description=(
-            "The noise that sampling starts from is drawn for every image, or once for all images"
-            " of a group: they then differ by what was explored in the window and by nothing else."
-        ),
-    )
-    guard: bool = Field(
-        False,
-        description=(
-            "GRPO-Guard: centre the ratio and make it and the loss comparable between noise levels."
-            " Needs the sde sampler and a far smaller clip_range."
-        ),
-    )
-    timestep_fraction: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="Share of the schedule, from its noisy end, in which the window may lie.",
-    )
 
-    @model_validator(mode="after")
-    def _cps_limits(self) -> Self:
-        if self.sampler == "cps" and self.noise_level > 1.0:
-            raise ValueError(
-                f"noise_level must be at most 1 with sampler 'cps'. Got {self.noise_level}."
-            )
-        if self.sampler == "cps" and self.guard:
-            raise ValueError(
-                "guard must be false with sampler 'cps': its log-probability has no variance to"
-                " undo."
-            )
+    name: ClassVar[str] = "grpo"
+    default_ema_decay: ClassVar[float] = 0.9999
+    needs_old: ClassVar[bool] = False  # the rollout wrote down its log-probabilities
+
+    @property
+    def exploration(self) -> Exploration:
         return self
 
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coef > 0
 
-def window_length(num_steps: int, window_size: int | None, timestep_fraction: float) -> int:
-    """How many steps the window has. Raises InputError when it does not fit before the last
-    step."""
-    available = min(trained_steps(num_steps, timestep_fraction), num_steps - 1)
-    length = available if window_size is None else window_size
-    if not 1 <= length <= available:
-        raise InputError(
-            f"the window must lie within the first {available} of {num_steps} steps"
-            f" (timestep_fraction = {timestep_fraction}; the last step is never trained). Got a"
-            f" window of {length}. Lower window_size, or raise the number of steps or"
-            " timestep_fraction."
-        )
-    return length
+    @property
+    def old_is_start(self) -> bool:
+        return False
 
+    def losses(
+        self,
+        policy: Policy,
+        rows: TrainRows,
+        generator: torch.Generator,
+        *,
+        num_steps: int,
+        old: Weights | None,
+        reference: Weights | None,
+    ) -> Losses:
+        """Yield a loss for every step of the rows' windows.
 
-def window_start(
-    seed: int,
-    round: int,
-    group: int | str,
-    num_steps: int,
-    window_size: int | None,
-    timestep_fraction: float,
-) -> int:
-    """The window's first step: one for all members of a group, uniform over groups and rounds.
+        `generator` is not used: the noise was the rollout's.
+        """
+        window = rows.window
+        sigma_max = sigma_schedule(num_steps, rows.x0.shape[1])[1].item()
+        steps = window.log_prob.shape[1]
+        for j in range(steps):
+            x, x_next = window.trajectory[:, j], window.trajectory[:, j + 1]
+            sigma, sigma_next = window.sigmas[:, j], window.sigmas[:, j + 1]
+            mean_ref = None
+            if self.kl_coef > 0:
+                with policy.use(reference):
+                    velocity = policy.velocity(x, sigma, rows.conditioning)
+                    _, mean_ref, _ = _score(velocity, x, x_next, sigma, sigma_next, sigma_max, self)
+            velocity = policy.velocity(x, sigma, rows.conditioning)
+            log_prob, mean, std = _score(velocity, x, x_next, sigma, sigma_next, sigma_max, self)
+            loss, metrics = grpo_loss(
+                log_prob,
+                window.log_prob[:, j],
+                rows.advantages,
+                self,
+                mean=mean,
+                mean_ref=mean_ref,
+                mean_old=window.mean[:, j],
+                std=std,
+                dt=sigma_next - sigma,
+            )
+            yield loss / steps, metrics | {"loss": loss.detach()}
 
-    The window is `range(start, start + window_length(...))` and ends before the last step. A window
-    per sample would compare members that explored at different noise levels. Equal arguments give
-    equal starts on every machine. Raises InputError as `window_length` does.
-    """
-    length = window_length(num_steps, window_size, timestep_fraction)
-    starts = min(trained_steps(num_steps, timestep_fraction), num_steps - 1) - length + 1
-    digest = hashlib.sha256(f"window/{seed}/{round}/{group}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % starts
+    def old_policy_decay(self, step: int) -> float:
+        """Return 0: the trained weights sample the next round."""
+        return 0.0
+
+    def forwards_per_image(self, num_steps: int) -> int:
+        return window_length(num_steps, self.window_size, self.timestep_fraction)
+
+    def fits(self, num_steps: int) -> None:
+        try:
+            self.forwards_per_image(num_steps)
+        except InputError as error:
+            raise ValueError(
+                f"grpo.window_size does not fit rollout.num_inference_steps: {error}"
+            ) from None
 
 
 def grpo_loss(
@@ -216,3 +197,36 @@ def _need(reason: str, **inputs: object) -> None:
     missing = [name for name, value in inputs.items() if value is None]
     if missing:
         raise InputError(f"{reason} needs {', '.join(inputs)}. Missing: {', '.join(missing)}.")
+
+
+def _score(
+    velocity: Tensor,
+    x: Tensor,
+    x_next: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    sigma_max: float,
+    exploration: Exploration,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log_prob [B], mean [B, L, D] and std [B] of landing on `x_next`; rows may differ in noise
+    level."""
+    log_prob, mean, std = (
+        velocity.new_empty(len(x)),
+        torch.empty_like(velocity),
+        velocity.new_empty(len(x)),
+    )
+    for level in sigma.unique():
+        index = (sigma == level).nonzero()[:, 0]
+        step = stochastic_step(
+            velocity[index],
+            x[index],
+            level.item(),
+            sigma_next[index[0]].item(),
+            sigma_max,
+            exploration,
+            x_next=x_next[index],
+        )
+        log_prob = log_prob.index_copy(0, index, step.log_prob)
+        mean = mean.index_copy(0, index, step.mean)
+        std = std.index_fill(0, index, step.std.item())
+    return log_prob, mean, std

@@ -5,25 +5,26 @@ Legend: B rows, K noise levels drawn per row. `v_old` sampled the rollouts; the 
 relative to it.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from calligrapher.errors import InputError
-from calligrapher.rl.ema import OldPolicy
-from calligrapher.sampling.schedule import trained_steps
+from calligrapher.model.policy import Policy, Weights
+from calligrapher.rl.algorithm import Algorithm, Losses
+from calligrapher.rl.ema import OldPolicy, old_policy_decay
+from calligrapher.rl.rows import TrainRows, noised
+from calligrapher.sampling.schedule import sigma_schedule, trained_steps
 
 AdvMode = Literal["normal", "positive_only", "negative_only", "one_only", "binary"]
 DECAY_TYPES: dict[int, OldPolicy] = {0: "fixed", 1: "slow", 2: "fast"}
 
 
-class NFTParams(BaseModel):
+class NFTParams(Algorithm):
     """The settings of DiffusionNFT. The learning rate, batch sizes and passes belong to the update
     stage."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     nft_beta: float = Field(
         0.5,
@@ -93,16 +94,97 @@ class NFTParams(BaseModel):
             return DECAY_TYPES.get(value, value)
         return value
 
+    name: ClassVar[str] = "nft"
+    default_ema_decay: ClassVar[float] = 0.999
+    usual: ClassVar[dict[str, Any]] = {"old_policy": "slow"}
+    needs_old: ClassVar[bool] = True
+
+    @property
+    def exploration(self) -> None:
+        return None
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coef > 0
+
+    @property
+    def old_is_start(self) -> bool:
+        return self.old_policy == "fixed"
+
+    def losses(
+        self,
+        policy: Policy,
+        rows: TrainRows,
+        generator: torch.Generator,
+        *,
+        num_steps: int,
+        old: Weights | None,
+        reference: Weights | None,
+    ) -> Losses:
+        """Yield a loss for each of `num_train_sigmas` noise levels, with fresh noise per row or
+        group.
+
+        With `reference` None the old policy's forward is the reference's as well; with `kl_coef`
+        0 the reference is not run at all.
+        """
+        schedule = sigma_schedule(num_steps, rows.x0.shape[1])
+        draw = torch.arange(len(rows))
+        if self.noise == "group":
+            draw = rows.groups.unique(return_inverse=True)[1].cpu()
+        sigmas_KB = train_sigmas(schedule, int(draw.max()) + 1, self, generator)[:, draw].to(
+            rows.x0.device
+        )
+        for sigma in sigmas_KB:
+            x, _ = noised(rows.x0, sigma, generator, draw)
+            with policy.use(old):
+                velocity_old = velocity_ref = policy.velocity(x, sigma, rows.conditioning)
+            if self.kl_coef == 0:
+                velocity_ref = None
+            elif reference is not None:
+                with policy.use(reference):
+                    velocity_ref = policy.velocity(x, sigma, rows.conditioning)
+            velocity = policy.velocity(x, sigma, rows.conditioning)
+            loss, metrics = nft_loss(
+                velocity,
+                rows.advantages,
+                self,
+                velocity_old=velocity_old,
+                velocity_ref=velocity_ref,
+                x0=rows.x0,
+                x=x,
+                sigma=sigma,
+            )
+            yield loss / len(sigmas_KB), metrics | {"loss": loss.detach()}
+
+    @property
+    def decides_old(self) -> dict[str, Any]:
+        return {"old_policy": self.old_policy}
+
+    def old_policy_decay(self, step: int) -> float:
+        return old_policy_decay(self.old_policy, step)
+
+    def forwards_per_image(self, num_steps: int) -> int:
+        return self.num_train_sigmas or trained_steps(num_steps, self.timestep_fraction)
+
+    def fits(self, num_steps: int) -> None:
+        available = trained_steps(num_steps, self.timestep_fraction)
+        if self.num_train_sigmas is not None and self.num_train_sigmas > available:
+            raise ValueError(
+                f"nft.num_train_sigmas must be at most {available} (nft.timestep_fraction of"
+                f" {num_steps} rollout.num_inference_steps). Got {self.num_train_sigmas}."
+            )
+
 
 def nft_loss(
     velocity: Tensor,  # [B, ...] the trained policy's, with gradient
+    advantages: Tensor,  # [B]
+    params: NFTParams,
+    *,
     velocity_old: Tensor,  # [B, ...]
     velocity_ref: Tensor | None,  # [B, ...], None only when kl_coef == 0
     x0: Tensor,  # [B, ...] the rollout's clean latent
     x: Tensor,  # [B, ...] = (1 - sigma) x0 + sigma noise
     sigma: Tensor,  # [B]
-    advantages: Tensor,  # [B]
-    params: NFTParams,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`policy + kl_coef * kl`, a scalar with the gradient of `velocity` alone, and detached 0-d
     metrics.

@@ -6,30 +6,20 @@ goes on exactly as it would have gone.
 """
 
 import hashlib
-import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from calligrapher.durable import save_tensors
 from calligrapher.errors import CalligrapherError
-from calligrapher.model.policy import Policy, Weights
+from calligrapher.model.policy import Policy
+from calligrapher.rl.algorithm import Losses
 from calligrapher.rl.ema import ema_decay, lerp_
-from calligrapher.rl.rows import Losses, Rows
-
-TRAINED, EMA, OPTIMIZER, STATE = (
-    "trained.safetensors",
-    "ema.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-)
-STATE_FILES = (TRAINED, EMA, OPTIMIZER, STATE)
+from calligrapher.rl.rows import TrainRows
+from calligrapher.rl.train_state import TrainState
 
 
 class OptimizerSettings(Protocol):
@@ -42,90 +32,6 @@ class OptimizerSettings(Protocol):
     lr_warmup_steps: int
     weight_decay: float
     max_grad_norm: float
-
-
-@dataclass
-class TrainState:
-    """What moves while training, besides the trained weights in the policy themselves."""
-
-    optimizer: torch.optim.Optimizer
-    step: int = 0  # optimizer steps since the optimizer was new
-    ema: Weights | None = None
-    scaler: torch.amp.GradScaler | None = None  # fp16 only
-
-    def save(self, policy: Policy, folder: Path) -> None:
-        """Write the four state files; the same state gives the same bytes."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(policy.snapshot(), folder / TRAINED)
-        save_tensors(self.ema or {}, folder / EMA)
-        save_tensors(_flat(self.optimizer.state_dict()["state"]), folder / OPTIMIZER)
-        scaler = self.scaler.state_dict() if self.scaler else None
-        (folder / STATE).write_text(json.dumps({"step": self.step, "scaler": scaler}) + "\n")
-
-    def load(self, policy: Policy, folder: Path) -> None:
-        """Read what `save` wrote, into the policy and this state."""
-        policy.load(load_file(folder / TRAINED))
-        self.ema = load_file(folder / EMA) or None
-        state = _nested(load_file(folder / OPTIMIZER))
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        saved = json.loads((folder / STATE).read_text())
-        self.step = saved["step"]
-        if self.scaler is not None and saved["scaler"] is not None:
-            self.scaler.load_state_dict(saved["scaler"])
-
-
-def _flat(state: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
-    """An optimizer's state as tensors on the CPU, `0|exp_avg`; that of bitsandbytes is nested."""
-    found: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}|")
-        else:
-            found[f"{prefix}{key}"] = (
-                torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
-            )
-    return found
-
-
-def _nested(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Any]]:
-    """The reverse of `_flat`; whole numbers become plain ones again, as bitsandbytes counts its
-    steps."""
-    state: dict[Any, Any] = {}
-    for name, tensor in tensors.items():
-        index, *path, key = name.split("|")
-        place = state.setdefault(int(index), {})
-        for part in path:
-            place = place.setdefault(part, {})
-        place[key] = tensor.item() if tensor.ndim == 0 and tensor.dtype == torch.int64 else tensor
-    return state
-
-
-def new_state(
-    policy: Policy,
-    *,
-    betas: tuple[float, float] = (0.9, 0.999),
-    epsilon: float = 1e-8,
-    weight_decay: float,
-    use_8bit: bool = False,
-    ema: bool,
-) -> TrainState:
-    """A fresh optimizer over the trained weights; `ema` starts as a copy of them."""
-    weights = list(policy.parameters.values())
-    settings = {"betas": betas, "eps": epsilon, "weight_decay": weight_decay}
-    if use_8bit:
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            raise CalligrapherError(
-                "use_8bit_adam needs the package bitsandbytes, which is not installed. Install it "
-                "(`pip install bitsandbytes`), or set use_8bit_adam to false."
-            ) from error
-        optimizer: torch.optim.Optimizer = AdamW8bit(weights, lr=0.0, **settings)
-    else:
-        optimizer = torch.optim.AdamW(weights, lr=0.0, **settings)
-    scaler = torch.amp.GradScaler(policy.device.type) if policy.autocast == torch.float16 else None
-    return TrainState(optimizer, ema=policy.snapshot() if ema else None, scaler=scaler)
 
 
 def learning_rate_at(step: int, settings: OptimizerSettings, total_steps: int | None) -> float:
@@ -148,7 +54,15 @@ def seeded(*parts: Any) -> torch.Generator:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Batch:
+    """The rows of one forward and backward, and what their random numbers derive from."""
+
+    key: str
+    index: list[int]
+
+
+@dataclass(frozen=True)
+class BatchSchedule:
     """Which rows form which optimizer step.
 
     Batches are runs of consecutive rows, so that a row has the neighbours that it had in the
@@ -163,8 +77,8 @@ class Plan:
     key: str  # what the order derives from, as in `0/update/3`
     shuffle_rows: bool = False
 
-    def steps(self) -> list[list[tuple[str, list[int]]]]:
-        """Optimizer steps; each is a list of (random key, row indices)."""
+    def steps(self) -> list[list[Batch]]:
+        """Return the optimizer steps, each with the batches whose gradients it adds up."""
         steps = []
         for p in range(self.passes):
             generator = seeded(self.key, "order", p)
@@ -175,7 +89,7 @@ class Plan:
                 rows[at : at + self.batch_size] for at in range(0, self.num_rows, self.batch_size)
             ]
             order = torch.randperm(len(runs), generator=generator).tolist()
-            batches = [(f"{self.key}/{p}/{i}", runs[i]) for i in order]
+            batches = [Batch(f"{self.key}/{p}/{i}", runs[i]) for i in order]
             steps += [
                 batches[i : i + self.accumulation]
                 for i in range(0, len(batches), self.accumulation)
@@ -184,48 +98,50 @@ class Plan:
 
 
 @dataclass
-class Loop:
-    """Runs a plan's optimizer steps on a policy."""
+class TrainLoop:
+    """Runs a schedule's optimizer steps on a policy."""
 
     policy: Policy
     state: TrainState
     settings: OptimizerSettings
-    objective: Callable[[Rows, torch.Generator], Losses]
+    objective: Callable[[TrainRows, torch.Generator], Losses]
     total_steps: int | None = None  # where a falling learning rate reaches 0
     ema_max_decay: float = 0.999
     ema_interval: int = 1
-    on_step: Callable[[dict[str, float]], None] = field(default=lambda metrics: None)
 
     def run(
         self,
-        rows: Callable[[list[int]], Rows],
-        plan: Plan,
+        rows: Callable[[list[int]], TrainRows],
+        schedule: BatchSchedule,
         *,
         done: int = 0,
         limit: int | None = None,
+        on_step: Callable[[dict[str, float]], None] = lambda metrics: None,
     ) -> None:
-        """Take the plan's optimizer steps from number `done` on, at most up to `limit` steps of the
-        state."""
+        """Take the optimizer steps of `schedule` from number `done` on.
+
+        limit: optimizer steps that the state may have at most. on_step: gets each step's metrics.
+        """
         self.policy.loaded = None
-        for batches in plan.steps()[done:]:
+        for batches in schedule.steps()[done:]:
             if limit is not None and self.state.step >= limit:
                 return
-            self.on_step(self._step(rows, batches))
+            on_step(self._step(rows, batches))
 
     def _step(
-        self, rows: Callable[[list[int]], Rows], batches: list[tuple[str, list[int]]]
+        self, rows: Callable[[list[int]], TrainRows], batches: list[Batch]
     ) -> dict[str, float]:
         optimizer, scaler = self.state.optimizer, self.state.scaler
         rate = learning_rate_at(self.state.step, self.settings, self.total_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        total = sum(len(index) for _, index in batches)
+        total = sum(len(batch.index) for batch in batches)
         sums: dict[str, float] = {}
-        for key, index in batches:
-            share = len(index) / total
+        for batch in batches:
+            share = len(batch.index) / total
             parts: list[dict[str, Tensor]] = []
-            for loss, metrics in self.objective(rows(index), seeded(key)):
+            for loss, metrics in self.objective(rows(batch.index), seeded(batch.key)):
                 scaled = loss * share
                 (scaler.scale(scaled) if scaler else scaled).backward()
                 parts.append(metrics)

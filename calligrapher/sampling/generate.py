@@ -29,7 +29,7 @@ GROW, FEATHER, BATCH_SIZE = 1.5, 8, 8
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class EncodedCase:
     """A case as the model sees it, and the way back to its source."""
 
     source: Image.Image  # RGB, upright
@@ -74,7 +74,7 @@ def generate(
 
 def look(
     model: Model, case: Case, canvas: Canvas, *, crop: bool = True, grow: float = GROW
-) -> Scene:
+) -> EncodedCase:
     """Choose the crop and ask each encoder once. Raises DataError for a case that cannot be
     painted."""
     source, mask = load_rgb(case.source), load_mask(case.mask)
@@ -88,13 +88,13 @@ def look(
     conditioning = Conditioning(**{k: v[None] for k, v in row.items()}, image_ids=ids).to(
         model.device
     )
-    return Scene(source, mask, box, canvas, conditioning)
+    return EncodedCase(source, mask, box, canvas, conditioning)
 
 
 @torch.no_grad()
 def paint(
     model: Model,
-    scene: Scene,
+    scene: EncodedCase,
     seeds: Sequence[int],
     *,
     num_steps: int,

@@ -14,51 +14,23 @@ import torch
 from torch import Tensor
 
 from calligrapher.model.policy import Conditioning, Policy
-from calligrapher.rl.grpo import GRPOParams, window_length, window_start
+from calligrapher.sampling.exploration import Exploration, Window, stochastic_step, window_length
 from calligrapher.sampling.schedule import sigma_schedule
-from calligrapher.sampling.step import Step, cps_step, ode_step, sde_step
+from calligrapher.sampling.step import ode_step
 
 
 @dataclass(frozen=True)
-class Window:
-    """The stochastic steps of B rows: what GRPO needs to weigh them again under another policy."""
-
-    trajectory: Tensor  # [B, W + 1, L, D] float32, x before each step and after the last
-    log_prob: Tensor  # [B, W]
-    mean: Tensor  # [B, W, L, D] the rollout policy's step means
-    sigmas: Tensor  # [B, W + 1]
-
-
-@dataclass(frozen=True)
-class Sampled:
+class SampledBatch:
     """Clean latents of B rows and, for GRPO, their windows."""
 
     x0: Tensor  # [B, L, D] float32
     window: Window | None
 
 
-def sample_seed(seed: int, round: int, case_id: str, member: int | str) -> int:
+def sample_seed(seed: int, round_index: int, case_id: str, member: int | str) -> int:
     """The seed of one image's random stream, or of what a group's images share (member `all`)."""
-    digest = hashlib.sha256(f"image/{seed}/{round}/{case_id}/{member}".encode()).digest()
+    digest = hashlib.sha256(f"image/{seed}/{round_index}/{case_id}/{member}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def stochastic_step(
-    velocity: Tensor,
-    x: Tensor,
-    sigma: float,
-    sigma_next: float,
-    sigma_max: float,
-    params: GRPOParams,
-    **given: Tensor,
-) -> Step:
-    """`sde_step` or `cps_step`, as the params say; `given` is `noise` (to sample) or `x_next` (to
-    score)."""
-    if params.sampler == "cps":
-        return cps_step(velocity, x, sigma, sigma_next, noise_level=params.noise_level, **given)
-    return sde_step(
-        velocity, x, sigma, sigma_next, noise_level=params.noise_level, sigma_max=sigma_max, **given
-    )
 
 
 @torch.no_grad()
@@ -70,12 +42,12 @@ def sample(
     *,
     starts_from: list[int] | None = None,
     window_starts: list[int] | None = None,
-    grpo: GRPOParams | None = None,
-) -> Sampled:
+    exploration: Exploration | None = None,
+) -> SampledBatch:
     """Sample one image per row with one transformer call per step.
 
     conditioning: B rows; seeds: B. The noise a row starts from is drawn from `starts_from[b]` where
-    that is given, so rows may share it. With `grpo`, row b takes stochastic steps from
+    that is given, so rows may share it. With `exploration`, row b takes stochastic steps from
     `window_starts[b]` on; its other steps are ODE steps, as all are without. Noise is drawn on the
     CPU, so results do not depend on the device's generator.
     """
@@ -91,12 +63,16 @@ def sample(
     x = noise(
         [torch.Generator().manual_seed(seed) for seed in starts_from] if starts_from else streams
     )
-    width = window_length(num_steps, grpo.window_size, grpo.timestep_fraction) if grpo else 0
+    width = (
+        window_length(num_steps, exploration.window_size, exploration.timestep_fraction)
+        if exploration
+        else 0
+    )
     trajectory, means, log_probs, window_sigmas = ([[] for _ in seeds] for _ in range(4))
     for i in range(num_steps):
         velocity = policy.velocity(x, x.new_full((len(x),), sigmas[i]), conditioning)
         x_next = ode_step(velocity, x, sigmas[i], sigmas[i + 1])
-        if grpo is not None:
+        if exploration is not None:
             inside = [b for b, start in enumerate(window_starts) if start <= i < start + width]
             if inside:
                 rows = torch.tensor(inside, device=x.device)
@@ -106,7 +82,7 @@ def sample(
                     sigmas[i],
                     sigmas[i + 1],
                     sigmas[1],
-                    grpo,
+                    exploration,
                     noise=noise(streams[b] for b in inside),
                 )
                 x_next[rows] = step.x_next
@@ -119,9 +95,9 @@ def sample(
                     means[b].append(step.mean[j])
                     log_probs[b].append(step.log_prob[j])
         x = x_next
-    if grpo is None:
-        return Sampled(x, None)
-    return Sampled(
+    if exploration is None:
+        return SampledBatch(x, None)
+    return SampledBatch(
         x,
         Window(
             trajectory=torch.stack([torch.stack(row) for row in trajectory]),
@@ -130,13 +106,3 @@ def sample(
             sigmas=torch.tensor(window_sigmas),
         ),
     )
-
-
-def windows_of(
-    case_ids: list[str], seed: int, round: int, num_steps: int, params: GRPOParams
-) -> list[int]:
-    """The window's start for each row: one per case and round."""
-    return [
-        window_start(seed, round, case_id, num_steps, params.window_size, params.timestep_fraction)
-        for case_id in case_ids
-    ]

@@ -118,7 +118,9 @@ def _casts(model: MetaModel) -> tuple[int, int]:
     alone."""
     policy = model.policy
     copies = {
-        n: p.numel() * 2 for n, p in policy.parameters.items() if policy.held_dtype(n).itemsize == 2
+        n: p.numel() * 2
+        for n, p in policy.parameters.items()
+        if policy.storage_dtype(n).itemsize == 2
     }
     return sum(copies.values()), sum(
         size for name, size in copies.items() if ".image_proj_" in name

@@ -14,7 +14,8 @@ from torch import nn
 from calligrapher.model import latents
 from calligrapher.model.adapter_files import QFORMER, adapter_state, config_of
 from calligrapher.model.ip_adapter import AdapterConfig, StyleAdapter
-from calligrapher.model.policy import Policy, StyledTransformer, add_loras
+from calligrapher.model.lora import add_loras
+from calligrapher.model.policy import Policy, StyledTransformer
 from calligrapher.sizing import configs as full
 
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")

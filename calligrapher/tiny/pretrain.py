@@ -60,7 +60,7 @@ class Recipe:
     save_every: int = 100
 
 
-class Progress:
+class TrainingLog:
     """One line of JSON per logged step in `log.jsonl`, and the same through logging."""
 
     def __init__(self, path: Path):
@@ -84,7 +84,7 @@ def save_state(path: Path, **state) -> None:
 def train(
     name: str,
     work: Path,
-    progress: Progress,
+    progress: TrainingLog,
     modules: dict[str, nn.Module],
     loss_at: Callable[[int], Tensor],
     *,
@@ -152,7 +152,7 @@ def patch_basis(x: Tensor, factor: int, channels: int) -> tuple[Tensor, Tensor]:
     return mean, axes[:channels].T / (scale[:channels] / len(patches_NP) ** 0.5)
 
 
-def train_vae(vae, recipe: Recipe, work: Path, progress: Progress) -> None:
+def train_vae(vae, recipe: Recipe, work: Path, progress: TrainingLog) -> None:
     """The encoder learns the whitened principal components of 4x4 patches, the decoder to undo
     them.
 
@@ -210,7 +210,7 @@ def train_vae(vae, recipe: Recipe, work: Path, progress: Progress) -> None:
     )
 
 
-def train_text(t5, tokenizer, recipe: Recipe, work: Path, progress: Progress) -> None:
+def train_text(t5, tokenizer, recipe: Recipe, work: Path, progress: TrainingLog) -> None:
     """T5 learns to tell each letter and its position: without that the transformer does not
     spell."""
     letter_head = nn.Linear(t5.config.d_model, 27)
@@ -271,7 +271,7 @@ def train_siglip(
     styles: list[world.Style],
     recipe: Recipe,
     work: Path,
-    progress: Progress,
+    progress: TrainingLog,
 ) -> None:
     """SigLIP learns to tell styles apart: the font, the ink and the paper of a reference, from its
     vector."""
@@ -355,7 +355,7 @@ def caption(word: str, wrong: float, rng: np.random.Generator) -> str:
 
 
 def train_writer(
-    pipeline, adapter: StyleAdapter, pool: Pool, recipe: Recipe, work: Path, progress: Progress
+    pipeline, adapter: StyleAdapter, pool: Pool, recipe: Recipe, work: Path, progress: TrainingLog
 ) -> None:
     """Transformer and adapter learn to write by flow matching: velocity = noise - x0 at random
     sigmas.
@@ -433,7 +433,7 @@ def pretrain(out: Path, recipe: Recipe, sizes: TinySizes | None = None) -> Path:
 
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
-    progress = Progress(work / "log.jsonl")
+    progress = TrainingLog(work / "log.jsonl")
     sizes = sizes or TinySizes()
     pipeline = build_pipeline(sizes, recipe.seed)
     siglip, processor = build_siglip(sizes, recipe.seed)

@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 
 from calligrapher.errors import ArtifactError, DataError, ParamsError
 from calligrapher.model.policy import Weights
-from calligrapher.rl.train_loop import EMA, TRAINED
+from calligrapher.rl.train_state import EMA, TRAINED
 from tasks import pipeline
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import RunsDir, newest_update, round_number

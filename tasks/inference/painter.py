@@ -20,8 +20,15 @@ from calligrapher.data.case import Case
 from calligrapher.errors import ParamsError
 from calligrapher.model.loading import Model
 from calligrapher.model.policy import Weights
-from calligrapher.rl.train_loop import TRAINED as TRAINED_FILE
-from calligrapher.sampling.generate import BATCH_SIZE, FEATHER, GROW, Scene, look, paint
+from calligrapher.rl.train_state import TRAINED as TRAINED_FILE
+from calligrapher.sampling.generate import (
+    BATCH_SIZE,
+    FEATHER,
+    GROW,
+    EncodedCase,
+    look,
+    paint,
+)
 from calligrapher.tiny.pack import TINY
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import PARAMS
@@ -55,7 +62,7 @@ class Painter:
     num_steps: int
     variants: dict[str, Weights]  # `base` and, of a run, `warmup` and `trained`
     digests: dict[str, str]  # variant -> sha256 of all weights, the frozen ones too
-    _seen: dict[tuple[Any, ...], Scene] = field(default_factory=dict, repr=False)
+    _seen: dict[tuple[Any, ...], EncodedCase] = field(default_factory=dict, repr=False)
 
     def weights(self, variant: str) -> Weights:
         """Return the weights of `variant`. Raises ParamsError when there are none."""

@@ -3,14 +3,43 @@
 Each check takes the loaded params and raises a ValueError in words; `check_all` runs them in turn.
 """
 
-from typing import TYPE_CHECKING
+from typing import Protocol, get_args
 
-from calligrapher.errors import InputError
-from calligrapher.rl.grpo import window_length
-from calligrapher.sampling.schedule import trained_steps
+from pydantic import BaseModel
 
-if TYPE_CHECKING:
-    from tasks.params.run_params import RunParams
+from calligrapher.rl.advantage import AdvantageParams
+from calligrapher.rl.algorithm import Algorithm
+from tasks.params.sections import (
+    DataParams,
+    EvaluateParams,
+    ModelParams,
+    RewardParams,
+    RolloutParams,
+    TrackingParams,
+    UpdateParams,
+    WarmupParams,
+)
+
+
+class Sections(Protocol):
+    """What the checks read of a run's params."""
+
+    model: ModelParams
+    data: DataParams
+    warmup: WarmupParams
+    rollout: RolloutParams
+    reward: RewardParams
+    advantage: AdvantageParams
+    update: UpdateParams
+    evaluate: EvaluateParams
+    tracking: TrackingParams
+
+    @property
+    def rl(self) -> Algorithm: ...
+
+    @property
+    def images_per_round(self) -> int: ...
+
 
 MLFLOW_SCHEMES = (
     "sqlite",
@@ -26,7 +55,7 @@ MLFLOW_SCHEMES = (
 )
 
 
-def check_all(params: "RunParams") -> None:
+def check_all(params: Sections) -> None:
     """Raise the ValueError of the first check that fails."""
     one_algorithm(params)
     trains_something(params)
@@ -38,17 +67,28 @@ def check_all(params: "RunParams") -> None:
     tracking_has_a_store(params)
 
 
-def one_algorithm(params: "RunParams") -> None:
-    given = [name for name in ("nft", "grpo") if getattr(params, name) is not None]
+def algorithms(params: type[BaseModel]) -> dict[str, type[Algorithm]]:
+    """Return the fields of `params` that hold an algorithm's section, and the section's class."""
+    return {
+        name: candidate
+        for name, field in params.model_fields.items()
+        for candidate in get_args(field.annotation)
+        if isinstance(candidate, type) and issubclass(candidate, Algorithm)
+    }
+
+
+def one_algorithm(params: Sections) -> None:
+    known = list(algorithms(type(params)))
+    given = [name for name in known if getattr(params, name) is not None]
     if len(given) != 1:
         raise ValueError(
-            "exactly one of the sections nft and grpo must be given. Got"
+            f"exactly one of the sections {' and '.join(known)} must be given. Got"
             f" {' and '.join(given) or 'none'}. To switch off the one of a file, override it with"
-            " null: `grpo=null nft={}`."
+            f" null: `{known[-1]}=null {known[0]}={{}}`."
         )
 
 
-def trains_something(params: "RunParams") -> None:
+def trains_something(params: Sections) -> None:
     if not params.model.train_adapter and params.model.lora is None:
         raise ValueError(
             "model.train_adapter must be true when model.lora is null: nothing would train. Got"
@@ -66,7 +106,7 @@ def trains_something(params: "RunParams") -> None:
         )
 
 
-def has_a_signal(params: "RunParams") -> None:
+def has_a_signal(params: Sections) -> None:
     if params.rollout.num_images_per_prompt == 1 and params.advantage.baseline == "group":
         raise ValueError(
             "rollout.num_images_per_prompt must be at least 2 with advantage.baseline 'group'. Got"
@@ -80,25 +120,11 @@ def has_a_signal(params: "RunParams") -> None:
         )
 
 
-def steps_suffice(params: "RunParams") -> None:
-    steps = params.rollout.num_inference_steps
-    if params.grpo is not None:
-        try:
-            window_length(steps, params.grpo.window_size, params.grpo.timestep_fraction)
-        except InputError as error:
-            raise ValueError(
-                f"grpo.window_size does not fit rollout.num_inference_steps: {error}"
-            ) from None
-    if params.nft is not None and params.nft.num_train_sigmas is not None:
-        available = trained_steps(steps, params.nft.timestep_fraction)
-        if params.nft.num_train_sigmas > available:
-            raise ValueError(
-                f"nft.num_train_sigmas must be at most {available} (nft.timestep_fraction of"
-                f" {steps} rollout.num_inference_steps). Got {params.nft.num_train_sigmas}."
-            )
+def steps_suffice(params: Sections) -> None:
+    params.rl.fits(params.rollout.num_inference_steps)
 
 
-def reward_answers(params: "RunParams") -> None:
+def reward_answers(params: Sections) -> None:
     reward = params.reward
     if reward.disable_reward_model:
         return
@@ -118,7 +144,7 @@ def reward_answers(params: "RunParams") -> None:
         )
 
 
-def evaluates(params: "RunParams") -> None:
+def evaluates(params: Sections) -> None:
     evaluate = params.evaluate
     if evaluate.every > 0 and params.data.evaluation is None:
         raise ValueError(
@@ -132,7 +158,7 @@ def evaluates(params: "RunParams") -> None:
         )
 
 
-def learning_rate_rises(params: "RunParams") -> None:
+def learning_rate_rises(params: Sections) -> None:
     for name, section in (("warmup", params.warmup), ("update", params.update)):
         if section.lr_scheduler == "constant" and section.lr_warmup_steps:
             raise ValueError(
@@ -142,7 +168,7 @@ def learning_rate_rises(params: "RunParams") -> None:
             )
 
 
-def tracking_has_a_store(params: "RunParams") -> None:
+def tracking_has_a_store(params: Sections) -> None:
     uri = params.tracking.uri or ""
     scheme, separator, _ = uri.partition("://")
     if separator and scheme.partition("+")[0] not in MLFLOW_SCHEMES:

@@ -9,15 +9,16 @@ pipeline.reads(params, "update")    # exactly what the stage `update` depends on
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from calligrapher.errors import ParamsError
 from calligrapher.rl.advantage import AdvantageParams
+from calligrapher.rl.algorithm import Algorithm
 from calligrapher.rl.grpo import GRPOParams
 from calligrapher.rl.nft import NFTParams
-from tasks.params.checks import check_all
+from tasks.params.checks import algorithms, check_all
 from tasks.params.errors import describe
 from tasks.params.files import absolute_path, apply_override, read_yaml
 from tasks.params.sections import (
@@ -89,9 +90,14 @@ class RunParams(Section):
     retention: RetentionParams = RetentionParams()
 
     @property
-    def algorithm(self) -> Literal["nft", "grpo"]:
+    def algorithm(self) -> str:
         """Which algorithm trains: the one whose section is there."""
-        return "nft" if self.nft is not None else "grpo"
+        return self.rl.name
+
+    @property
+    def rl(self) -> Algorithm:
+        """The section of the algorithm that trains."""
+        return next(s for n in algorithms(type(self)) if (s := getattr(self, n)) is not None)
 
     @property
     def cases_per_round(self) -> int:
@@ -119,7 +125,7 @@ class RunParams(Section):
         """The decay given, or the documented default of the algorithm."""
         if self.ema.decay is not None:
             return self.ema.decay
-        return {"grpo": 0.9999, "nft": 0.999}[self.algorithm]
+        return self.rl.default_ema_decay
 
     def resolved(self) -> dict[str, Any]:
         """All values, defaults included, as plain JSON: stored with the run."""

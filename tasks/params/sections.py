@@ -6,22 +6,14 @@ The algorithms' own sections (`nft`, `grpo`, `advantage`) are declared beside th
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from calligrapher.data.dataset import DatasetKind
+from calligrapher.params import Count, Positive, Section, Weight
 from reward_server.components import WEIGHT_OF
 
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 # Seeds are stored and given to generators as signed 64-bit numbers; no count needs more.
-Positive = Annotated[int, Field(ge=1, lt=2**63)]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-Weight = Annotated[float, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen; unknown keys, NaN and infinities are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LoraParams(Section):

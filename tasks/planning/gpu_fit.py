@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from calligrapher.errors import ParamsError
+from tasks.params.checks import algorithms
 from tasks.params.run_params import RunParams
 from tasks.planning.memory import memory
 
@@ -44,10 +45,10 @@ def capacity(name: str | None, gib: float | None) -> tuple[str, float]:
 
 
 def ladder(params: RunParams) -> list[list[str]]:
-    """Sets of overrides to try, in order: what changes no result, then rounding, then the
-    method."""
+    """Return sets of overrides to try: what changes no result, rounding, then the method."""
     algorithm = params.algorithm
-    kl_coef = (params.nft or params.grpo).kl_coef
+    lighter = [name for name, kind in algorithms(type(params)).items() if not kind.needs_old]
+    without_old = [f"{algorithm}=null", f"{lighter[0]}={{}}"] if lighter else []
     adapter = ["model.train_adapter=false"] + ["model.lora={}"] * (params.model.lora is None)
     steps = [
         ["model.offload_text_encoder_two=true"],
@@ -57,8 +58,8 @@ def ladder(params: RunParams) -> list[list[str]]:
         ["warmup.use_8bit_adam=true"] * (params.warmup.steps > 0),
         ["update.use_8bit_adam=true"],
         ["warmup.batch_size=1", "update.batch_size=1"],
-        [f"{algorithm}.kl_coef=0"] * (kl_coef > 0),
-        ["nft=null", "grpo={}"] * (algorithm == "nft"),
+        [f"{algorithm}.kl_coef=0"] * params.rl.needs_reference,
+        without_old if params.rl.needs_old else [],
         adapter * params.model.train_adapter,
     ]
     return [step for step in steps if step]

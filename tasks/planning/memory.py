@@ -1,10 +1,9 @@
 """What lies on the GPU in each stage, byte by byte, from params and configs alone.
 
-Counted as the stages hold it (`load_model`, `Policy.held`, `Resources.weights`, `TrainState`):
-trained
-weights and gradients in float32, frozen ones in `mixed_precision`'s type, `old` and `reference` as
-copies of the trained weights and of nothing else. EMA and, when it is offloaded, T5 lie in the
-CPU's memory.
+Counted as the stages hold it (`load_model`, `Policy.to_storage`, `Resources.weights`,
+`TrainState`): trained weights and gradients in float32, frozen ones in `mixed_precision`'s type,
+`old` and `reference` as copies of the trained weights and of nothing else. EMA and, when it is
+offloaded, T5 lie in the CPU's memory.
 """
 
 import functools
@@ -15,8 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from calligrapher.model.loading import DTYPES
-from calligrapher.rl.grpo import GRPOParams, window_length
-from calligrapher.rl.nft import NFTParams
+from calligrapher.sampling.exploration import window_length
 from calligrapher.sizing.activations import (
     Batch,
     decode_peak,
@@ -25,6 +23,7 @@ from calligrapher.sizing.activations import (
     training_peak,
 )
 from calligrapher.sizing.meta_model import MetaModel, build, config_folders, count
+from tasks.params.checks import algorithms
 from tasks.params.run_params import ModelParams, RunParams, check_multiple
 from tasks.weights.model_files import model_files
 
@@ -89,27 +88,25 @@ def memory(params: RunParams) -> list[Memory]:
 
 def other_algorithm(params: RunParams) -> RunParams:
     """The same run with the other algorithm, at the same weight of the KL term."""
-    kl_coef = (params.nft or params.grpo).kl_coef
-    sections = (
-        {"nft": None, "grpo": GRPOParams(kl_coef=kl_coef)}
-        if params.nft
-        else {"nft": NFTParams(kl_coef=kl_coef, old_policy="slow"), "grpo": None}
-    )
-    return params.model_copy(update=sections)
+    others = {n: c for n, c in algorithms(type(params)).items() if n != params.algorithm}
+    name, section = next(iter(others.items()))
+    other = section(kl_coef=params.rl.kl_coef, **section.usual)
+    return params.model_copy(update={params.algorithm: None, name: other})
 
 
 def copies(params: RunParams) -> dict[str, bool]:
     """Which copies of the trained weights an update needs from round 1 on; a fixed `old` is the
     reference."""
-    reference = (params.nft or params.grpo).kl_coef > 0
-    old = params.nft is not None and not (params.nft.old_policy == "fixed" and reference)
-    return {"old": old, "reference": reference}
+    rl = params.rl
+    # One set of weights serves as both where the policy that samples stays the reference.
+    old = rl.needs_old and not (rl.old_is_start and rl.needs_reference)
+    return {"old": old, "reference": rl.needs_reference}
 
 
 def held_bytes(model: MetaModel) -> int:
     """Bytes of one policy beside the trained one."""
     policy = model.policy
-    return sum(p.numel() * policy.held_dtype(n).itemsize for n, p in policy.parameters.items())
+    return sum(p.numel() * policy.storage_dtype(n).itemsize for n, p in policy.parameters.items())
 
 
 def optimizer_bytes(weights: Iterable[Tensor], eight_bit: bool) -> int:
@@ -140,8 +137,8 @@ def row_bytes(params: RunParams, model: MetaModel) -> dict[str, int]:
         + batch.image * row
     )
     sampled = latent
-    if params.grpo is not None:
-        g = params.grpo
+    g = params.rl.exploration
+    if g is not None:
         steps = window_length(
             params.rollout.num_inference_steps, g.window_size, g.timestep_fraction
         )
@@ -159,7 +156,7 @@ def _fixed(params: RunParams, model: MetaModel) -> dict[str, int]:
     size, trained = number_bytes(model), model.policy.parameters
     base = sum(p.numel() for p in model.transformer.parameters() if not p.requires_grad)
     frozen = sum(
-        p.numel() * model.policy.held_dtype(f"adapter.{n}").itemsize
+        p.numel() * model.policy.storage_dtype(f"adapter.{n}").itemsize
         for n, p in model.adapter.named_parameters()
         if not p.requires_grad
     )

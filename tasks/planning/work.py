@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from calligrapher.rl.grpo import window_length
-from calligrapher.sampling.schedule import trained_steps
 from tasks.params.run_params import RunParams
 from tasks.planning.memory import copies, meta_model, optimizer_bytes, row_bytes, t5_moved
 
@@ -37,10 +35,7 @@ def forwards(params: RunParams) -> Forwards:
     """From round 1 on: in the first round of NFT `old` is the reference and needs no forward of its
     own."""
     steps = params.rollout.num_inference_steps
-    if params.nft is not None:
-        levels = params.nft.num_train_sigmas or trained_steps(steps, params.nft.timestep_fraction)
-    else:
-        levels = window_length(steps, params.grpo.window_size, params.grpo.timestep_fraction)
+    levels = params.rl.forwards_per_image(steps)
     needed = copies(params)
     return Forwards(steps, levels, levels * needed["old"], levels * needed["reference"])
 

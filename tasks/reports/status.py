@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from calligrapher.errors import ArtifactError
-from calligrapher.rl.train_loop import STATE
+from calligrapher.rl.train_state import STATE
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import PARAMS, PARTIAL_SUFFIX
 from tasks.artifacts.lock import lock_holder

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from calligrapher.data.case import Case
 from calligrapher.durable import atomic_write
-from calligrapher.rl.train_loop import EMA, TRAINED
+from calligrapher.rl.train_state import EMA, TRAINED
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import evaluation_name, round_number
 from tasks.artifacts.run_dir import RunDir

@@ -13,7 +13,7 @@ from calligrapher.data.canvas import Canvas
 from calligrapher.model.conditioning import ConditioningCache
 from calligrapher.model.loading import Model, load_model
 from calligrapher.model.policy import INITIAL, Weights
-from calligrapher.rl.train_loop import TRAINED
+from calligrapher.rl.train_state import TRAINED
 from tasks.artifacts.artifact import Artifact
 from tasks.params.run_params import RunParams, check_multiple
 from tasks.pipeline import Sources
@@ -112,7 +112,7 @@ class Resources:
         if path not in self._weights:
             while len(self._weights) > 1:
                 self._weights.pop(next(iter(self._weights)))
-            self._weights[path] = self.model.policy.held(load_file(path))
+            self._weights[path] = self.model.policy.to_storage(load_file(path))
         return self._weights[path]
 
     def evict_weights(self, *, but: Collection[Path]) -> None:

@@ -135,7 +135,7 @@ def _must_matter(then: RunParams, now: RunParams, names: list[str]) -> None:
 
 def _must_fit(then: RunParams, now: RunParams) -> None:
     """Raise a ParamsError unless the images that `then` sampled can train a run with `now`."""
-    free = _FREE_IN_REPLAY + (("algorithm", "grpo") if now.nft is not None else ())
+    free = _FREE_IN_REPLAY + (() if now.rl.exploration else ("algorithm", "grpo"))
     lines = [
         line
         for line in differences(reads(then, "rollout"), reads(now, "rollout"))

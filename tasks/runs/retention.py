@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calligrapher.durable import is_temporary
-from calligrapher.rl.train_loop import EMA, OPTIMIZER, TRAINED
+from calligrapher.rl.train_state import EMA, OPTIMIZER, TRAINED
 from tasks.artifacts.artifact import Artifact, prune
 from tasks.artifacts.layout import MANIFEST, PARTIAL_SUFFIX, ROUNDS, round_number
 from tasks.artifacts.run_dir import RunDir

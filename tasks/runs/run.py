@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from calligrapher.durable import atomic_write
-from calligrapher.rl.train_loop import STATE
+from calligrapher.rl.train_state import STATE
 from calligrapher.threads import machine
 from tasks import pipeline
 from tasks.artifacts.artifact import Artifact

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from calligrapher.durable import fsync_path
-from calligrapher.rl.train_loop import Loop, Plan
+from calligrapher.rl.train_loop import BatchSchedule, TrainLoop
 from tasks.artifacts.layout import INNER
 from tasks.progress import Progress
 
@@ -18,9 +18,9 @@ STEP_METRICS_FILE = "metrics.jsonl"
 
 
 def run_with_checkpoints(
-    loop: Loop,
+    loop: TrainLoop,
     rows: Any,
-    plan: Plan,
+    schedule: BatchSchedule,
     out: Path,
     *,
     every: int,
@@ -49,20 +49,16 @@ def run_with_checkpoints(
         if len(history) % every == 0:
             _save(loop, history, inner)
 
-    loop.on_step = on_step
-    loop.run(rows, plan, done=len(history), limit=limit)
-    del (
-        loop.on_step
-    )  # it refers to the loop: the optimizer's memory would wait for the garbage collector
+    loop.run(rows, schedule, done=len(history), limit=limit, on_step=on_step)
     loop.state.save(loop.policy, out)
     _write_history(history, out)
     names = sorted({name for row in history for name in row} - {"step"})
     means = {name: float(np.mean([row[name] for row in history if name in row])) for name in names}
-    images = sum(len(index) for step in plan.steps()[: len(history)] for _, index in step)
+    images = sum(len(batch.index) for step in schedule.steps()[: len(history)] for batch in step)
     return {"optimizer_steps": len(history), "images": images, **means}
 
 
-def _save(loop: Loop, history: list[dict[str, float]], inner: Path) -> None:
+def _save(loop: TrainLoop, history: list[dict[str, float]], inner: Path) -> None:
     name = f"step-{len(history):08d}"
     partial = inner / f"writing-{name}"
     shutil.rmtree(partial, ignore_errors=True)

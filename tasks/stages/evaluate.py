@@ -7,7 +7,7 @@ from typing import Any
 from calligrapher.data.case import Case
 from calligrapher.model.loading import pictures
 from calligrapher.model.policy import Weights
-from calligrapher.rl.train_loop import EMA, TRAINED
+from calligrapher.rl.train_state import EMA, TRAINED
 from calligrapher.sampling.sampler import sample_seed
 from calligrapher.tables.parquet import encode_png, write_scores, write_shard
 from tasks.artifacts.artifact import Artifact

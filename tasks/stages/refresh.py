@@ -7,8 +7,8 @@ from typing import Any
 from safetensors.torch import load_file
 
 from calligrapher.durable import save_tensors
-from calligrapher.rl.ema import lerp_, old_policy_decay
-from calligrapher.rl.train_loop import STATE, TRAINED
+from calligrapher.rl.ema import lerp_
+from calligrapher.rl.train_state import STATE, TRAINED
 from tasks.artifacts.artifact import Artifact
 from tasks.params.run_params import RunParams
 
@@ -23,14 +23,12 @@ def old_weights(old: Artifact) -> Path:
 def refresh(
     params: RunParams, round_index: int, out: Path, *, old: Artifact, updated: Artifact
 ) -> dict[str, Any]:
-    """Write `old <- d old + (1 - d) trained`, with d from the optimizer step count
-    (`nft.old_policy`).
+    """Write `old <- d old + (1 - d) trained`; the algorithm gives d for the optimizer step count.
 
-    GRPO samples with the trained weights, so its `old` is a copy of them. Files: `old.safetensors`.
-    Meta: old_decay.
+    Files: `old.safetensors`. Meta: old_decay.
     """
     step = json.loads(updated.file(STATE).read_text())["step"]
-    decay = old_policy_decay(params.nft.old_policy, step) if params.nft is not None else 0.0
+    decay = params.rl.old_policy_decay(step)
     weights = load_file(old_weights(old))
     lerp_(weights, load_file(updated.file(TRAINED)), decay)
     save_tensors(weights, out / OLD)

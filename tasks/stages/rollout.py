@@ -11,7 +11,8 @@ import torch
 
 from calligrapher.model.loading import pictures
 from calligrapher.model.policy import Weights
-from calligrapher.sampling.sampler import sample_seed, windows_of
+from calligrapher.sampling.exploration import windows_of
+from calligrapher.sampling.sampler import sample_seed
 from calligrapher.tables.parquet import write_shard
 from tasks.artifacts.artifact import Artifact
 from tasks.resources.resources import Resources
@@ -61,23 +62,28 @@ def _write(
     cases = [row.case for row in rows]
     ids = [case.case_id for case in cases]
     seeds = [sample_seed(params.seed, round_index, row.case.case_id, row.member) for row in rows]
+    explores = params.rl.exploration
     windows = starts_from = None
-    if params.grpo is not None:
+    if explores is not None:
         windows = windows_of(
-            ids, params.seed, round_index, params.rollout.num_inference_steps, params.grpo
+            ids,
+            params.seed,
+            round_index=round_index,
+            num_steps=params.rollout.num_inference_steps,
+            exploration=explores,
         )
-        if params.grpo.noise == "group":
+        if explores.noise == "group":
             starts_from = [sample_seed(params.seed, round_index, i, "all") for i in ids]
     sampled = sample_batches(resources, cases, seeds, weights, windows, starts_from)
     tensors = {"x0": torch.cat([s.x0 for s in sampled])}
-    if params.grpo is not None:
+    if explores is not None:
         explored = [s.window for s in sampled]
         tensors |= {
             "trajectory": torch.cat([w.trajectory for w in explored]),
             "log_prob": torch.cat([w.log_prob for w in explored]),
             "window_sigmas": torch.cat([w.sigmas for w in explored]),
         }
-        if params.grpo.guard:
+        if explores.guard:
             tensors["mean_old"] = torch.cat([w.mean for w in explored])
     canvas = resources.conditioning.canvas
     images = [picture for s in sampled for picture in pictures(resources.model, s.x0, canvas)]

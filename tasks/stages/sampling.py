@@ -6,7 +6,7 @@ from typing import Any
 from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, mask_box, mask_to_tensor, to_image
 from calligrapher.model.policy import Weights
-from calligrapher.sampling.sampler import Sampled, sample
+from calligrapher.sampling.sampler import SampledBatch, sample
 from calligrapher.tables.parquet import sample_id
 from tasks.resources.resources import Resources
 
@@ -35,7 +35,7 @@ def sample_batches(
     weights: Weights,
     window_starts: list[int] | None = None,
     starts_from: list[int] | None = None,
-) -> list[Sampled]:
+) -> list[SampledBatch]:
     """Return one image per case, sampled under `weights`, `rollout.batch_size` at a time.
 
     seeds, window_starts, starts_from: one a case, see `sample`.
@@ -53,7 +53,7 @@ def sample_batches(
                     params.rollout.num_inference_steps,
                     starts_from=starts_from[part] if starts_from else None,
                     window_starts=window_starts[part] if window_starts else None,
-                    grpo=params.grpo if window_starts else None,
+                    exploration=params.rl.exploration if window_starts else None,
                 )
             )
     return sampled

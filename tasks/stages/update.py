@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from calligrapher.rl.rows import Rows, grpo, nft
-from calligrapher.rl.train_loop import TRAINED, Loop, Plan, TrainState, new_state
-from calligrapher.sampling.sampler import Window
+from calligrapher.rl.rows import TrainRows
+from calligrapher.rl.train_loop import BatchSchedule, TrainLoop
+from calligrapher.rl.train_state import TRAINED, TrainState, new_state
+from calligrapher.sampling.exploration import Window
 from calligrapher.tables.parquet import read_shard, read_table
 from tasks.artifacts.artifact import Artifact
 from tasks.resources.resources import Resources
@@ -37,33 +38,37 @@ def update(
     """
     params = resources.params
     policy = resources.model.policy
-    anchored = (params.nft or params.grpo).kl_coef > 0
+    rl = params.rl
     old_file, start_file = old_weights(old), start.file(TRAINED)
     # The same bytes are the same policy: one forward then serves as old and as reference.
-    if old.files[old_file.name].sha256 == start.files[TRAINED].sha256:
+    moved = old.files[old_file.name].sha256 != start.files[TRAINED].sha256
+    if not moved:
         old_file = start_file
-    needed = [old_file] if params.nft is not None else []
-    resources.evict_weights(but=[*needed, start_file] if anchored else needed)
+    runs_reference = rl.needs_reference and (moved or not rl.needs_old)
+    needed = [old_file] if rl.needs_old else []
+    if runs_reference:
+        needed.append(start_file)
+    resources.evict_weights(but=needed)
     state = _state(resources, previous, first=previous.digest == start.digest)
     rows = training_rows(resources, rollout, advantages)
-    old_policy = resources.weights(old_file) if params.nft is not None else None
-    reference = resources.weights(start_file) if anchored else None
+    old_policy = resources.weights(old_file) if rl.needs_old else None
+    reference = resources.weights(start_file) if runs_reference else None
     num_steps = params.rollout.num_inference_steps
 
-    def objective(batch: Rows, generator: torch.Generator):
-        if params.nft is not None:
-            return nft(policy, batch, generator, params.nft, num_steps, old_policy, reference)
-        return grpo(policy, batch, generator, params.grpo, num_steps, reference)
+    def objective(batch: TrainRows, generator: torch.Generator):
+        return rl.losses(
+            policy, batch, generator, num_steps=num_steps, old=old_policy, reference=reference
+        )
 
     settings = params.update
-    plan = Plan(
+    schedule = BatchSchedule(
         len(rows),
         settings.batch_size,
         settings.gradient_accumulation_steps,
         settings.num_inner_epochs,
         f"{params.seed}/update/{round_index}",
     )
-    loop = Loop(
+    loop = TrainLoop(
         policy,
         state,
         settings,
@@ -73,12 +78,12 @@ def update(
         ema_interval=params.ema.update_interval,
     )
     with resources.progress(
-        f"round {round_index} update", total=len(plan.steps()), unit="step"
+        f"round {round_index} update", total=len(schedule.steps()), unit="step"
     ) as bar:
         return run_with_checkpoints(
             loop,
             rows.pick,
-            plan,
+            schedule,
             out,
             every=settings.checkpointing_steps,
             bar=bar,
@@ -103,14 +108,15 @@ def _state(resources: Resources, previous: Artifact, *, first: bool) -> TrainSta
     return state
 
 
-def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact) -> Rows:
-    """The kept images of a round as training rows, in the order of the rollout."""
+def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact) -> TrainRows:
+    """Return the kept images of a round as training rows, in the order of the rollout."""
     table = read_table(advantages.file(ADVANTAGES_FILE), ["sample_id", "advantage", "kept"])
     names = ["sample_id", "case_id", "group_id", "x0"]
-    if resources.params.grpo is not None:
-        names += ["trajectory", "log_prob", "window_sigmas"] + [
-            "mean_old"
-        ] * resources.params.grpo.guard
+    explores = resources.params.rl.exploration
+    if explores is not None:
+        names += ["trajectory", "log_prob", "window_sigmas"]
+        if explores.guard:
+            names.append("mean_old")
     shards = [read_shard(rollout.file(name), names) for name in sorted(rollout.files)]
     ids = [i for shard in shards for i in shard["sample_id"]]
     assert ids == table["sample_id"], (
@@ -126,11 +132,11 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
     case_ids = [i for shard in shards for i in shard["case_id"]]
     group_ids = [i for shard in shards for i in shard["group_id"]]
     window = None
-    if resources.params.grpo is not None:
+    if explores is not None:
         trajectory = tensor("trajectory")
-        mean = tensor("mean_old") if resources.params.grpo.guard else trajectory[:, 1:]
+        mean = tensor("mean_old") if explores.guard else trajectory[:, 1:]
         window = Window(trajectory, tensor("log_prob"), mean, tensor("window_sigmas"))
-    return Rows(
+    return TrainRows(
         x0=tensor("x0"),
         conditioning=resources.conditioning.batch([cases[case_ids[i]] for i in keep]),
         advantages=torch.tensor([table["advantage"][i] for i in keep], device=device),

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
-from calligrapher.rl.rows import Rows, supervised
-from calligrapher.rl.train_loop import Loop, Plan, new_state, seeded
+from calligrapher.rl.rows import TrainRows
+from calligrapher.rl.supervised import supervised
+from calligrapher.rl.train_loop import BatchSchedule, TrainLoop, seeded
+from calligrapher.rl.train_state import new_state
 from tasks.resources.resources import Resources
 from tasks.stages.checkpointed_loop import run_with_checkpoints
 
@@ -30,7 +32,7 @@ def warmup(resources: Resources, round_index: None, out: Path) -> dict[str, Any]
     steps_per_pass = math.ceil(len(cases) / per_step)
     passes = math.ceil(settings.steps / steps_per_pass)
     order = torch.randperm(len(cases), generator=seeded(params.seed, "warmup-cases")).tolist()
-    plan = Plan(
+    schedule = BatchSchedule(
         len(cases),
         settings.batch_size,
         settings.gradient_accumulation_steps,
@@ -39,16 +41,22 @@ def warmup(resources: Resources, round_index: None, out: Path) -> dict[str, Any]
         shuffle_rows=True,
     )
 
-    def rows(index: list[int]) -> Rows:
+    def rows(index: list[int]) -> TrainRows:
         picked = [cases[order[i]] for i in index]
         x0 = resources.conditioning.targets(picked, reconstruct=params.data.reconstruct)
-        return Rows(x0, resources.conditioning.batch(picked), torch.zeros(len(picked)))
+        return TrainRows(x0, resources.conditioning.batch(picked), torch.zeros(len(picked)))
 
-    def objective(batch: Rows, generator: torch.Generator):
+    def objective(batch: TrainRows, generator: torch.Generator):
         return supervised(policy, batch, generator, settings.style_dropout)
 
-    loop = Loop(policy, state, settings, objective, total_steps=settings.steps)
+    loop = TrainLoop(policy, state, settings, objective, total_steps=settings.steps)
     with resources.progress("warmup", total=settings.steps, unit="step") as bar:
         return run_with_checkpoints(
-            loop, rows, plan, out, every=settings.checkpointing_steps, bar=bar, limit=settings.steps
+            loop,
+            rows,
+            schedule,
+            out,
+            every=settings.checkpointing_steps,
+            bar=bar,
+            limit=settings.steps,
         )

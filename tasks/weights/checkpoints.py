@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import safe_open
 
 from calligrapher.errors import ArtifactError, CheckpointError
-from calligrapher.rl.train_loop import EMA, STATE, TRAINED
+from calligrapher.rl.train_state import EMA, STATE, TRAINED
 from calligrapher.tiny.pack import DATA, TINY
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.digests import file_sha256

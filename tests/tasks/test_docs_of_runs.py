@@ -19,7 +19,9 @@ def documented_metrics():
 
 def test_every_metric_of_the_losses_is_documented():
     row, sigma = torch.randn(2, 3, 5), torch.tensor([0.5, 0.7])
-    _, nft = nft_loss(row, row + 1, row, row, row, sigma, sigma, NFTParams())
+    _, nft = nft_loss(
+        row, sigma, NFTParams(), velocity_old=row + 1, velocity_ref=row, x0=row, x=row, sigma=sigma
+    )
     _, grpo = grpo_loss(
         sigma,
         sigma,

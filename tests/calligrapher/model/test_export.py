@@ -20,7 +20,7 @@ from calligrapher.model.export import (
     write_lora,
     write_merged_transformer,
 )
-from calligrapher.model.policy import add_lora
+from calligrapher.model.lora import add_lora
 
 TARGETS = [
     "to_q",

@@ -8,7 +8,8 @@ from diffusers import FluxTransformer2DModel
 
 from calligrapher.errors import CheckpointError, ParamsError
 from calligrapher.model.ip_adapter import AdapterConfig, StyleAdapter, set_scale
-from calligrapher.model.policy import Conditioning, Policy, StyledTransformer, add_lora
+from calligrapher.model.lora import add_lora
+from calligrapher.model.policy import Conditioning, Policy, StyledTransformer
 
 LENGTH, TEXT = 6, 4
 TARGETS = ["to_q", "to_out.0", "proj_mlp"]
@@ -404,7 +405,7 @@ def test_weights_of_another_model_are_refused_and_nothing_changes(policy, how, w
 def test_matrices_held_in_autocasts_type_change_no_bit_of_the_velocity():
     policy = build(lora=True, autocast=torch.bfloat16)
     weights = moved(policy, 1)
-    held = policy.held(weights)
+    held = policy.to_storage(weights)
     assert {n for n, w in held.items() if w.dtype == torch.bfloat16} == {
         n
         for n, w in weights.items()
@@ -427,7 +428,7 @@ def test_a_gradient_is_the_same_after_a_policy_that_is_held_in_bfloat16_took_its
         policy.model.zero_grad()
         loss = policy.velocity(*inputs()).square().mean()
         if between:
-            with policy.use(policy.held(moved(policy, 1))):
+            with policy.use(policy.to_storage(moved(policy, 1))):
                 velocity(policy)
         loss.backward()
         gradients.append({n: p.grad.clone() for n, p in policy.parameters.items()})
@@ -436,4 +437,4 @@ def test_a_gradient_is_the_same_after_a_policy_that_is_held_in_bfloat16_took_its
 
 
 def test_without_autocast_every_weight_is_held_in_float32(policy):
-    assert {w.dtype for w in policy.held(policy.snapshot()).values()} == {torch.float32}
+    assert {w.dtype for w in policy.to_storage(policy.snapshot()).values()} == {torch.float32}

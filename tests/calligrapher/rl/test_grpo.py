@@ -8,7 +8,8 @@ import torch
 from pydantic import ValidationError
 
 from calligrapher.errors import InputError
-from calligrapher.rl.grpo import GRPOParams, grpo_loss, window_length, window_start
+from calligrapher.rl.grpo import GRPOParams, grpo_loss
+from calligrapher.sampling.exploration import window_length, window_start
 from calligrapher.sampling.step import cps_step, sde_step
 
 NO_KL = GRPOParams(kl_coef=0.0)

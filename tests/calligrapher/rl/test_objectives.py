@@ -8,8 +8,10 @@ from torch import nn
 from calligrapher.model.policy import Conditioning, Policy
 from calligrapher.rl.grpo import GRPOParams
 from calligrapher.rl.nft import NFTParams, nft_loss
-from calligrapher.rl.rows import Rows, grpo, nft, noised, supervised
-from calligrapher.sampling.sampler import Window, sample
+from calligrapher.rl.rows import TrainRows, noised
+from calligrapher.rl.supervised import supervised
+from calligrapher.sampling.exploration import Window
+from calligrapher.sampling.sampler import sample
 from calligrapher.sampling.schedule import sigma_schedule
 
 ROWS, LENGTH, CHANNELS, STEPS = 3, 4, 5, 6
@@ -50,11 +52,19 @@ def conditioning(rows=ROWS):
 
 def rows(advantages=(1.0, 0.0, -2.0), window=None):
     x0 = torch.randn(ROWS, LENGTH, CHANNELS, generator=torch.Generator().manual_seed(1))
-    return Rows(x0, conditioning(), torch.tensor(advantages), window)
+    return TrainRows(x0, conditioning(), torch.tensor(advantages), window)
 
 
 def seeded(seed=7):
     return torch.Generator().manual_seed(seed)
+
+
+def nft(p, batch, params, *, old, reference, num_steps=STEPS):
+    return params.losses(p, batch, seeded(), num_steps=num_steps, old=old, reference=reference)
+
+
+def grpo(p, batch, params, reference):
+    return params.losses(p, batch, seeded(), num_steps=STEPS, old=None, reference=reference)
 
 
 def run(losses):
@@ -109,9 +119,11 @@ def test_noised_lies_between_x0_and_the_noise():
 def test_nft_runs_no_forward_that_it_does_not_need(kl_coef, own_reference, calls):
     p = policy()
     old = p.snapshot()
-    reference = {n: w + 0.1 for n, w in old.items()} if own_reference else old
+    reference = {n: w + 0.1 for n, w in old.items()} if own_reference else None
     params = NFTParams(kl_coef=kl_coef, num_train_sigmas=2)
-    _, metrics = run(nft(p, rows(), seeded(), params, STEPS, old, reference))
+    _, metrics = run(
+        params.losses(p, rows(), seeded(), num_steps=STEPS, old=old, reference=reference)
+    )
     assert p.model.calls == 2 * calls
     for found in metrics:
         assert ("kl" in found) == (kl_coef > 0)
@@ -123,14 +135,25 @@ def test_nft_averages_nft_loss_over_the_noise_levels():
     p, batch, params = policy(0.5), rows(), NFTParams(kl_coef=0.2, num_train_sigmas=3)
     old = {"adapter.weight": 0.3 * torch.eye(CHANNELS)}
     reference = {"adapter.weight": 0.4 * torch.eye(CHANNELS)}
-    total, metrics = run(nft(p, batch, seeded(), params, STEPS, old, reference))
+    total, metrics = run(
+        params.losses(p, batch, seeded(), num_steps=STEPS, old=old, reference=reference)
+    )
     generator = seeded()
     from calligrapher.rl.nft import train_sigmas
 
     expected = []
     for sigma in train_sigmas(sigma_schedule(STEPS, LENGTH), ROWS, params, generator):
         x, _ = noised(batch.x0, sigma, generator)
-        loss, _ = nft_loss(0.5 * x, 0.3 * x, 0.4 * x, batch.x0, x, sigma, batch.advantages, params)
+        loss, _ = nft_loss(
+            0.5 * x,
+            batch.advantages,
+            params,
+            velocity_old=0.3 * x,
+            velocity_ref=0.4 * x,
+            x0=batch.x0,
+            x=x,
+            sigma=sigma,
+        )
         expected.append(loss.item())
     assert len(expected) == len(metrics) == 3
     assert total == pytest.approx(sum(expected) / 3, rel=1e-5)
@@ -139,14 +162,13 @@ def test_nft_averages_nft_loss_over_the_noise_levels():
 def test_nft_without_advantages_has_no_gradient_at_the_old_policy():
     p = policy()
     run(
-        nft(
+        NFTParams(kl_coef=0.0).losses(
             p,
             rows((0.0, 0.0, 0.0)),
             seeded(),
-            NFTParams(kl_coef=0.0),
-            STEPS,
-            p.snapshot(),
-            p.snapshot(),
+            num_steps=STEPS,
+            old=p.snapshot(),
+            reference=p.snapshot(),
         )
     )
     assert torch.equal(gradient(p), torch.zeros(CHANNELS, CHANNELS))
@@ -155,13 +177,13 @@ def test_nft_without_advantages_has_no_gradient_at_the_old_policy():
 @pytest.mark.parametrize(("noise", "shared"), [("row", False), ("group", True)])
 def test_nft_draws_noise_and_levels_for_each_row_or_once_for_each_group(noise, shared):
     p, params = policy(), NFTParams(kl_coef=0.0, num_train_sigmas=2, noise=noise)
-    same = Rows(
+    same = TrainRows(
         torch.zeros(3, LENGTH, CHANNELS),
         conditioning(),
         torch.zeros(3),
         groups=torch.tensor([4, 4, 7]),
     )
-    run(nft(p, same, seeded(), params, 50, p.snapshot(), p.snapshot()))
+    run(params.losses(p, same, seeded(), num_steps=50, old=p.snapshot(), reference=p.snapshot()))
     for x, sigma in p.model.seen:
         assert torch.equal(x[0], x[1]) == shared
         assert not torch.equal(x[1], x[2])
@@ -172,9 +194,11 @@ def test_nft_draws_noise_and_levels_for_each_row_or_once_for_each_group(noise, s
 
 def rollout(p, params, starts=(0, 2, 1)):
     """Rows that `p` has sampled with a window of its own for each."""
-    found = sample(p, conditioning(), [1, 2, 3], STEPS, window_starts=list(starts), grpo=params)
+    found = sample(
+        p, conditioning(), [1, 2, 3], STEPS, window_starts=list(starts), exploration=params
+    )
     p.model.calls = 0
-    return Rows(found.x0, conditioning(), torch.tensor([1.0, -0.5, 2.0]), found.window)
+    return TrainRows(found.x0, conditioning(), torch.tensor([1.0, -0.5, 2.0]), found.window)
 
 
 @pytest.mark.parametrize("sampler", ["sde", "cps"])
@@ -183,7 +207,11 @@ def test_grpo_of_the_policy_that_sampled_has_ratio_one(sampler, guard):
     if guard and sampler == "cps":
         pytest.skip("guard is for the sde sampler")
     p, params = policy(), GRPOParams(window_size=2, kl_coef=0.1, sampler=sampler, guard=guard)
-    _, metrics = run(grpo(p, rollout(p, params), seeded(), params, STEPS, p.snapshot()))
+    _, metrics = run(
+        params.losses(
+            p, rollout(p, params), seeded(), num_steps=STEPS, old=None, reference=p.snapshot()
+        )
+    )
     assert len(metrics) == 2
     for found in metrics:
         assert found["ratio_mean"].item() == 1.0
@@ -195,29 +223,41 @@ def test_grpo_of_the_policy_that_sampled_has_ratio_one(sampler, guard):
 @pytest.mark.parametrize(("kl_coef", "calls"), [(0.0, 1), (0.1, 2)])
 def test_grpo_runs_the_reference_only_for_a_kl(kl_coef, calls):
     p, params = policy(), GRPOParams(window_size=2, kl_coef=kl_coef)
-    run(grpo(p, rollout(p, params), seeded(), params, STEPS, p.snapshot()))
+    run(
+        params.losses(
+            p, rollout(p, params), seeded(), num_steps=STEPS, old=None, reference=p.snapshot()
+        )
+    )
     assert p.model.calls == 2 * calls
 
 
 def test_the_kl_of_grpo_pulls_towards_the_reference():
     p, params = policy(0.5), GRPOParams(window_size=2, kl_coef=1.0)
     batch = rollout(p, params)
-    batch = Rows(batch.x0, batch.conditioning, torch.zeros(ROWS), batch.window)
+    batch = TrainRows(batch.x0, batch.conditioning, torch.zeros(ROWS), batch.window)
     reference = {"adapter.weight": 0.4 * torch.eye(CHANNELS)}
-    before, _ = run(grpo(p, batch, seeded(), params, STEPS, reference))
+    before, _ = run(
+        params.losses(p, batch, seeded(), num_steps=STEPS, old=None, reference=reference)
+    )
     assert before > 0
     p.parameters["adapter.weight"].data -= 1e-3 * gradient(p) / gradient(p).norm()
-    after, _ = run(grpo(p, batch, seeded(), params, STEPS, reference))
+    after, _ = run(
+        params.losses(p, batch, seeded(), num_steps=STEPS, old=None, reference=reference)
+    )
     assert after < before
 
 
 def test_grpo_raises_the_probability_of_what_was_good():
     p, params = policy(), GRPOParams(window_size=2, kl_coef=0.0)
     batch = rollout(p, params)
-    batch = Rows(batch.x0, batch.conditioning, torch.tensor([1.0, 0.0, 0.0]), batch.window)
-    before, _ = run(grpo(p, batch, seeded(), params, STEPS, p.snapshot()))
+    batch = TrainRows(batch.x0, batch.conditioning, torch.tensor([1.0, 0.0, 0.0]), batch.window)
+    before, _ = run(
+        params.losses(p, batch, seeded(), num_steps=STEPS, old=None, reference=p.snapshot())
+    )
     p.parameters["adapter.weight"].data -= 1e-3 * gradient(p) / gradient(p).norm()
-    after, metrics = run(grpo(p, batch, seeded(), params, STEPS, p.snapshot()))
+    after, metrics = run(
+        params.losses(p, batch, seeded(), num_steps=STEPS, old=None, reference=p.snapshot())
+    )
     assert after < before
     assert sum(found["ratio_mean"].item() for found in metrics) / 2 > 1
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from calligrapher.errors import CalligrapherError
 from calligrapher.model.policy import Policy
-from calligrapher.rl.train_loop import STATE_FILES, Loop, Plan, learning_rate_at, new_state
+from calligrapher.rl.train_loop import BatchSchedule, TrainLoop, learning_rate_at
+from calligrapher.rl.train_state import STATE_FILES, new_state
 from tasks.params.run_params import UpdateParams
 
 SIZE = 4
@@ -37,7 +38,7 @@ def make(objective=None, *, ema=False, interval=1, autocast=None, **changes):
         loss = ((policy.model.adapter(x) + x) ** 2).mean()
         yield loss, {"loss": loss.detach()}
 
-    return Loop(
+    return TrainLoop(
         policy,
         state,
         settings(**changes),
@@ -51,11 +52,10 @@ def rows(count, seed=0):
     return torch.randn(count, SIZE, generator=torch.Generator().manual_seed(seed))
 
 
-def run(loop, plan, data=None, **how):
-    data = rows(plan.num_rows) if data is None else data
+def run(loop, schedule, data=None, **how):
+    data = rows(schedule.num_rows) if data is None else data
     history = []
-    loop.on_step = history.append
-    loop.run(lambda index: data[index], plan, **how)
+    loop.run(lambda index: data[index], schedule, on_step=history.append, **how)
     return history
 
 
@@ -66,8 +66,8 @@ def weights(loop):
 @pytest.mark.parametrize("batch_size", [3, 4, 5])  # 3 + 3, 4 + 2, 5 + 1
 def test_accumulated_batches_are_one_large_batch(batch_size):
     large, small = make(), make()
-    assert len(run(large, Plan(6, 6, 1, 2, "k"))) == 2
-    history = run(small, Plan(6, batch_size, 2, 2, "k"))
+    assert len(run(large, BatchSchedule(6, 6, 1, 2, "k"))) == 2
+    history = run(small, BatchSchedule(6, batch_size, 2, 2, "k"))
     assert len(history) == 2
     assert (weights(large) - weights(small)).abs().max() <= 1e-6
 
@@ -76,39 +76,43 @@ def test_the_loss_of_a_step_is_the_mean_over_its_rows():
     data = rows(7)
     loop = make()
     expected = ((loop.policy.model.adapter(data) + data) ** 2).mean().item()
-    (metrics,) = run(loop, Plan(7, 3, 3, 1, "k"), data)
+    (metrics,) = run(loop, BatchSchedule(7, 3, 3, 1, "k"), data)
     assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
     assert metrics["learning_rate"] == 0.1
     assert metrics["grad_norm"] > 0
 
 
 def test_the_last_partial_accumulation_is_a_step_of_its_own():
-    steps = Plan(7, 2, 3, 1, "k").steps()
-    assert [[len(index) for _, index in step] for step in steps] in (
+    steps = BatchSchedule(7, 2, 3, 1, "k").steps()
+    assert [[len(batch.index) for batch in step] for step in steps] in (
         [[2, 2, 2], [1]],
         [[2, 2, 1], [2]],
         [[2, 1, 2], [2]],
         [[1, 2, 2], [2]],
     )
-    assert len(run(make(), Plan(7, 2, 3, 1, "k"))) == 2
+    assert len(run(make(), BatchSchedule(7, 2, 3, 1, "k"))) == 2
 
 
 def test_a_plan_keeps_neighbours_together_and_orders_the_batches_anew_in_each_pass():
-    plan = Plan(8, 2, 1, 20, "k")
-    passes = [[step[0][1] for step in plan.steps()[4 * p : 4 * p + 4]] for p in range(20)]
+    schedule = BatchSchedule(8, 2, 1, 20, "k")
+    passes = [[step[0].index for step in schedule.steps()[4 * p : 4 * p + 4]] for p in range(20)]
     assert all(sorted(batches) == [[0, 1], [2, 3], [4, 5], [6, 7]] for batches in passes)
     assert len({str(batches) for batches in passes}) > 5
-    keys = [key for step in plan.steps() for key, _ in step]
+    keys = [batch.key for step in schedule.steps() for batch in step]
     assert len(set(keys)) == 80
-    assert plan.steps() == Plan(8, 2, 1, 20, "k").steps() != Plan(8, 2, 1, 20, "other").steps()
+    assert (
+        schedule.steps()
+        == BatchSchedule(8, 2, 1, 20, "k").steps()
+        != BatchSchedule(8, 2, 1, 20, "other").steps()
+    )
 
 
 def test_a_plan_that_shuffles_rows_uses_each_once_a_pass():
-    passes = Plan(5, 2, 3, 2, "k", shuffle_rows=True).steps()
-    assert [sorted(i for _, index in step for i in index) for step in passes] == [
+    passes = BatchSchedule(5, 2, 3, 2, "k", shuffle_rows=True).steps()
+    assert [sorted(i for batch in step for i in batch.index) for step in passes] == [
         [0, 1, 2, 3, 4]
     ] * 2
-    assert passes[0][0][1] not in ([0, 1], [2, 3], [4])
+    assert passes[0][0].index not in ([0, 1], [2, 3], [4])
 
 
 @pytest.mark.parametrize(
@@ -139,10 +143,10 @@ def test_learning_rates_at_hand_worked_steps(scheduler, step, rate):
 
 def test_a_loop_stops_at_its_limit_of_steps():
     loop = make()
-    assert len(run(loop, Plan(6, 2, 1, 5, "k"), limit=4)) == 4
+    assert len(run(loop, BatchSchedule(6, 2, 1, 5, "k"), limit=4)) == 4
     assert loop.state.step == 4
     before = weights(loop)
-    assert run(loop, Plan(6, 2, 1, 5, "k"), limit=4) == []
+    assert run(loop, BatchSchedule(6, 2, 1, 5, "k"), limit=4) == []
     assert torch.equal(weights(loop), before)
 
 
@@ -153,7 +157,7 @@ def test_gradients_are_scaled_down_to_the_maximal_norm():
         loop = make(max_grad_norm=limit)
         loop.state.optimizer = torch.optim.SGD(loop.policy.parameters.values(), lr=0.0)
         before = weights(loop)
-        (metrics,) = run(loop, Plan(3, 3, 1, 1, "k"))
+        (metrics,) = run(loop, BatchSchedule(3, 3, 1, 1, "k"))
         moved[limit] = (weights(loop) - before).norm().item()
     assert moved[1e-6] == pytest.approx(0.1 * 1e-6, rel=0.2)
     assert moved[1e9] == pytest.approx(0.1 * metrics["grad_norm"], rel=1e-4)
@@ -162,11 +166,11 @@ def test_gradients_are_scaled_down_to_the_maximal_norm():
 def test_ema_follows_the_formula():
     loop = make(ema=True)
     start = weights(loop)
-    run(loop, Plan(3, 3, 1, 1, "k"))
+    run(loop, BatchSchedule(3, 3, 1, 1, "k"))
     first = weights(loop)
     ema = torch.cat([w.flatten() for w in loop.state.ema.values()])
     torch.testing.assert_close(ema, 2 / 11 * start + 9 / 11 * first)
-    run(loop, Plan(3, 3, 1, 2, "k"), done=1)
+    run(loop, BatchSchedule(3, 3, 1, 2, "k"), done=1)
     expected = 3 / 12 * ema + 9 / 12 * weights(loop)
     torch.testing.assert_close(torch.cat([w.flatten() for w in loop.state.ema.values()]), expected)
 
@@ -174,9 +178,9 @@ def test_ema_follows_the_formula():
 def test_ema_moves_every_few_steps_when_asked_to():
     loop = make(ema=True, interval=2)
     start = weights(loop)
-    run(loop, Plan(3, 3, 1, 1, "k"))
+    run(loop, BatchSchedule(3, 3, 1, 1, "k"))
     assert torch.equal(torch.cat([w.flatten() for w in loop.state.ema.values()]), start)
-    run(loop, Plan(3, 3, 1, 2, "k"), done=1)
+    run(loop, BatchSchedule(3, 3, 1, 2, "k"), done=1)
     expected = 3 / 12 * start + 9 / 12 * weights(loop)
     torch.testing.assert_close(torch.cat([w.flatten() for w in loop.state.ema.values()]), expected)
 
@@ -195,7 +199,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_changes_nothing():
     with pytest.raises(
         CalligrapherError, match=r"gradient must be finite.*step 0.*were not changed"
     ):
-        run(loop, Plan(3, 3, 1, 1, "k"))
+        run(loop, BatchSchedule(3, 3, 1, 1, "k"))
     assert torch.equal(weights(loop), before)
     assert loop.state.step == 0
     assert loop.state.optimizer.state_dict()["state"] == {}
@@ -204,7 +208,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_changes_nothing():
 def test_in_fp16_a_gradient_that_is_not_finite_lowers_the_scale_and_changes_no_weight():
     loop = make(endless, autocast=torch.float16)
     before, scale = weights(loop), loop.state.scaler.get_scale()
-    run(loop, Plan(3, 3, 1, 1, "k"))
+    run(loop, BatchSchedule(3, 3, 1, 1, "k"))
     assert torch.equal(weights(loop), before)
     assert loop.state.scaler.get_scale() == scale / 2
 
@@ -212,25 +216,25 @@ def test_in_fp16_a_gradient_that_is_not_finite_lowers_the_scale_and_changes_no_w
 def test_in_fp16_the_scale_does_not_change_the_step():
     plain, scaled = make(), make(autocast=torch.float16)
     for loop in (plain, scaled):
-        run(loop, Plan(6, 3, 1, 1, "k"))
+        run(loop, BatchSchedule(6, 3, 1, 1, "k"))
     torch.testing.assert_close(weights(plain), weights(scaled), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("ema", [False, True])
 @pytest.mark.parametrize("autocast", [None, torch.float16])
 def test_a_saved_state_is_read_back_to_the_last_bit_and_goes_on_as_it_was(tmp_path, ema, autocast):
-    plan = Plan(6, 2, 1, 2, "k")
+    schedule = BatchSchedule(6, 2, 1, 2, "k")
     whole = make(ema=ema, autocast=autocast)
-    run(whole, plan)
+    run(whole, schedule)
     first = make(ema=ema, autocast=autocast)
-    run(first, plan, limit=4)
+    run(first, schedule, limit=4)
     first.state.save(first.policy, tmp_path / "a")
     second = make(ema=ema, autocast=autocast)
     second.state.load(second.policy, tmp_path / "a")
     second.state.save(second.policy, tmp_path / "b")
     for name in STATE_FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    run(second, plan, done=4)
+    run(second, schedule, done=4)
     assert torch.equal(weights(second), weights(whole))
     assert second.state.step == 6
     if ema:
@@ -274,13 +278,13 @@ class NestedAdam(torch.optim.AdamW):
 
 
 def test_an_optimizer_with_a_nested_state_goes_on_as_if_it_had_not_stopped(tmp_path):
-    plan = Plan(8, 2, 1, 1, "0/update/0")
+    schedule = BatchSchedule(8, 2, 1, 1, "0/update/0")
     whole, first, second = make(), make(), make()
     for loop in (whole, first, second):
         loop.state.optimizer = NestedAdam(loop.policy.parameters.values(), lr=0.0)
-    run(whole, plan)
-    run(first, plan, limit=2)
+    run(whole, schedule)
+    run(first, schedule, limit=2)
     first.state.save(first.policy, tmp_path)
     second.state.load(second.policy, tmp_path)
-    run(second, plan, done=2)
+    run(second, schedule, done=2)
     assert torch.equal(weights(second), weights(whole))

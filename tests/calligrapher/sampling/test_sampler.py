@@ -41,8 +41,8 @@ def test_the_ode_ends_at_the_target_with_one_call_a_step():
 def test_a_row_depends_on_its_seed_alone():
     policy = TowardsTarget()
     grpo = GRPOParams(window_size=2)
-    many = sample(policy, conditioning(3), [5, 6, 7], 4, window_starts=[0, 1, 0], grpo=grpo)
-    alone = sample(policy, conditioning(1), [6], 4, window_starts=[1], grpo=grpo)
+    many = sample(policy, conditioning(3), [5, 6, 7], 4, window_starts=[0, 1, 0], exploration=grpo)
+    alone = sample(policy, conditioning(1), [6], 4, window_starts=[1], exploration=grpo)
     assert torch.equal(many.window.trajectory[1:2], alone.window.trajectory)
     assert torch.equal(many.x0[1:2], alone.x0)
 
@@ -50,7 +50,12 @@ def test_a_row_depends_on_its_seed_alone():
 def test_the_window_holds_the_stochastic_steps_and_nothing_else():
     policy = TowardsTarget()
     found = sample(
-        policy, conditioning(2), [1, 2], 5, window_starts=[1, 2], grpo=GRPOParams(window_size=2)
+        policy,
+        conditioning(2),
+        [1, 2],
+        5,
+        window_starts=[1, 2],
+        exploration=GRPOParams(window_size=2),
     )
     sigmas = sigma_schedule(5, LENGTH)
     window = found.window
@@ -79,7 +84,7 @@ def test_rows_that_start_from_one_noise_share_their_path_up_to_the_window():
         5,
         starts_from=[9, 9, 8],
         window_starts=[1, 1, 1],
-        grpo=grpo,
+        exploration=grpo,
     )
     begin = found.window.trajectory[:, 0]
     assert torch.equal(begin[0], begin[1])
@@ -91,7 +96,7 @@ def test_rows_that_start_from_one_noise_share_their_path_up_to_the_window():
 def test_exploring_moves_the_path_but_ode_steps_after_the_window_bring_it_home(sampler):
     grpo = GRPOParams(window_size=1, sampler=sampler)
     plain = sample(TowardsTarget(), conditioning(1), [1], 4)
-    found = sample(TowardsTarget(), conditioning(1), [1], 4, window_starts=[0], grpo=grpo)
+    found = sample(TowardsTarget(), conditioning(1), [1], 4, window_starts=[0], exploration=grpo)
     step_without_noise = sample(TowardsTarget(), conditioning(1), [1], 4).x0
     assert torch.equal(plain.x0, step_without_noise)
     torch.testing.assert_close(found.x0, plain.x0, atol=1e-5, rtol=0)

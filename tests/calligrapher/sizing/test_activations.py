@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from calligrapher.model.ip_adapter import AdapterConfig, StyleAdapter
-from calligrapher.model.policy import Conditioning, Policy, StyledTransformer, add_lora
+from calligrapher.model.lora import add_lora
+from calligrapher.model.policy import Conditioning, Policy, StyledTransformer
 from calligrapher.sizing import configs as full
 from calligrapher.sizing.activations import Batch, decode_peak, forward_peak, training_peak
 from calligrapher.sizing.meta_model import MetaModel
@@ -186,7 +187,7 @@ def simulated(sized, batch, live, *, gradient):
         if gradient:
             backward()  # gradients are there from now on
             return live.above(backward)
-        held = sized.policy.held(sized.policy.snapshot())
+        held = sized.policy.to_storage(sized.policy.snapshot())
         return live.above(forward)
 
 

@@ -59,7 +59,7 @@ def test_the_adapter_alone_trains_and_only_its_matrices_may_be_held_in_bfloat16(
     policy = model.policy
     assert len(policy.parameters) == 2 * 57 + 6 + 13  # attention, MLP, QFormer
     assert all(name.startswith("adapter.") for name in policy.parameters)
-    held = {name for name in policy.parameters if policy.held_dtype(name) == torch.bfloat16}
+    held = {name for name in policy.parameters if policy.storage_dtype(name) == torch.bfloat16}
     assert sum(policy.parameters[n].numel() for n in held) > 0.98 * count(model.adapter)
     assert {n.rpartition(".")[2] for n in held} == {"weight"}
     assert not any("norm" in name for name in held)

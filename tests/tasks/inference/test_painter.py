@@ -10,7 +10,7 @@ from calligrapher.data.canvas import Canvas
 from calligrapher.data.dataset import load_cases
 from calligrapher.data.images import load_rgb
 from calligrapher.errors import ArtifactError, CheckpointError, ParamsError
-from calligrapher.rl.train_loop import EMA, TRAINED
+from calligrapher.rl.train_state import EMA, TRAINED
 from tasks.inference.painter import open_painter
 
 

@@ -10,7 +10,7 @@ import torch
 
 from calligrapher.errors import ParamsError
 from calligrapher.model.loading import load_model
-from calligrapher.rl.train_loop import new_state
+from calligrapher.rl.train_state import new_state
 from tasks.params.run_params import RunParams, load_params
 from tasks.planning.gpu_fit import GPUS, capacity, changes_to_fit, needed
 from tasks.planning.memory import (
@@ -66,7 +66,7 @@ def test_the_weights_that_are_counted_are_the_weights_that_are_loaded(
         pipeline.vae, pipeline.text_encoder, loaded.encoders.siglip
     )
     assert parts["T5"] == size(pipeline.text_encoder_2)
-    copy = policy.held(policy.snapshot())
+    copy = policy.to_storage(policy.snapshot())
     assert held_bytes(meta_model(params)) == sum(w.nbytes for w in copy.values())
     state = new_state(policy, weight_decay=0.0, ema=False)
     for parameter in trained.values():

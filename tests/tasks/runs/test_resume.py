@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from calligrapher.rl.train_loop import TrainLoop
 from tasks.launch.dispatch import FUNCTIONS
 
 
@@ -77,7 +78,6 @@ def test_a_finished_run_starts_again_though_retention_deleted_its_first_rounds(t
 def test_an_error_in_the_middle_of_an_update_costs_the_steps_since_the_last_inner_checkpoint(
     train, algorithm, monkeypatch
 ):
-    from calligrapher.rl.train_loop import Loop
 
     settings = {
         "rounds": 1,
@@ -88,7 +88,7 @@ def test_an_error_in_the_middle_of_an_update_costs_the_steps_since_the_last_inne
         "warmup": {"steps": 0},
     }
     _, whole = train("whole", algorithm, **settings)
-    real, taken = Loop._step, []
+    real, taken = TrainLoop._step, []
 
     def step(self, *args):
         if len(taken) == 2:
@@ -96,11 +96,11 @@ def test_an_error_in_the_middle_of_an_update_costs_the_steps_since_the_last_inne
         taken.append(self.state.step)
         return real(self, *args)
 
-    monkeypatch.setattr(Loop, "_step", step)
+    monkeypatch.setattr(TrainLoop, "_step", step)
     with pytest.raises(KeyboardInterrupt):
         train("a", algorithm, **settings)
     monkeypatch.setattr(
-        Loop, "_step", lambda self, *args: taken.append(self.state.step) or real(self, *args)
+        TrainLoop, "_step", lambda self, *args: taken.append(self.state.step) or real(self, *args)
     )
     folder, resumed = train("a", algorithm, **settings)
     assert taken == [0, 1, 2]

@@ -71,12 +71,16 @@ def test_a_group_shares_its_window_and_the_tables_hold_what_was_sampled(sample_r
 
 
 def test_different_groups_have_different_windows(make_resources):
-    from calligrapher.sampling.sampler import windows_of
+    from calligrapher.sampling.exploration import windows_of
 
     params = make_resources("grpo").params.grpo
-    starts = windows_of([f"case-{i}" for i in range(40)], 3, 0, 6, params)
+    starts = windows_of(
+        [f"case-{i}" for i in range(40)], 3, round_index=0, num_steps=6, exploration=params
+    )
     assert set(starts) == {0, 1, 2, 3, 4}
-    again = windows_of([f"case-{i}" for i in range(40)], 3, 1, 6, params)
+    again = windows_of(
+        [f"case-{i}" for i in range(40)], 3, round_index=1, num_steps=6, exploration=params
+    )
     assert starts != again
 
 

@@ -1,0 +1,107 @@
+"""What moves while training besides the weights: optimizer, step count, average."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from calligrapher.durable import save_tensors
+from calligrapher.errors import CalligrapherError
+from calligrapher.model.policy import Policy, Weights
+
+TRAINED, EMA, OPTIMIZER, STATE = (
+    "trained.safetensors",
+    "ema.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+)
+STATE_FILES = (TRAINED, EMA, OPTIMIZER, STATE)
+
+
+@dataclass
+class TrainState:
+    """What moves while training, besides the trained weights in the policy themselves."""
+
+    optimizer: torch.optim.Optimizer
+    step: int = 0  # optimizer steps since the optimizer was new
+    ema: Weights | None = None
+    scaler: torch.amp.GradScaler | None = None  # fp16 only
+
+    def save(self, policy: Policy, folder: Path) -> None:
+        """Write the four state files; the same state gives the same bytes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(policy.snapshot(), folder / TRAINED)
+        save_tensors(self.ema or {}, folder / EMA)
+        save_tensors(_flat(self.optimizer.state_dict()["state"]), folder / OPTIMIZER)
+        scaler = self.scaler.state_dict() if self.scaler else None
+        (folder / STATE).write_text(json.dumps({"step": self.step, "scaler": scaler}) + "\n")
+
+    def load(self, policy: Policy, folder: Path) -> None:
+        """Read what `save` wrote, into the policy and this state."""
+        policy.load(load_file(folder / TRAINED))
+        self.ema = load_file(folder / EMA) or None
+        state = _nested(load_file(folder / OPTIMIZER))
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        saved = json.loads((folder / STATE).read_text())
+        self.step = saved["step"]
+        if self.scaler is not None and saved["scaler"] is not None:
+            self.scaler.load_state_dict(saved["scaler"])
+
+
+def _flat(state: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
+    """An optimizer's state as tensors on the CPU, `0|exp_avg`; that of bitsandbytes is nested."""
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}|")
+        else:
+            found[f"{prefix}{key}"] = (
+                torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
+            )
+    return found
+
+
+def _nested(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Any]]:
+    """The reverse of `_flat`; whole numbers become plain ones again, as bitsandbytes counts its
+    steps."""
+    state: dict[Any, Any] = {}
+    for name, tensor in tensors.items():
+        index, *path, key = name.split("|")
+        place = state.setdefault(int(index), {})
+        for part in path:
+            place = place.setdefault(part, {})
+        place[key] = tensor.item() if tensor.ndim == 0 and tensor.dtype == torch.int64 else tensor
+    return state
+
+
+def new_state(
+    policy: Policy,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
+    weight_decay: float,
+    use_8bit: bool = False,
+    ema: bool,
+) -> TrainState:
+    """A fresh optimizer over the trained weights; `ema` starts as a copy of them."""
+    weights = list(policy.parameters.values())
+    settings = {"betas": betas, "eps": epsilon, "weight_decay": weight_decay}
+    if use_8bit:
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise CalligrapherError(
+                "use_8bit_adam needs the package bitsandbytes, which is not installed. Install it "
+                "(`pip install bitsandbytes`), or set use_8bit_adam to false."
+            ) from error
+        optimizer: torch.optim.Optimizer = AdamW8bit(weights, lr=0.0, **settings)
+    else:
+        optimizer = torch.optim.AdamW(weights, lr=0.0, **settings)
+    scaler = torch.amp.GradScaler(policy.device.type) if policy.autocast == torch.float16 else None
+    return TrainState(optimizer, ema=policy.snapshot() if ema else None, scaler=scaler)

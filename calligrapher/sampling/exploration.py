@@ -1,0 +1,167 @@
+"""The stochastic window of a rollout: its settings, where it lies, its steps, and what it leaves.
+
+Legend: B rows, L image tokens, D packed channels, W window steps.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from calligrapher.errors import InputError
+from calligrapher.params import Section
+from calligrapher.sampling.schedule import trained_steps
+from calligrapher.sampling.step import Step, cps_step, sde_step
+
+
+class Exploration(Section):
+    """How a rollout explores: which of its steps are stochastic, and with how much noise."""
+
+    noise_level: float = Field(
+        0.7,
+        gt=0,
+        description=(
+            "How much noise a stochastic step adds: exploration. At most 1 with the cps sampler."
+        ),
+    )
+    sampler: Literal["sde", "cps"] = Field(
+        "sde",
+        description=(
+            "The stochastic step: Flow-GRPO's SDE, or the coefficient-preserving one, whose images "
+            "stay clean at high noise levels."
+        ),
+    )
+    window_size: int | None = Field(
+        2,
+        ge=1,
+        description=(
+            "Stochastic, trained steps per image, in one window drawn per group; the others are"
+            " deterministic. null = every step that timestep_fraction leaves, the last one always"
+            " excepted."
+        ),
+    )
+    noise: Literal["row", "group"] = Field(
+        "row",
+        description=(
+            "The noise that sampling starts from is drawn for every image, or once for all images"
+            " of a group: they then differ by what was explored in the window and by nothing else."
+        ),
+    )
+    guard: bool = Field(
+        False,
+        description=(
+            "GRPO-Guard: centre the ratio and make it and the loss comparable between noise levels."
+            " Needs the sde sampler and a far smaller clip_range."
+        ),
+    )
+    timestep_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the schedule, from its noisy end, in which the window may lie.",
+    )
+
+    @model_validator(mode="after")
+    def _cps_limits(self) -> Self:
+        if self.sampler == "cps" and self.noise_level > 1.0:
+            raise ValueError(
+                f"noise_level must be at most 1 with sampler 'cps'. Got {self.noise_level}."
+            )
+        if self.sampler == "cps" and self.guard:
+            raise ValueError(
+                "guard must be false with sampler 'cps': its log-probability has no variance to"
+                " undo."
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Window:
+    """The stochastic steps of B rows: what GRPO needs to weigh them again under another policy."""
+
+    trajectory: Tensor  # [B, W + 1, L, D] float32, x before each step and after the last
+    log_prob: Tensor  # [B, W]
+    mean: Tensor  # [B, W, L, D] the rollout policy's step means
+    sigmas: Tensor  # [B, W + 1]
+
+
+def window_length(num_steps: int, window_size: int | None, timestep_fraction: float) -> int:
+    """How many steps the window has. Raises InputError when it does not fit before the last
+    step."""
+    available = min(trained_steps(num_steps, timestep_fraction), num_steps - 1)
+    length = available if window_size is None else window_size
+    if not 1 <= length <= available:
+        raise InputError(
+            f"the window must lie within the first {available} of {num_steps} steps"
+            f" (timestep_fraction = {timestep_fraction}; the last step is never trained). Got a"
+            f" window of {length}. Lower window_size, or raise the number of steps or"
+            " timestep_fraction."
+        )
+    return length
+
+
+def window_start(
+    seed: int,
+    round_index: int,
+    group: int | str,
+    num_steps: int,
+    window_size: int | None,
+    timestep_fraction: float,
+) -> int:
+    """The window's first step: one for all members of a group, uniform over groups and rounds.
+
+    The window is `range(start, start + window_length(...))` and ends before the last step. A window
+    per sample would compare members that explored at different noise levels. Equal arguments give
+    equal starts on every machine. Raises InputError as `window_length` does.
+    """
+    length = window_length(num_steps, window_size, timestep_fraction)
+    starts = min(trained_steps(num_steps, timestep_fraction), num_steps - 1) - length + 1
+    digest = hashlib.sha256(f"window/{seed}/{round_index}/{group}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % starts
+
+
+def windows_of(
+    case_ids: list[str], seed: int, *, round_index: int, num_steps: int, exploration: Exploration
+) -> list[int]:
+    """The window's start for each row: one per case and round."""
+    return [
+        window_start(
+            seed,
+            round_index,
+            case_id,
+            num_steps,
+            exploration.window_size,
+            exploration.timestep_fraction,
+        )
+        for case_id in case_ids
+    ]
+
+
+def stochastic_step(
+    velocity: Tensor,
+    x: Tensor,
+    sigma: float,
+    sigma_next: float,
+    sigma_max: float,
+    exploration: Exploration,
+    **given: Tensor,
+) -> Step:
+    """Return `sde_step` or `cps_step`, as `exploration` says.
+
+    given: `noise` (to sample) or `x_next` (to score).
+    """
+    if exploration.sampler == "cps":
+        return cps_step(
+            velocity, x, sigma, sigma_next, noise_level=exploration.noise_level, **given
+        )
+    return sde_step(
+        velocity,
+        x,
+        sigma,
+        sigma_next,
+        noise_level=exploration.noise_level,
+        sigma_max=sigma_max,
+        **given,
+    )
