@@ -74,12 +74,14 @@ def evaluate_weights(
     cases = [row.case for row in rows]
     canvas = resources.conditioning.canvas
     with resources.progress("evaluate", total=len(rows), unit="img") as bar:
-        sampled = sample_batches(resources, cases, seeds, weights)
+        sampled = sample_batches(resources, cases, seeds=seeds, weights=weights)
         images = [picture for s in sampled for picture in pictures(resources.model, s.x0, canvas)]
         pngs = [encode_png(image) for image in images]
         scored = resources.scorer.score(pngs, cases)
         bar.advance(len(rows))
-    columns = table_columns(resources, round_index, rows, seeds, policy_digest)
+    columns = table_columns(
+        resources, rows, round_index=round_index, seeds=seeds, policy_digest=policy_digest
+    )
     write_shard(out / IMAGES, columns, pngs, {})
     write_scores(
         out / SCORES,
