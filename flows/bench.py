@@ -135,6 +135,7 @@ class Full(BaseHTTPRequestHandler):
     """Answers whatever is asked with 507 Insufficient Storage."""
 
     def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))  # or closing would reset it
         self.send_error(507)
 
     do_POST = do_PUT = do_PATCH = do_GET  # noqa: N815

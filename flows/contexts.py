@@ -10,7 +10,7 @@ from typing import Any
 
 from calligrapher.data.canvas import Canvas
 from calligrapher.errors import RewardError
-from flows.stages import PrefectProgress
+from flows.prefect_ui import PrefectProgress
 from tasks.artifacts.digests import code_version, path_digest
 from tasks.artifacts.layout import RunsDir
 from tasks.artifacts.provenance import fingerprint

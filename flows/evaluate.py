@@ -1,8 +1,9 @@
 """The flow `evaluate`: a checkpoint on held-out cases, compared with what came before it."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +11,13 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
+from prefect.states import Completed
 from pydantic import Field
 
+from calligrapher.errors import CalligrapherError
 from flows.contexts import lazy_scorer, our_logs
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.layout import RunsDir
+from tasks.artifacts.layout import PARAMS, RunsDir
 from tasks.evaluation.evaluation import (
     Evaluation,
     load_evaluation_params,
@@ -25,6 +28,7 @@ from tasks.evaluation.evaluation import (
 from tasks.evaluation.measures import CASES, MEASURES
 from tasks.evaluation.mlflow_run import track_evaluation
 from tasks.evaluation.report import picture, verdict_report
+from tasks.evaluation.verdict import Verdict
 from tasks.params.files import find_params_file
 from tasks.params.names import check_run_name
 from tasks.runs.run import resources_of
@@ -40,7 +44,7 @@ def evaluate(
     checkpoint: Annotated[str | None, Field(examples=["round-0003"])] = None,
     runs_dir: str = "runs",
     params: Annotated[str, Field(examples=["params/evaluate.yaml"])] = "evaluate",
-) -> list[dict[str, Any]]:
+) -> Any:
     """Evaluate checkpoints; what was evaluated before is found again.
 
     Args:
@@ -49,19 +53,58 @@ def evaluate(
         runs_dir: Folder of all runs.
         params: Path of the file that says how; `evaluate` is the shipped one.
 
-    Returns one verdict a run (tasks/evaluation/evaluation.py).
+    Returns one verdict a run (tasks/evaluation/verdict.py). A run that cannot be evaluated does not
+    keep the others from it: the state's message names it. The flow fails when a run that was asked
+    for by name cannot be evaluated, or none can.
     """
     our_logs()
-    found = []
-    for folder in _runs(Path(runs_dir), run):
-        name = (checkpoint or newest_checkpoint(folder) or "").split("/")[0]
-        with evaluation(folder, params) as this:
-            others = {other: measure(this, other) for other in this.earlier(name)}
-            made = measure(this, name)
-            verdict = this.judge(name, made, others)
-            show(this, verdict, made, others)
-            found.append(verdict)
-    return found
+
+    def evaluate_one(folder: Path) -> dict[str, Any]:
+        return asdict(_evaluate(folder, checkpoint, params))
+
+    if run is not None:
+        return [evaluate_one(Path(runs_dir) / check_run_name(run))]
+
+    def evaluate_newest(folder: Path) -> dict[str, Any] | None:
+        return evaluate_one(folder) if newest_checkpoint(folder) else None
+
+    runs = sorted(path.parent for path in Path(runs_dir).glob(f"*/{PARAMS}"))
+    verdicts, failures = each(runs, evaluate_newest)
+    if failures and not verdicts:
+        raise CalligrapherError("No run could be evaluated: " + "; ".join(failures))
+    if failures:
+        return Completed(name="SomeFailed", message="; ".join(failures), data=verdicts)
+    return verdicts
+
+
+def each(
+    folders: Iterable[Path], work: Callable[[Path], dict[str, Any] | None]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return what `work` gives for the folders, and a line for each for which it fails.
+
+    What it gives None for, a run that has no checkpoint yet, is left out.
+    """
+    results, failures = [], []
+    for folder in folders:
+        try:
+            result = work(folder)
+        except Exception as error:  # whatever is wrong with one run, the others are evaluated
+            logger.exception("%s cannot be evaluated", folder)
+            failures.append(f"{folder.name}: {error}")
+        else:
+            if result is not None:
+                results.append(result)
+    return results, failures
+
+
+def _evaluate(folder: Path, checkpoint: str | None, params: str) -> Verdict:
+    name = (checkpoint or newest_checkpoint(folder) or "").split("/")[0]
+    with evaluation(folder, params) as this:
+        others = {other: measure(this, other) for other in this.earlier(name)}
+        measured = measure(this, name)
+        verdict = this.compare(name, measured, others)
+        show(this, verdict, measured, others)
+        return verdict
 
 
 @task(cache_policy=NO_CACHE, task_run_name="measure {name}")
@@ -70,30 +113,30 @@ def measure(this: Evaluation, name: str) -> Artifact:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="show")
-def show(
-    this: Evaluation, verdict: dict[str, Any], made: Artifact, others: dict[str, Artifact]
-) -> None:
+def show(this: Evaluation, verdict: Verdict, made: Artifact, others: dict[str, Artifact]) -> None:
     """Picture, Prefect's UI, MLflow, alarm. An MLflow that is down costs only its own page."""
     sheet = picture(this, verdict, made, others)
     report = verdict_report(verdict, sheet)
-    key = "".join(c if c.isalnum() else "-" for c in f"{verdict['run']}-evaluation".lower())
-    create_markdown_artifact(
-        report, key=key, description=f"{verdict['run']} {verdict['checkpoint']}"
-    )
-    if verdict["reward_hacking"]:
+    key = "".join(c if c.isalnum() else "-" for c in f"{verdict.run}-evaluation".lower())
+    create_markdown_artifact(report, key=key, description=f"{verdict.run} {verdict.checkpoint}")
+    if verdict.reward_hacking:
         logger.warning(
             "the reward of %s may be gamed: %s",
-            verdict["run"],
-            ", ".join(verdict["reward_hacking"]),
+            verdict.run,
+            ", ".join(verdict.reward_hacking),
         )
-        payload = {name: verdict[name] for name in ("run", "checkpoint", "reward_hacking")}
+        payload = {
+            "run": verdict.run,
+            "checkpoint": verdict.checkpoint,
+            "reward_hacking": verdict.reward_hacking,
+        }
         emit_event(
             ALARM_EVENT,
-            {"prefect.resource.id": f"calligrapher.run.{verdict['run']}"},
+            {"prefect.resource.id": f"calligrapher.run.{verdict.run}"},
             payload=payload,
         )
     if this.resources.params.tracking.enabled:
-        checkpoint = this.checkpoint(verdict["checkpoint"]).path
+        checkpoint = this.checkpoint(verdict.checkpoint).path
         try:
             track_evaluation(
                 this.run, checkpoint, verdict, [made.file(MEASURES), made.file(CASES), sheet]
@@ -115,10 +158,3 @@ def evaluation(run: Path, params_file: str) -> Iterator[Evaluation]:
         open_evaluation(run, settings, resources_of(params, runs, scorer)) as this,
     ):
         yield this
-
-
-def _runs(runs_dir: Path, run: str | None) -> list[Path]:
-    if run is not None:
-        return [runs_dir / check_run_name(run)]
-    folders = sorted(path.parent for path in runs_dir.glob("*/params.json"))
-    return [folder for folder in folders if newest_checkpoint(folder)]

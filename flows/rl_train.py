@@ -1,14 +1,14 @@
 """The flow `rl-train`: what the pipeline does, from the first stage to the last."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from prefect import flow
 from pydantic import Field
 
 from flows import stages
 from flows.contexts import training_run
-from tasks.reports.summary import summarise
+from tasks.reports.summary import Summary
 
 
 @flow(name="rl-train", flow_run_name="{run}")
@@ -19,7 +19,7 @@ def rl_train(
     ] = None,
     run: Annotated[str | None, Field(examples=["beta-01"])] = None,
     runs_dir: str = "runs",
-) -> dict[str, Any]:
+) -> Summary:
     """Train with reinforcement learning; the same call again goes on where the last one ended.
 
     Args:
@@ -52,4 +52,4 @@ def rl_train(
             stages.evaluate(training, round_index + 1, checkpoint=checkpoint)
             if training.finished(checkpoint):
                 break
-        return summarise(training, checkpoint)
+        return training.summarise(checkpoint)

@@ -1,44 +1,13 @@
-"""The stages as Prefect tasks, and what Prefect's UI shows of them: progress, round reports,
-checkpoints.
-
-Visibility and logs are Prefect's, resuming is our artifacts'. Nothing here can stop a run: what
-Prefect does not take within `_TIMEOUT_S` is dropped, and Prefect is left alone for `_PAUSE_S` after
-that.
-"""
-
-import functools
-import logging
-import re
-import time
-from collections.abc import Callable
-from typing import Any, Self
-from uuid import UUID
+"""The stages as Prefect tasks: visibility and logs are Prefect's, resuming is our artifacts'."""
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
-from prefect.context import TaskRunContext
-from prefect.events import emit_event
-from prefect.settings import (
-    PREFECT_API_URL,
-    PREFECT_CLIENT_MAX_RETRIES,
-    PREFECT_LOGGING_TO_API_ENABLED,
-    temporary_settings,
-)
 
+from flows.prefect_ui import PREFECT_UI, announce_checkpoint, send_report
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import PREVIEW
 from tasks.pipeline import name_of
-from tasks.progress import Progress
-from tasks.reports.round_report import round_report
 from tasks.runs.run import Run
-
-logger = logging.getLogger(__name__)
-
-CHECKPOINT_EVENT = "calligrapher.checkpoint"
-_TIMEOUT_S, _PAUSE_S = 3.0, 300.0
-_EVERY_S = 5.0  # between two updates of a progress bar
 
 
 @task(cache_policy=NO_CACHE, task_run_name="warm-up")
@@ -92,115 +61,7 @@ def evaluate(run: Run, rounds_done: int, *, checkpoint: Artifact) -> Artifact | 
     name = run.due_evaluation(rounds_done, checkpoint)
     evaluation = None if name is None else run.make(name, checkpoint=checkpoint)
     if name_of("update", rounds_done - 1) in run.built and rounds_done:
-        _PREFECT.send(lambda: _report(run, rounds_done - 1))
+        PREFECT_UI.send(lambda: send_report(run.folder.path, rounds_done - 1))
         if name is not None and not name.endswith(PREVIEW):
-            _PREFECT.send(lambda: _announce(run, checkpoint))
+            PREFECT_UI.send(lambda: announce_checkpoint(run.folder.path, checkpoint))
     return evaluation
-
-
-class PrefectProgress(Progress):
-    """The terminal's progress line, and the same as a progress artifact of the task run."""
-
-    def __init__(self, label: str, total: int, unit: str, *, done: int = 0):
-        super().__init__(label, total, unit, done=done)
-        self.label, self.total, self.done = label, total, done
-        self._artifact: UUID | None = None
-        self._sent = time.monotonic()
-
-    def __enter__(self) -> Self:
-        self._artifact = _PREFECT.send(
-            lambda: _artifact("progress", self.label, self.label, self._percent)
-        )
-        return self
-
-    def advance(self, count: int = 1, **values: float) -> None:
-        super().advance(count, **values)
-        self.done += count
-        if time.monotonic() - self._sent > _EVERY_S or self.done >= self.total:
-            self._sent = time.monotonic()
-            _PREFECT.send(self._update)
-
-    @property
-    def _percent(self) -> float:
-        return min(100.0, round(100 * self.done / self.total, 1)) if self.total else 100.0
-
-    def _update(self) -> None:
-        if self._artifact is not None:
-            changed = ArtifactUpdate(data=self._percent)  # type: ignore[call-arg]
-            _client(PREFECT_API_URL.value()).update_artifact(self._artifact, changed)
-
-
-class _Prefect:
-    """Prefect's API behind a short time-out. Sending never raises."""
-
-    def __init__(self) -> None:
-        self._paused_until = 0.0
-
-    def send(self, call: Callable[[], Any]) -> Any:
-        """What `call` returns; None when Prefect did not answer, or did not a moment ago.
-
-        An API that ends with the run (flows/services/prefect_api.py) keeps no logs and is sent
-        nothing.
-        """
-        if time.monotonic() < self._paused_until or not PREFECT_LOGGING_TO_API_ENABLED.value():
-            return None
-        try:
-            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-                return call()
-        except Exception as error:
-            self._paused_until = time.monotonic() + _PAUSE_S
-            logger.warning(
-                "Prefect's UI lags behind, training goes on: %s: %s", type(error).__name__, error
-            )
-            return None
-
-
-_PREFECT = _Prefect()
-
-
-@functools.cache
-def _client(url: str) -> Any:
-    """A client of the API at `url`; connections are kept."""
-    return get_client(sync_client=True, httpx_settings={"timeout": _TIMEOUT_S})
-
-
-def _artifact(kind: str, key: str, description: str, data: Any) -> UUID:
-    """Create an artifact of the task run at hand; its key may hold small letters, digits and
-    dashes."""
-    context = TaskRunContext.get()
-    here = context.task_run if context else None
-    request = ArtifactCreate(
-        key=re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-"),
-        type=kind,
-        description=description,
-        data=data,
-        task_run_id=here and here.id,
-        flow_run_id=here and here.flow_run_id,
-    )
-    return _client(PREFECT_API_URL.value()).create_artifact(request).id
-
-
-def _report(run: Run, round_index: int) -> None:
-    name = run.folder.path.name
-    _artifact(
-        "markdown",
-        f"{name}-report",
-        f"Round {round_index} of {name}",
-        round_report(run.folder.path, round_index),
-    )
-
-
-def _announce(run: Run, checkpoint: Artifact) -> None:
-    """The event that the deployment `evaluate/on-checkpoint` waits for."""
-    folder = run.folder.path
-    payload = {
-        "run": folder.name,
-        "runs_dir": str(folder.parent.absolute()),
-        "checkpoint": checkpoint.path.relative_to(folder).as_posix(),
-        "digest": checkpoint.digest,
-    }
-    emit_event(
-        CHECKPOINT_EVENT,
-        {"prefect.resource.id": f"calligrapher.run.{folder.name}"},
-        payload=payload,
-    )

@@ -169,3 +169,62 @@ def test_a_reward_is_added_in_six_places_and_trained_with(tree, tmp_path):
     assert meta["score"]["reward_mean"] == pytest.approx(2 * meta["score"]["legible_mean"])
     assert meta["score"]["legible_std"] > 0
     assert meta["update"]["optimizer_steps"] > 0
+
+
+BEST_OF = '''"""Best-of-group: supervised on the images that are better than their group's mean."""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+
+from calligrapher.rl.algorithm import Algorithm
+from calligrapher.rl.rows import noised
+
+
+class BestOfParams(Algorithm):
+    """Its settings."""
+
+    threshold: float = Field(0.0, description="Advantage above which an image is learned.")
+
+    name: ClassVar[str] = "best_of"
+    default_ema_decay: ClassVar[float] = 0.99
+    needs_old: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
+    old_is_start: ClassVar[bool] = False
+    exploration: ClassVar[None] = None
+
+    def losses(self, policy, rows, generator, *, num_steps, old, reference):
+        sigma = torch.rand(len(rows), generator=generator)
+        x, noise = noised(rows.x0, sigma, generator)
+        error = ((policy.velocity(x, sigma, rows.conditioning) - (noise - rows.x0)) ** 2)
+        learned = (rows.advantages > self.threshold).float()
+        loss = (error.mean((1, 2)) * learned).mean()
+        yield loss, {"loss": loss.detach(), "learned_share": learned.mean()}
+
+    def old_policy_decay(self, step):
+        return 0.0
+
+    def forwards_per_image(self, num_steps):
+        return 1
+
+    def fits(self, num_steps):
+        pass
+'''
+
+
+@pytest.mark.slow
+def test_an_algorithm_is_added_in_two_places_and_trained_with(tree, tmp_path):
+    (tree / "calligrapher" / "rl" / "best_of.py").write_text(BEST_OF)
+    params = tree / "tasks" / "params" / "run_params.py"
+    insert(params, "from calligrapher.rl.nft", "from calligrapher.rl.best_of import BestOfParams\n")
+    insert(params, "    nft: NFTParams | None", "    best_of: BestOfParams | None = None\n")
+    meta = train(tree, tmp_path, {"best_of": {"threshold": 0.1}})
+    assert meta["update"]["optimizer_steps"] > 0
+    assert 0 < meta["update"]["learned_share"] < 1
+    manifest = json.loads((tmp_path / "run/round-0000/update/artifact.json").read_text())
+    assert manifest["params"]["algorithm"] == "best_of"
+    assert manifest["params"]["best_of"] == {"threshold": 0.1}
+    state = json.loads((tmp_path / "run/params.json").read_text())
+    assert state["nft"] is None
+    assert state["grpo"] is None

@@ -6,8 +6,14 @@ server.
 """
 
 import datetime
+import os
 import subprocess
 import sys
+
+from flows.services.prefect_api import QUIET
+
+if __name__ == "__main__":
+    os.environ |= QUIET  # before the import: it starts Prefect's telemetry
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate

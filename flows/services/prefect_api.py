@@ -1,7 +1,7 @@
 """Prefect's API for a run that has no Prefect server: a child process that never outlives the run.
 
 Prefect starts such a server by itself, but leaves it behind when the run is killed. The child is
-`python -m flows.services.prefect_api`.
+`python -m flows.services.prefect_api`; its home and database are a temporary folder of its own.
 """
 
 import ctypes
@@ -11,14 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from calligrapher.errors import CalligrapherError
-from flows.services.loopback import ask_this_machine_directly
+from flows.services.loopback import answers, ask_this_machine_directly
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def prefect_api() -> Iterator[str]:
 
     ask_this_machine_directly()
     if configured := PREFECT_API_URL.value():
-        if _answers(configured):
+        if answers(f"{configured}/health"):
             yield configured
             return
         logger.warning(
@@ -81,20 +81,10 @@ def prefect_api() -> Iterator[str]:
             child.wait()
 
 
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url + "/health", timeout=5):
-            return True
-    except urllib.error.HTTPError:  # a server all the same, which wants to be asked in another way
-        return True
-    except OSError:
-        return False
-
-
 def _wait_healthy(child: subprocess.Popen, url: str) -> None:
     stop_at = time.monotonic() + START_TIMEOUT_S
     while True:
-        if _answers(url):
+        if answers(f"{url}/health"):
             return
         if child.poll() is not None or time.monotonic() > stop_at:
             raise CalligrapherError(
@@ -107,16 +97,33 @@ def _wait_healthy(child: subprocess.Popen, url: str) -> None:
 
 def serve(descriptor: int, parent: int) -> None:
     """Serve Prefect's API on an open socket until the process `parent` is gone or SIGTERM comes."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # unwinds: the home is deleted
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         return
-    import uvicorn
-    from prefect.server.api.server import create_app
+    with tempfile.TemporaryDirectory(prefix="calligrapher-prefect-") as home:
+        _forget_settings(Path(home))
+        import uvicorn
+        from prefect.server.api.server import create_app
 
-    uvicorn.run(
-        create_app(ephemeral=True, final=True), fd=descriptor, log_level="error", lifespan="on"
-    )
+        uvicorn.run(
+            create_app(ephemeral=True, final=True), fd=descriptor, log_level="error", lifespan="on"
+        )
+
+
+def _forget_settings(home: Path) -> None:
+    """Leave nothing of the user's Prefect to this process: no settings, no home, no database.
+
+    Another version's database would end the start, and one that is shared would be migrated.
+    """
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        del os.environ[name]
+    os.environ |= QUIET | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+    }
+    os.chdir(home)  # no `prefect.toml` of the folder in which the run was started
 
 
 if __name__ == "__main__":

@@ -13,15 +13,16 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
 from calligrapher.errors import CalligrapherError
 from calligrapher.threads import wait_asleep
 from flows.services.daemons import Daemons
-from flows.services.loopback import ask_this_machine_directly
+from flows.services.loopback import answers, ask_this_machine_directly
 from flows.services.prefect_api import QUIET
+from tasks.artifacts.layout import RunsDir
+from tasks.tracking.mlflow_setup import create_database
 
 START_TIMEOUT_S = 300.0  # ten seconds on an idle machine
 SETTINGS = Path("prefect.toml")
@@ -47,6 +48,8 @@ def start(runs_dir: Path, prefect_port: int, mlflow_port: int) -> list[str]:
     _write_settings(api)
     try:
         daemons.start("prefect-server", _prefect("server", "start", "--port", str(prefect_port)))
+        # A run may be creating it as well.
+        create_database(f"sqlite:///{RunsDir(runs_dir).mlflow_database}")
         daemons.start("mlflow", *mlflow_server(runs_dir, mlflow_port))
         wait_answers(daemons, "prefect-server", f"{api}/health")
         deploy = [sys.executable, "-m", "flows.services.deploy"]
@@ -92,7 +95,7 @@ def _prefect(*arguments: str) -> list[str]:
 def mlflow_server(runs_dir: Path, port: int) -> tuple[list[str], dict[str, str]]:
     """Command and environment. One worker and no job runner: 2 processes and 0.5 GB, not 14 and 2.5
     GB."""
-    store = ["--backend-store-uri", f"sqlite:///{runs_dir / 'mlflow.db'}"]
+    store = ["--backend-store-uri", f"sqlite:///{RunsDir(runs_dir).mlflow_database}"]
     place = ["--artifacts-destination", str(runs_dir / "mlartifacts"), "--host", "127.0.0.1"]
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
     return [*command, *store, *place], {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -103,16 +106,14 @@ def wait_answers(daemons: Daemons, name: str, url: str) -> None:
     time."""
     stop_at = time.monotonic() + START_TIMEOUT_S
     while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            if not daemons.running(name) or time.monotonic() > stop_at:
-                raise CalligrapherError(
-                    f"{name} must answer at {url} within {START_TIMEOUT_S:g} s. It did not; its log"
-                    f" ends:\n{daemons.log_tail(name)}"
-                ) from None
-            time.sleep(0.2)
+        if answers(url):
+            return
+        if not daemons.running(name) or time.monotonic() > stop_at:
+            raise CalligrapherError(
+                f"{name} must answer at {url} within {START_TIMEOUT_S:g} s. It did not; its log"
+                f" ends:\n{daemons.log_tail(name)}"
+            )
+        time.sleep(0.2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,6 +25,7 @@ INNER = "inner"
 PARAMS = "params.json"
 FORK = "fork.json"
 WARMUP = "warmup"
+UPDATE = "update"
 EVALUATE = "evaluate"
 PREVIEW = "preview"
 _ROUND = "round-"
@@ -71,3 +72,13 @@ def evaluation_name(rounds_done: int, *, preview: bool = False) -> str:
     """
     kind = PREVIEW if preview else EVALUATE
     return f"{round_name(rounds_done - 1)}/{kind}" if rounds_done else kind
+
+
+def newest_update(run_folder: Path) -> str | None:
+    """Return the name of the last finished update, as `round-0003/update`; None before the first.
+
+    By number: round-10000 is newer than round-9999.
+    """
+    made = run_folder.glob(f"{ROUNDS}/{UPDATE}/{MANIFEST}")
+    rounds = [round_number(path.parent.parent.name) for path in made]
+    return f"{round_name(max(rounds))}/{UPDATE}" if rounds else None

@@ -56,21 +56,3 @@ def read_fork(run_folder: Path) -> Fork | None:
 def write_fork(run_folder: Path, fork: Fork) -> None:
     """Write `fork.json`."""
     atomic_write(run_folder / FORK, (json.dumps(fork.model_dump(), indent=1) + "\n").encode())
-
-
-def lineage_tags(run_folder: Path) -> dict[str, str]:
-    """The tags by which a tracker shows a fork under its parent; empty for a run of its own."""
-    fork = read_fork(run_folder)
-    if fork is None:
-        return {}
-    parent = run_folder / fork.parent
-    tags = {"forked_from": Path(fork.parent).name, "fork_kind": fork.kind}
-    if fork.stage is not None:
-        folder, _, stage = fork.stage.rpartition("/")
-        tags |= {"stage": stage} | (
-            {"round": str(int(folder.removeprefix("round-")))} if folder else {}
-        )
-    pointer = parent / "mlflow.json"
-    if pointer.is_file() and (run_id := json.loads(pointer.read_bytes()).get("run_id")):
-        tags["mlflow.parentRunId"] = run_id
-    return tags

@@ -19,13 +19,12 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from calligrapher.durable import atomic_write
 from calligrapher.errors import ArtifactError, DataError, ParamsError
 from calligrapher.model.policy import Weights
 from calligrapher.rl.train_state import EMA, TRAINED
 from tasks import pipeline
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.layout import RunsDir, round_number
+from tasks.artifacts.layout import RunsDir, newest_update, round_number
 from tasks.artifacts.provenance import Provenance, fingerprint
 from tasks.artifacts.run_dir import RunDir
 from tasks.evaluation import measures, second_ocr, verdict
@@ -35,12 +34,11 @@ from tasks.params.run_params import RunParams
 from tasks.params.sections import Count, EvaluateParams, Positive, Section
 from tasks.resources.resources import Resources
 from tasks.stages import evaluate as evaluate_stage
-from tasks.tracking.tracker import METRICS
+from tasks.tracking.journal import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
-EVALUATIONS = "evaluations"
+VERSION = 2
 BASE, WARMUP = "base", "warmup"
 
 
@@ -73,15 +71,17 @@ def params_of(run: Path, settings: EvaluationParams) -> RunParams:
     if not path.is_file():
         raise DataError(f"{run} must be the folder of a run. It holds no params.json.")
     params = RunParams.model_validate_json(path.read_bytes())
+    if params.data.evaluation is None:
+        raise DataError(f"{run} must have held-out cases (data.evaluation). Its params name none.")
     chosen = settings.model_dump(exclude={"second_ocr"})
     evaluate = EvaluateParams(every=1, grid_cases=min(8, settings.num_cases), **chosen)
     return params.model_copy(update={"evaluate": evaluate})
 
 
 def newest_checkpoint(run: Path) -> str | None:
-    """The last finished round of the run, as `round-0003`; None before the first."""
-    rounds = [path.parent.parent.name for path in run.glob("round-*/update/artifact.json")]
-    return max(rounds, default=None)
+    """Return the round of the run's newest update, as `round-0003`; None before the first."""
+    update = newest_update(run)
+    return update and update.partition("/")[0]
 
 
 class Evaluation:
@@ -92,9 +92,13 @@ class Evaluation:
 
     def earlier(self, checkpoint: str) -> list[str]:
         """What `checkpoint` is compared with: the base, the warm-up, the best so far."""
-        names = [BASE] + [WARMUP] * (self.resources.params.warmup.steps > 0)
+        names = [BASE]
+        if self.resources.params.warmup.steps > 0:
+            names.append(WARMUP)
         best = verdict.champion(self.folder.path)
-        return names + [best] * (best not in (None, checkpoint))
+        if best is not None and best != checkpoint:
+            names.append(best)
+        return names
 
     def measure(self, name: str) -> Artifact:
         """Sample, score and measure under the weights `name`; found again when it was done
@@ -124,25 +128,25 @@ class Evaluation:
         asked = Provenance("evaluation", VERSION, params={}, inputs=inputs)
         return self.folder.ensure(name, asked, build)
 
-    def judge(self, checkpoint: str, made: Artifact, others: dict[str, Artifact]) -> dict[str, Any]:
-        """Compare, crown, warn; the verdict is also written to `verdicts/CHECKPOINT.json`."""
+    def compare(
+        self, checkpoint: str, measured: Artifact, others: dict[str, Artifact]
+    ) -> verdict.Verdict:
+        """Return the verdict, also written to `verdicts/CHECKPOINT.json`; note a new champion."""
         compared = {
-            name: measures.differences(made.path, other.path) for name, other in others.items()
+            name: measures.differences(measured.path, other.path) for name, other in others.items()
         }
         alarm = verdict.reward_hacking(compared, self._training_rewards(checkpoint))
-        found = {
-            "run": self.run.name,
-            "checkpoint": checkpoint,
-            "digest": self.checkpoint(checkpoint).digest,
-            "champion": verdict.crown(self.folder.path, checkpoint, made.meta, alarm),
-            "reward_hacking": alarm,
-            "metrics": made.meta,
-            "minus": compared,
-        }
-        path = self.folder.path / "verdicts" / f"{checkpoint}.json"
-        path.parent.mkdir(exist_ok=True)
-        atomic_write(path, (json.dumps(found, indent=1) + "\n").encode())
-        return found
+        result = verdict.Verdict(
+            run=self.run.name,
+            checkpoint=checkpoint,
+            digest=self.checkpoint(checkpoint).digest,
+            champion=verdict.mark_champion(self.folder.path, checkpoint, measured.meta, alarm),
+            reward_hacking=alarm,
+            metrics=measured.meta,
+            minus=compared,
+        )
+        result.write(self.folder.path / "verdicts")
+        return result
 
     def checkpoint(self, name: str) -> Artifact:
         """The training's artifact of `warmup` or `round-0003`. Raises ArtifactError when there is
@@ -165,7 +169,7 @@ class Evaluation:
 
     def _training_rewards(self, checkpoint: str) -> list[float]:
         """Mean reward of each round up to the checkpoint's, from `metrics.jsonl`."""
-        lines = (self.run / METRICS).read_text().splitlines()
+        lines = (self.run / METRICS_FILE).read_text().splitlines()
         records = [json.loads(line) for line in lines]
         rewards = {
             r["step"]: r["metrics"].get("score/reward_mean")

@@ -22,7 +22,8 @@ from calligrapher.tables.parquet import decode_png, read_shard, read_table
 from reward_server.text import ocr_accuracy
 from tasks.evaluation import second_ocr
 from tasks.resources.resources import Resources
-from tasks.stages.evaluate import IMAGES, SCORES, bootstrap_interval
+from tasks.stages.evaluate import IMAGES, SCORES
+from tasks.stages.statistics import means_with_intervals
 
 MEASURES, CASES = "measures.parquet", "cases.parquet"
 PER_IMAGE = (
@@ -34,10 +35,8 @@ PER_IMAGE = (
     "background_psnr",
     "reward",
 )
-METRICS = (*PER_IMAGE, "spread")
+MEASURED = (*PER_IMAGE, "spread")
 _BATCH = 16
-
-Values = list[float | None]
 
 
 def measure(resources: Resources, out: Path, *, second: bool) -> dict[str, Any]:
@@ -73,27 +72,16 @@ def measure(resources: Resources, out: Path, *, second: bool) -> dict[str, Any]:
     )
     per_case = _per_case(found, embedded)
     pq.write_table(_table(per_case, ("case_id",)), out / CASES)
-    return summarise({name: per_case[name] for name in METRICS})
-
-
-def summarise(columns: dict[str, Values]) -> dict[str, float]:
-    """Name -> mean, `name_low`, `name_high`: bootstrap 95 % over the values that are there."""
-    found: dict[str, float] = {}
-    for name, values in columns.items():
-        there = np.array([v for v in values if v is not None])
-        if len(there):
-            low, high = bootstrap_interval(there)
-            found |= {name: float(there.mean()), f"{name}_low": low, f"{name}_high": high}
-    return found
+    return means_with_intervals({name: per_case[name] for name in MEASURED})
 
 
 def differences(this: Path, other: Path) -> dict[str, float]:
-    """This minus other, case by case, as in `summarise`; both are folders with a
+    """This minus other, case by case, as in `means_with_intervals`; both are folders with a
     `cases.parquet`."""
     mine, theirs = (pq.read_table(folder / CASES).to_pydict() for folder in (this, other))
     assert mine["case_id"] == theirs["case_id"], "only evaluations of the same cases compare"
-    pairs = {name: zip(mine[name], theirs[name], strict=True) for name in METRICS}
-    return summarise(
+    pairs = {name: zip(mine[name], theirs[name], strict=True) for name in MEASURED}
+    return means_with_intervals(
         {
             name: [None if a is None or b is None else a - b for a, b in both]
             for name, both in pairs.items()
@@ -146,7 +134,7 @@ def _per_case(found: dict[str, list[Any]], embedded: np.ndarray) -> dict[str, li
     """Means over a case's images; spread = 1 - mean cosine of its pairs, None for a single
     image."""
     ids = list(dict.fromkeys(found["case_id"]))
-    columns: dict[str, list[Any]] = {"case_id": ids, **{name: [] for name in METRICS}}
+    columns: dict[str, list[Any]] = {"case_id": ids, **{name: [] for name in MEASURED}}
     for case_id in ids:
         rows = [i for i, other in enumerate(found["case_id"]) if other == case_id]
         for name in PER_IMAGE:

@@ -3,24 +3,22 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tasks.artifacts.layout import round_number
-from tasks.tracking.mirror import TrackedRun
+from tasks.evaluation.verdict import Verdict
+from tasks.tracking.models import TrackedRun
 
 ALARM_TAG = "reward_hacking"
 
 
-def track_evaluation(
-    run: Path, checkpoint: Path, verdict: dict[str, Any], files: Sequence[Path]
-) -> str:
+def track_evaluation(run: Path, checkpoint: Path, verdict: Verdict, files: Sequence[Path]) -> str:
     """Show a verdict in the MLflow store of the training; returns the MLflow run id.
 
     Doing it again adds nothing. Raises what MLflow raises; CalligrapherError when the training is
     in no MLflow store.
     """
     training = TrackedRun(run)
-    client, name, digest = training.client, verdict["checkpoint"], verdict["digest"]
+    client, name, digest = training.client, verdict.checkpoint, verdict.digest
     step = round_number(name) + 1  # rounds done, as in the training's own evaluations
     model_id = training.logged_model(f"round-{step:04d}", digest, checkpoint)
     tags = {
@@ -46,19 +44,19 @@ def track_evaluation(
         for file in files:
             client.log_artifact(run_id, str(file), "evaluation")
         client.set_terminated(run_id)
-    if verdict["champion"]:
-        training.crown(model_id)
-    if verdict[ALARM_TAG]:
-        said = f"{name}: " + ", ".join(verdict[ALARM_TAG])
+    if verdict.champion:
+        training.mark_champion(model_id)
+    if verdict.reward_hacking:
+        said = f"{name}: " + ", ".join(verdict.reward_hacking)
         for tagged in (training.run_id, run_id):
             client.set_tag(tagged, ALARM_TAG, said)
     return run_id
 
 
-def _flat(verdict: dict[str, Any]) -> list[tuple[str, float]]:
+def _flat(verdict: Verdict) -> list[tuple[str, float]]:
     """`held_out/NAME` and `held_out/NAME_minus_OTHER` of a verdict's metrics and differences."""
-    found = [(f"held_out/{name}", float(value)) for name, value in verdict["metrics"].items()]
-    for other, by in verdict["minus"].items():
+    found = [(f"held_out/{name}", float(value)) for name, value in verdict.metrics.items()]
+    for other, by in verdict.minus.items():
         kind = "best" if other.startswith("round-") else other
         found += [(f"held_out/{name}_minus_{kind}", value) for name, value in by.items()]
     return found

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,30 @@ CHAMPION = "champion.json"
 HELD_OUT = ("ocr_accuracy", "second_ocr_accuracy", "style")
 UNTOUCHED = "background_error"
 _NOTICEABLE = 0.5  # grey levels of 255
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the evaluation of a checkpoint says; the contents of `verdicts/CHECKPOINT.json`.
+
+    Example: `Verdict(run="first", checkpoint="round-0003", digest="5f0c...", champion=True,
+    reward_hacking=[], metrics={"style": 0.71, "style_low": 0.68, "style_high": 0.73, ...},
+    minus={"base": {"style": 0.02, "style_low": -0.01, "style_high": 0.04, ...}, "warmup": {...}})`
+    """
+
+    run: str
+    checkpoint: str
+    digest: str  # of the checkpoint
+    champion: bool  # the best of the run so far
+    reward_hacking: list[str]  # what falls while the reward rises, as `style since base`
+    metrics: dict[str, float]  # each with its `_low` and `_high`
+    minus: dict[str, dict[str, float]]  # by earlier checkpoint: this one minus it, as `metrics`
+
+    def write(self, folder: Path) -> None:
+        """Write `CHECKPOINT.json` to `folder`."""
+        folder.mkdir(exist_ok=True)
+        text = json.dumps(asdict(self), indent=1) + "\n"
+        atomic_write(folder / f"{self.checkpoint}.json", text.encode())
 
 
 def reward_hacking(
@@ -51,7 +76,7 @@ def champion(folder: Path) -> str | None:
     return json.loads(path.read_bytes())["checkpoint"] if path.is_file() else None
 
 
-def crown(
+def mark_champion(
     folder: Path, checkpoint: str, metrics: Mapping[str, float], alarm: Sequence[str]
 ) -> bool:
     """Make `checkpoint` the champion if it reads best and raised no alarm; whether it is the

@@ -63,7 +63,8 @@ class CaptionedImage:
         """What was read: green where it is the target, else red."""
         if self.read is None:
             return [Span("not read", MUTED)]
-        return [Span(self.read or "(nothing)", GOOD if _same(self.read, self.text) else BAD)]
+        same = normalise(self.read) == normalise(self.text)  # as the reward compares them
+        return [Span(self.read or "(nothing)", GOOD if same else BAD)]
 
 
 def reward_label(reward: float | None) -> str:
@@ -236,11 +237,6 @@ def _draw_lines(axes: Any, series: Series, bands: Mapping, colours: Sequence[str
 
 def _heading(text: str, width: int) -> Image.Image:
     return cell(None, [([Span(text, bold=True, size=TEXT)], [])], width)
-
-
-def _same(read: str, target: str) -> bool:
-    """Return whether the reading is the target, as the reward sees it."""
-    return normalise(read) == normalise(target)
 
 
 def _nice_step(rough: float, *, whole: bool = False) -> float:

@@ -14,7 +14,8 @@ from PIL import Image
 from calligrapher.tables.parquet import read_shard, read_table
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import evaluation_name, round_name
-from tasks.tracking.tracker import METRICS, REPORT, read_pointer
+from tasks.tracking.journal import METRICS_FILE, REPORT
+from tasks.tracking.pointer import read_pointer
 
 WORST = 5
 _WIDTH = 768  # of the picture in the report, in pixels
@@ -75,7 +76,7 @@ def _metrics(run: Path, round: int) -> dict[str, float]:
     stages = {f"{round_name(round)}/{stage}" for stage in ("score", "advantage", "update")}
     stages.add(evaluation_name(round + 1))
     found: dict[str, float] = {}
-    for line in (run / METRICS).read_text().splitlines():
+    for line in (run / METRICS_FILE).read_text().splitlines():
         record = json.loads(line)
         if record["stage"] in stages:
             found |= {key: value for key, value in record["metrics"].items() if value is not None}

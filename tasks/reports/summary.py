@@ -1,110 +1,115 @@
-"""What a run shows people: pictures of each round, `summary.json`, and the closing lines."""
+"""The end of a run, in numbers and lines: `summary.json`, before and after, the closing lines."""
 
 import json
-import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from calligrapher.data.images import load_rgb
+from calligrapher.data.case import Case
 from calligrapher.durable import atomic_write
 from calligrapher.rl.train_state import EMA, TRAINED
-from calligrapher.tables.parquet import decode_png, read_shard, read_table
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import evaluation_name, round_number
-from tasks.pictures import grids as report
-from tasks.stages import evaluate
-from tasks.tracking.tracker import METRICS, Tracker, read_pointer
+from tasks.artifacts.run_dir import RunDir
+from tasks.params.run_params import RunParams
+from tasks.reports.round_pictures import before_and_after
+from tasks.tracking.journal import METRICS_FILE, REPORT
+from tasks.tracking.pointer import read_pointer
+from tasks.tracking.tracker import Tracker
 
-if TYPE_CHECKING:
-    from tasks.runs.run import Run
-
-PICTURE = "best_and_worst"
+SUMMARY_FILE = "summary.json"
 WHOLE_RUN = ("before_after.png", "learning_curve.png")
-SHOWN = 4  # best, and as many worst, samples of a round
+Interval = dict[str, float]  # mean, low, high: bootstrap 95 %
 
 
-def show_grid(tracker: Tracker, round: int, evaluation: Artifact) -> None:
-    """The same cases after every round; MLflow shows them with a slider."""
-    if not tracker.has_image("grid", round):
-        path = evaluation.file(evaluate.GRID)
-        tracker.log_image("grid", lambda: report.open_picture(path), round)
+@dataclass(frozen=True)
+class Summary:
+    """The contents of `summary.json`. What was not measured is None.
+
+    Example: `Summary(run="first", algorithm="nft", rounds=50, images=4800, seconds=401.2,
+    training_seconds=315.0, adapter_digest="5f0c...", checkpoint="runs/first/round-0049/update",
+    ocr_accuracy_before={"mean": 0.44, "low": 0.40, "high": 0.49}, ocr_accuracy_after={...},
+    exact_match_before={...}, exact_match_after={...})`
+    """
+
+    run: str
+    algorithm: str
+    rounds: int
+    images: int
+    seconds: float  # of this start
+    training_seconds: float  # of all stages but evaluations, also those of earlier starts
+    adapter_digest: str
+    checkpoint: str
+    ocr_accuracy_before: Interval | None
+    ocr_accuracy_after: Interval | None
+    exact_match_before: Interval | None
+    exact_match_after: Interval | None
 
 
-def show_round(tracker: Tracker, round: int, rollout: Artifact, scores: Artifact) -> None:
-    """Histogram of the rewards, and the best and worst images with what was read; drawn once per
-    round."""
-    if tracker.has_image(PICTURE, round):
-        return
-    rows: dict[str, list[Any]] = {}
-    for name in sorted(scores.files):
-        table = read_table(scores.file(name), ["sample_id", "ocr_text", "reward"])
-        shard = read_shard(rollout.file(name.replace("scores-", "shard-")), ["text", "image"])
-        for key, values in (table | shard).items():
-            rows.setdefault(key, []).extend(values)
-    ranked = sorted((r, i) for i, r in enumerate(rows["reward"]) if r is not None)
-    tracker.log_image(
-        "reward_histogram", lambda: report.score_histogram([r for r, _ in ranked]), round
-    )
-    tracker.log_dataset(f"round-{round:04d}-rollout", rollout.digest, rollout.path, "rollout")
-    best, worst = (
-        [_sample(rows, i) for _, i in part] for part in (ranked[: -SHOWN - 1 : -1], ranked[:SHOWN])
-    )
-    tracker.log_image(PICTURE, lambda: report.best_and_worst(best, worst), round)
+def summarise(
+    folder: RunDir,
+    params: RunParams,
+    tracker: Tracker,
+    *,
+    last: Artifact,
+    evaluation_cases: Callable[[], Sequence[Case]],
+    seconds: float,
+) -> Summary:
+    """Write `summary.json` and the picture before and after; return the summary.
 
-
-def summarise(run: "Run", last: Artifact) -> dict[str, Any]:
-    """Write `summary.json` and the before-and-after picture; returns the summary."""
-    params = run.params
+    last: the update that the run ends with. evaluation_cases: asked for only where there is
+    something to draw them with.
+    """
     rounds = round_number(last.path.parent.name) + 1  # max_train_steps may have ended the run early
-    first, final = _evaluation(run, 0), _evaluation(run, rounds)
-    found = {
-        "run": run.folder.path.name,
-        "algorithm": params.algorithm,
-        "rounds": rounds,
-        "images": rounds * params.images_per_round,
-        "seconds": round(time.monotonic() - run.started, 1),
-        "training_seconds": round(_training_seconds(run), 1),
-        "adapter_digest": last.files[EMA if params.ema.use_ema else TRAINED].sha256,
-        "checkpoint": str(last.path),
-    }
-    for name in ("ocr_accuracy", "exact_match"):
-        for when, artifact in (("before", first), ("after", final)):
-            found[f"{name}_{when}"] = _interval(artifact, name)
-    if first and final:
-        run.tracker.log_image(
-            "before_after", lambda: _before_after(run, first, final), rounds, slider=False
-        )
-    atomic_write(run.folder.path / "summary.json", (json.dumps(found, indent=1) + "\n").encode())
-    return found
-
-
-def describe(metrics: dict[str, Any]) -> str:
-    """The held-out result in one line."""
-    if "ocr_accuracy" not in metrics:
-        return "held-out OCR accuracy was not measured"
-    mean, low, high = (metrics[f"ocr_accuracy{end}"] for end in ("", "_low", "_high"))
-    return (
-        f"held-out OCR accuracy {mean:.3f} [{low:.3f}, {high:.3f}], exact match"
-        f" {metrics['exact_match']:.3f}"
+    first, final = _evaluation(folder, 0), _evaluation(folder, rounds)
+    summary = Summary(
+        run=folder.path.name,
+        algorithm=params.algorithm,
+        rounds=rounds,
+        images=rounds * params.images_per_round,
+        seconds=round(seconds, 1),
+        training_seconds=round(_training_seconds(folder), 1),
+        adapter_digest=last.files[EMA if params.ema.use_ema else TRAINED].sha256,
+        checkpoint=str(last.path),
+        ocr_accuracy_before=_interval(first, "ocr_accuracy"),
+        ocr_accuracy_after=_interval(final, "ocr_accuracy"),
+        exact_match_before=_interval(first, "exact_match"),
+        exact_match_after=_interval(final, "exact_match"),
     )
+    if first and final:
+        settings = params.evaluate
+        tracker.log_image(
+            "before_after",
+            lambda: before_and_after(
+                evaluation_cases()[: settings.grid_cases],
+                first,
+                final,
+                images_per_case=settings.num_images_per_case,
+            ),
+            rounds,
+            slider=False,
+        )
+    text = json.dumps(asdict(summary), indent=1) + "\n"
+    atomic_write(folder.path / SUMMARY_FILE, text.encode())
+    return summary
 
 
-def closing_lines(summary: dict[str, Any], runs_dir: Path) -> list[str]:
-    """What a person wants to read at the end, and where to look next."""
-    folder = runs_dir / summary["run"]
+def closing_lines(summary: Summary, runs_dir: Path) -> list[str]:
+    """Return what a person wants to read at the end, and where to look next."""
+    folder = runs_dir / summary.run
     lines = [
-        f"{summary['run']}: {summary['algorithm']}, {summary['rounds']} rounds, {summary['images']}"
-        " images"
+        f"{summary.run}: {summary.algorithm}, {summary.rounds} rounds, {summary.images} images"
     ]
-    for when in ("before", "after"):
-        if found := summary[f"ocr_accuracy_{when}"]:
-            mean, low, high = found["mean"], found["low"], found["high"]
+    accuracies = {"before": summary.ocr_accuracy_before, "after": summary.ocr_accuracy_after}
+    for when, accuracy in accuracies.items():
+        if accuracy:
+            mean, low, high = accuracy["mean"], accuracy["low"], accuracy["high"]
             lines.append(f"  held-out OCR accuracy {when:<6} {mean:.3f}  [{low:.3f}, {high:.3f}]")
     lines += [
-        f"  training {summary['training_seconds']:.0f} s; this start {summary['seconds']:.0f} s",
-        f"  adapter {summary['adapter_digest'][:16]} in {summary['checkpoint']}",
-        *_where_pictures_are(folder / "report"),
+        f"  training {summary.training_seconds:.0f} s; this start {summary.seconds:.0f} s",
+        f"  adapter {summary.adapter_digest[:16]} in {summary.checkpoint}",
+        *_where_pictures_are(folder / REPORT),
         f"Curves:   {_where_curves_are(folder)}",
     ]
     return lines
@@ -126,21 +131,15 @@ def _where_curves_are(folder: Path) -> str:
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     if uri and "@" not in uri:  # what stands before it may be a password
         return f"mlflow ui --backend-store-uri {uri}"
-    return str(folder / METRICS)
+    return str(folder / METRICS_FILE)
 
 
-def _sample(rows: dict[str, list[Any]], i: int) -> report.CaptionedImage:
-    return report.CaptionedImage(
-        decode_png(rows["image"][i]), rows["text"][i], rows["ocr_text"][i], rows["reward"][i]
-    )
-
-
-def _evaluation(run: "Run", round: int) -> Artifact | None:
-    path = run.folder.stage_path(evaluation_name(round))
+def _evaluation(folder: RunDir, rounds_done: int) -> Artifact | None:
+    path = folder.stage_path(evaluation_name(rounds_done))
     return Artifact.load(path) if path.exists() else None
 
 
-def _interval(evaluation: Artifact | None, name: str) -> dict[str, float] | None:
+def _interval(evaluation: Artifact | None, name: str) -> Interval | None:
     if evaluation is None or name not in evaluation.meta:
         return None
     return {
@@ -150,25 +149,7 @@ def _interval(evaluation: Artifact | None, name: str) -> dict[str, float] | None
     }
 
 
-def _training_seconds(run: "Run") -> float:
-    """Seconds of all stages but evaluations, from the manifests: also those of earlier starts."""
+def _training_seconds(folder: RunDir) -> float:
     return sum(
-        artifact.manifest.seconds
-        for artifact in run.folder.artifacts()
-        if artifact.stage != "evaluate"
+        artifact.manifest.seconds for artifact in folder.artifacts() if artifact.stage != "evaluate"
     )
-
-
-def _before_after(run: "Run", first: Artifact, final: Artifact) -> Any:
-    group, count = run.params.evaluate.num_images_per_case, run.params.evaluate.grid_cases
-    sides = []
-    for found in (first, final):
-        rows = read_shard(found.file(evaluate.IMAGES), ["image", "text"])
-        rows |= read_table(found.file(evaluate.SCORES), ["ocr_text", "reward"])
-        sides.append([_sample(rows, i) for i in range(0, count * group, group)])
-    cases = run.resources.cases.evaluation[:count]
-    sources, references = (
-        [load_rgb(path) for path in paths]
-        for paths in zip(*((c.source, c.reference) for c in cases), strict=True)
-    )
-    return report.before_after(sources, references, *sides)

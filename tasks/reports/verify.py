@@ -5,7 +5,7 @@ from pathlib import Path
 
 from calligrapher.errors import ArtifactError
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.layout import MANIFEST, PARTIAL_SUFFIX
+from tasks.artifacts.layout import MANIFEST, PARAMS, PARTIAL_SUFFIX
 from tasks.artifacts.run_dir import RunDir
 from tasks.pipeline import parents
 
@@ -29,7 +29,7 @@ def verify(run_folder: Path) -> Verified:
     run_dir, loaded, problems = RunDir(run_folder), {}, []
     for path in sorted(run_folder.rglob(MANIFEST)):
         name = path.parent.relative_to(run_folder).as_posix()
-        if PARTIAL_SUFFIX not in name:
+        if PARTIAL_SUFFIX not in name and not _of_another_run(path, run_folder):
             try:
                 loaded[name] = Artifact.load(path.parent)
             except ArtifactError as error:
@@ -39,6 +39,12 @@ def verify(run_folder: Path) -> Verified:
         problems += _chain(run_dir, name, loaded)
     entries = [e for a in loaded.values() for n, e in a.files.items() if n not in a.pruned()]
     return Verified(len(loaded), len(entries), sum(entry.bytes for entry in entries), problems)
+
+
+def _of_another_run(manifest: Path, run_folder: Path) -> bool:
+    """Whether the artifact belongs to a run whose folder lies inside this one's."""
+    between = [folder for folder in manifest.parents if run_folder in folder.parents]
+    return any((folder / PARAMS).is_file() for folder in between)
 
 
 def _chain(run_dir: RunDir, name: str, loaded: dict[str, Artifact]) -> list[str]:

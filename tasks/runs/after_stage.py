@@ -13,8 +13,8 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import PREVIEW, round_name
 from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RunParams
-from tasks.reports import summary
 from tasks.reports.learning_curve import show_learning_curve
+from tasks.reports.round_pictures import describe, show_grid, show_round
 from tasks.runs import retention
 from tasks.stages.checkpointed_loop import STEP_METRICS_FILE
 from tasks.tracking.tracker import Tracker
@@ -56,7 +56,7 @@ class AfterStage:
                 self.tracker.log(name, round_index, _prefixed(stage, artifact.meta))
         if stage == "score":
             rollout = self._parent(name, "rollout")
-            summary.show_round(self.tracker, round_index, rollout, artifact)
+            show_round(self.tracker, round_index, rollout=rollout, scores=artifact)
             if is_new:
                 self._tell_reward(round_index, artifact)
         if stage == "refresh" and is_new:
@@ -114,12 +114,12 @@ class AfterStage:
                 round_name(done), checkpoint.digest, checkpoint.path, done, metrics
             )
             if is_new:
-                outcome = summary.describe(artifact.meta)
+                outcome = describe(artifact.meta)
                 logger.info("after %d of %d rounds: %s", done, self.params.rounds, outcome)
             if is_new or done == self.params.rounds:  # the start that made the last may have died
                 highest = self._highest_reward()
                 show_learning_curve(self.tracker, done, highest_reward=highest)
-        summary.show_grid(self.tracker, done, artifact)
+        show_grid(self.tracker, done, artifact)
 
     def _parent(self, name: str, key: str) -> Artifact:
         return self.folder.load(pipeline.parents(name)[key])

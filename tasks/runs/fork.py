@@ -24,7 +24,8 @@ from tasks.artifacts.lineage import Fork, read_fork, write_fork
 from tasks.artifacts.run_dir import RunDir
 from tasks.params.names import check_run_name
 from tasks.params.run_params import RunParams
-from tasks.tracking.tracker import METRICS
+from tasks.tracking.journal import METRICS_FILE
+from tasks.tracking.pointer import refuse_password
 
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -45,9 +46,10 @@ def fork(
 
     One that is there already is returned if it is the fork asked for. It appears whole or not at
     all. Raises ArtifactError when another run has the name, or an artifact of the parent is
-    damaged.
+    damaged, ParamsError for a password in `tracking.uri`.
     """
     check_run_name(name, "the fork's name")
+    refuse_password(params.tracking.uri)
     final = parent.absolute().parent / name
     if final.exists():
         _must_be(final, (kind, os.path.relpath(parent, final), stage, overrides))
@@ -106,10 +108,10 @@ def _must_be(final: Path, wanted: tuple[str, str, str | None, list[str]]) -> Non
 
 def _copy_metrics(parent: Path, fork_folder: Path, shared: set[str]) -> None:
     """The shared artifacts' points, so that the fork's curves begin where its parent's do."""
-    path = parent / METRICS
+    path = parent / METRICS_FILE
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     whole = [line for line in lines if line.endswith(b"\n")]
     # A key of several rows of one artifact goes on after its name, as in round-0003/update/time.
     names = ["/".join(json.loads(line)["stage"].split("/")[:2]) for line in whole]
     kept = [line for line, name in zip(whole, names, strict=True) if name in shared]
-    atomic_write(fork_folder / METRICS, b"".join(kept))
+    atomic_write(fork_folder / METRICS_FILE, b"".join(kept))

@@ -1,7 +1,7 @@
 """Runs a stage of a finished run again, in a fork; and trains from the rollouts of another run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from tasks.artifacts.provenance import differences
 from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RunParams, load_params
 from tasks.pipeline import STAGES, artifact_name, descendants, parents, planned, reads, stage_of
-from tasks.reports.summary import summarise
 from tasks.runs.fork import fork
 from tasks.runs.overrides import refuse_idle
 from tasks.runs.run import Run
@@ -113,7 +112,7 @@ def carry_out(
     """Make what `rerun` names, each by `make`; return the run's summary, or the one artifact."""
     artifact = run.make_planned(rerun.names, make)
     if rerun.to_the_end:
-        return summarise(run, run.newest_update())
+        return asdict(run.summarise(run.newest_update()))
     return {"artifact": str(artifact.path), "digest": artifact.digest, "meta": artifact.meta}
 
 

@@ -20,13 +20,13 @@ from tasks import pipeline
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.digests import canonical_json
 from tasks.artifacts.layout import EVALUATE, PARAMS, PARTIAL_SUFFIX, RunsDir
-from tasks.artifacts.lineage import lineage_tags
 from tasks.artifacts.provenance import fingerprint
 from tasks.artifacts.run_dir import RunDir, stale
 from tasks.launch.calls import Launcher, StageCall
 from tasks.launch.in_process import InProcess
 from tasks.params.run_params import RunParams
 from tasks.progress import Progress
+from tasks.reports.summary import Summary, summarise
 from tasks.resources.cases import Cases
 from tasks.resources.resources import Resources
 from tasks.resources.rewards import RewardScorer
@@ -34,6 +34,7 @@ from tasks.runs import retention
 from tasks.runs.after_stage import AfterStage
 from tasks.stages.reweigh import can_reweigh
 from tasks.stages.score import AHEAD
+from tasks.tracking.pointer import lineage_tags, refuse_password
 from tasks.tracking.tracker import Tracker
 from tasks.weights.model_files import model_files
 
@@ -125,6 +126,17 @@ class Run:
         names = [n for n in pipeline.planned(self.params) if pipeline.stage_of(n) == "update"]
         return self.folder.load([name for name in names if self.has(name)][-1])
 
+    def summarise(self, last: Artifact) -> Summary:
+        """Write `summary.json` and the closing picture; `last` is the update that ends the run."""
+        return summarise(
+            self.folder,
+            self.params,
+            self.tracker,
+            last=last,
+            evaluation_cases=lambda: self.resources.cases.evaluation,
+            seconds=time.monotonic() - self.started,
+        )
+
     def due_evaluation(self, rounds_done: int, checkpoint: Artifact) -> str | None:
         """Return the name of the evaluation after so many rounds; None where the run has none."""
         last = rounds_done == self.params.rounds or self.finished(checkpoint)
@@ -193,11 +205,12 @@ def open_run(
 ) -> Iterator[Run]:
     """Take the lock of the run in the folder `path` and track it until the block ends.
 
-    Its params are stored there. launcher: default, this process. Raises ArtifactError when the run
-    has artifacts that were made with other params (nothing is changed then), RunLockedError when
-    another process works on it.
+    Its params are stored there. launcher: default, this process. Raises ParamsError for a password
+    in `tracking.uri`, ArtifactError when the run has artifacts that were made with other params
+    (nothing is changed then), RunLockedError when another process works on it.
     """
     params = resources.params
+    refuse_password(params.tracking.uri)
     folder = RunDir(path)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():

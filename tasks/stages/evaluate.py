@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from calligrapher.data.case import Case
 from calligrapher.model.loading import pictures
 from calligrapher.model.policy import Weights
@@ -17,6 +15,7 @@ from tasks.artifacts.layout import WARMUP
 from tasks.pictures.grids import image_grid, reward_label
 from tasks.resources.resources import Resources
 from tasks.stages.sampling import rows_of, sample_batches, table_columns
+from tasks.stages.statistics import group_means, means_with_intervals
 
 GRID, IMAGES, SCORES, EVALUATION_FILE = (
     "grid.png",
@@ -75,12 +74,14 @@ def evaluate_weights(
     cases = [row.case for row in rows]
     canvas = resources.conditioning.canvas
     with resources.progress("evaluate", total=len(rows), unit="img") as bar:
-        sampled = sample_batches(resources, cases, seeds, weights)
+        sampled = sample_batches(resources, cases, seeds=seeds, weights=weights)
         images = [picture for s in sampled for picture in pictures(resources.model, s.x0, canvas)]
         pngs = [encode_png(image) for image in images]
         scored = resources.scorer.score(pngs, cases)
         bar.advance(len(rows))
-    columns = table_columns(resources, round_index, rows, seeds, policy_digest)
+    columns = table_columns(
+        resources, rows, round_index=round_index, seeds=seeds, policy_digest=policy_digest
+    )
     write_shard(out / IMAGES, columns, pngs, {})
     write_scores(
         out / SCORES,
@@ -119,20 +120,7 @@ def summarise(scored: list[dict[str, Any]], group: int) -> dict[str, Any]:
         name: [row[name] for row in scored]
         for name in ("ocr_accuracy", "ocr_likelihood", "style_score", "reward")
     }
-    for name, values in (columns | {"exact_match": exact}).items():
-        groups = [
-            [v for v in values[i : i + group] if v is not None]
-            for i in range(0, len(values), group)
-        ]
-        means = np.array([np.mean(g) for g in groups if g])
-        if len(means):
-            low, high = bootstrap_interval(means)
-            found |= {name: float(means.mean()), f"{name}_low": low, f"{name}_high": high}
-    return found
-
-
-def bootstrap_interval(values: np.ndarray, *, resamples: int = 2000) -> tuple[float, float]:
-    """95 % percentile interval of the mean, by resampling `values` with a fixed seed."""
-    index = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
-    low, high = np.percentile(values[index].mean(1), [2.5, 97.5])
-    return float(low), float(high)
+    columns["exact_match"] = exact
+    return found | means_with_intervals(
+        {name: group_means(values, group) for name, values in columns.items()}
+    )

@@ -43,7 +43,14 @@ def rollout(
             path = out / f"shard-{number:04d}.parquet"
             shard = rows[start : start + size]
             if not path.exists():
-                _write(resources, round_index, shard, weights, old.digest, path)
+                _write(
+                    resources,
+                    shard,
+                    path,
+                    round_index=round_index,
+                    weights=weights,
+                    policy_digest=old.digest,
+                )
             scoring.submit(path)
             bar.advance(len(shard))
         seconds = time.monotonic() - started  # without waiting for the last scores
@@ -52,11 +59,12 @@ def rollout(
 
 def _write(
     resources: Resources,
-    round_index: int,
     rows: list[Row],
+    path: Path,
+    *,
+    round_index: int,
     weights: Weights,
     policy_digest: str,
-    path: Path,
 ) -> None:
     params = resources.params
     cases = [row.case for row in rows]
@@ -74,7 +82,14 @@ def _write(
         )
         if explores.noise == "group":
             starts_from = [sample_seed(params.seed, round_index, i, "all") for i in ids]
-    sampled = sample_batches(resources, cases, seeds, weights, windows, starts_from)
+    sampled = sample_batches(
+        resources,
+        cases,
+        seeds=seeds,
+        weights=weights,
+        window_starts=windows,
+        starts_from=starts_from,
+    )
     tensors = {"x0": torch.cat([s.x0 for s in sampled])}
     if explores is not None:
         explored = [s.window for s in sampled]
@@ -87,5 +102,7 @@ def _write(
             tensors["mean_old"] = torch.cat([w.mean for w in explored])
     canvas = resources.conditioning.canvas
     images = [picture for s in sampled for picture in pictures(resources.model, s.x0, canvas)]
-    columns = table_columns(resources, round_index, rows, seeds, policy_digest)
+    columns = table_columns(
+        resources, rows, round_index=round_index, seeds=seeds, policy_digest=policy_digest
+    )
     write_shard(path, columns, images, {name: t.cpu() for name, t in tensors.items()})

@@ -31,6 +31,7 @@ def rows_of(cases: list[Case], group_size: int) -> list[Row]:
 def sample_batches(
     resources: Resources,
     cases: list[Case],
+    *,
     seeds: list[int],
     weights: Weights,
     window_starts: list[int] | None = None,
@@ -61,8 +62,9 @@ def sample_batches(
 
 def table_columns(
     resources: Resources,
-    round_index: int,
     rows: list[Row],
+    *,
+    round_index: int,
     seeds: list[int],
     policy_digest: str,
 ) -> dict[str, list[Any]]:

@@ -8,25 +8,26 @@ from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
-Record = dict[str, Any]
+METRICS_FILE, EVENTS_FILE, REPORT = "metrics.jsonl", "events.jsonl", "report"
+Entry = dict[str, Any]
 
 
 class Journal:
     """The records of a file, told apart by `key(record)`. Several threads of a process may
     append."""
 
-    def __init__(self, path: Path, key: Callable[[Record], Hashable]) -> None:
+    def __init__(self, path: Path, key: Callable[[Entry], Hashable]) -> None:
         self.path = path
         self._key = key
         self._lock = threading.Lock()
         self.end = _cut_half_line(path)
         self._seen = {key(record) for record in self.read()}
 
-    def append(self, records: Iterable[Record]) -> int:
+    def append(self, records: Iterable[Entry]) -> int:
         """Write the records whose keys are new, and have them on disk on return; the number of
         them."""
         with self._lock:
-            fresh: dict[Hashable, Record] = {}
+            fresh: dict[Hashable, Entry] = {}
             for record in records:
                 key = self._key(record)
                 if key not in self._seen:
@@ -48,7 +49,7 @@ class Journal:
             self._seen |= fresh.keys()
             return len(fresh)
 
-    def read(self, start: int = 0, end: int | None = None) -> list[Record]:
+    def read(self, start: int = 0, end: int | None = None) -> list[Entry]:
         """The records between two byte offsets at which lines begin; `end` None = all there are
         now."""
         end = self.end if end is None else end
@@ -57,6 +58,16 @@ class Journal:
         with self.path.open("rb") as file:
             file.seek(start)
             return [json.loads(line) for line in file.read(end - start).splitlines()]
+
+
+def run_journals(run_dir: Path) -> tuple[Journal, Journal]:
+    """Return the journals of a run: its metrics, and what else a tracker is told."""
+
+    def event_key(record: Entry) -> str:
+        return json.dumps({k: v for k, v in record.items() if k != "time"}, sort_keys=True)
+
+    metrics = Journal(run_dir / METRICS_FILE, lambda record: (record["stage"], record["step"]))
+    return metrics, Journal(run_dir / EVENTS_FILE, event_key)
 
 
 def _cut_half_line(path: Path) -> int:

@@ -8,8 +8,8 @@ from urllib.parse import unquote, urlsplit
 
 from calligrapher.errors import ArtifactError
 from tasks.artifacts.layout import PARAMS
-from tasks.tracking.mirror import TrackedRun, model_path
-from tasks.tracking.tracker import POINTER, read_pointer
+from tasks.tracking.models import TrackedRun, model_path
+from tasks.tracking.pointer import POINTER_FILE, read_pointer
 
 
 def locate(text: str, runs_dir: Path = Path("runs")) -> tuple[Path, str | None]:
@@ -68,5 +68,5 @@ def _champion(run: str, runs_dir: Path) -> str:
 
 def _pointers(runs_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Each tracked run's folder, and where it is in MLflow."""
-    for path in sorted(runs_dir.glob(f"*/{POINTER}")):
+    for path in sorted(runs_dir.glob(f"*/{POINTER_FILE}")):
         yield path.parent, read_pointer(path.parent)

@@ -1,5 +1,4 @@
-"""The MLflow mirror of a run's files, and `sync`, which completes it. The only file that knows
-MLflow."""
+"""The MLflow mirror of a run's files, and `sync`, which completes it."""
 
 import contextlib
 import getpass
@@ -12,29 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from calligrapher.durable import atomic_write
 from calligrapher.errors import CalligrapherError
 from tasks.artifacts.digests import code_version
-from tasks.tracking.journal import Journal, Record
-from tasks.tracking.mlflow_setup import one_at_a_time, prepare_mlflow
-from tasks.tracking.tracker import (
-    METRICS,
-    POINTER,
-    REPORT,
-    Tracker,
-    read_pointer,
-    run_journals,
-    write_pointer,
-)
+from tasks.artifacts.layout import RunsDir
+from tasks.tracking.journal import METRICS_FILE, REPORT, Entry, Journal, run_journals
+from tasks.tracking.mlflow_setup import follow_moved_folder, one_at_a_time, prepare_mlflow
+from tasks.tracking.models import ensure_model
+from tasks.tracking.pointer import read_pointer, store_pointer, with_variables, write_pointer
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
-__all__ = ["CHAMPION_TAG", "Mirror", "TrackedRun", "Tracker", "sync"]
-
 _BATCH = 900  # MLflow takes at most 1000 metrics at once
 _PARAMS_BATCH = 100
-CHAMPION_TAG = "champion"
 
 
 def sync(run_dir: str | Path, uri: str | None = None) -> str:
@@ -45,10 +34,12 @@ def sync(run_dir: str | Path, uri: str | None = None) -> str:
     cannot be reached.
     """
     run_dir = Path(run_dir).absolute()
-    if not (run_dir / METRICS).is_file():
-        raise CalligrapherError(f"{run_dir} must be the folder of a run. It holds no {METRICS}.")
+    if not (run_dir / METRICS_FILE).is_file():
+        raise CalligrapherError(
+            f"{run_dir} must be the folder of a run. It holds no {METRICS_FILE}."
+        )
     pointer = read_pointer(run_dir)
-    target = uri or pointer.get("uri") or f"sqlite:///{run_dir.parent / 'mlflow.db'}"
+    target = uri or pointer.get("uri") or f"sqlite:///{RunsDir(run_dir.parent).mlflow_database}"
     write_pointer(run_dir, target, pointer.get("experiment") or "calligrapher-rl")
     problems: list[str] = []
     try:
@@ -80,12 +71,14 @@ class Mirror:
         self._run_dir, self._journals, self._failed = run_dir, journals, failed
         self._metrics_offset = self._events_offset = 0
         pointer = read_pointer(run_dir)
+        uri = with_variables(pointer["uri"])
         prepare_mlflow()
         import mlflow
 
-        with one_at_a_time(pointer["uri"]):
-            self._client = mlflow.MlflowClient(tracking_uri=pointer["uri"])
-            self._experiment_id = self._experiment(pointer["experiment"], pointer["uri"])
+        with one_at_a_time(uri):
+            self._client = mlflow.MlflowClient(tracking_uri=uri)
+            follow_moved_folder(uri)
+            self._experiment_id = self._experiment(pointer["experiment"], uri)
         self.run_id, is_new = self._run(pointer)
         run = self._client.get_run(self.run_id)
         self._params = dict(run.data.params)
@@ -94,7 +87,14 @@ class Mirror:
         self._known_keys = set() if is_new else set(run.data.metrics)
         self._datasets = {(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs}
         self._images = set() if is_new else self._listed_images()
-        self._system = self._watch_system(pointer["uri"])
+        self._system = self._watch_system(uri)
+        self._mirror_entry: dict[str, Callable[[Entry], None]] = {
+            "params": self._mirror_params,
+            "tags": self._mirror_tags,
+            "image": self._mirror_image,
+            "dataset": self._mirror_dataset,
+            "checkpoint": self._mirror_checkpoint,
+        }
 
     def catch_up(self) -> None:
         """Mirror all lines that were written since the last call."""
@@ -104,12 +104,13 @@ class Mirror:
         self._metrics_offset = end
         end = events.end
         records = events.read(self._events_offset, end)
+        # A picture without a slider is drawn over: only the last entry of its path is sent.
         replaced = {r["path"]: i for i, r in enumerate(records) if r["kind"] == "image"}
         for i, record in enumerate(records):
             if record["kind"] == "image" and replaced[record["path"]] != i:
                 continue
             try:
-                getattr(self, f"_mirror_{record['kind']}")(record)
+                self._mirror_entry[record["kind"]](record)
             except Exception as error:
                 self._failed(f"mirroring {record['kind']}", error)
         self._events_offset = end
@@ -122,6 +123,13 @@ class Mirror:
 
     def _experiment(self, name: str, uri: str) -> str:
         experiment = self._client.get_experiment_by_name(name)
+        if experiment is not None and experiment.lifecycle_stage == "deleted":
+            number = experiment.experiment_id
+            raise CalligrapherError(
+                f"The MLflow experiment {name!r} must not be deleted. It is. Restore it (`mlflow"
+                f" experiments restore --experiment-id {number}`), remove it for good (`mlflow gc"
+                f" --experiment-ids {number}`), or name another one (`tracking.experiment`)."
+            )
         if experiment is not None:
             return experiment.experiment_id
         place = None
@@ -132,14 +140,18 @@ class Mirror:
             ).as_uri()
         return self._client.create_experiment(name, artifact_location=place)
 
-    def _run(self, pointer: Record) -> tuple[str, bool]:
+    def _run(self, pointer: Entry) -> tuple[str, bool]:
         """The MLflow run of this run folder: the one noted there if MLflow still has it, else a new
         one."""
         import mlflow
 
         if pointer.get("run_id"):
-            with contextlib.suppress(mlflow.exceptions.MlflowException):
+            try:
                 run = self._client.get_run(pointer["run_id"])
+            except mlflow.exceptions.MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise  # a server that does not answer may well have the run
+            else:
                 if run.info.lifecycle_stage == "active":
                     self._client.update_run(run.info.run_id, status="RUNNING")
                     return run.info.run_id, False
@@ -154,7 +166,7 @@ class Mirror:
             tags["mlflow.source.git.commit"] = code_version()["commit"]
         run = self._client.create_run(self._experiment_id, tags=tags, run_name=self._run_dir.name)
         pointer = pointer | {"run_id": run.info.run_id, "experiment_id": self._experiment_id}
-        atomic_write(self._run_dir / POINTER, json.dumps(pointer, indent=1).encode())
+        store_pointer(self._run_dir, pointer)
         return run.info.run_id, True
 
     def _watch_system(self, uri: str) -> Any:
@@ -168,7 +180,7 @@ class Mirror:
             return None
         return monitor
 
-    def _mirror_metrics(self, records: list[Record]) -> None:
+    def _mirror_metrics(self, records: list[Entry]) -> None:
         from mlflow.entities import Metric
 
         fresh: dict[tuple[str, int], Metric] = {}
@@ -196,7 +208,7 @@ class Mirror:
             self._steps[name] = {metric.step for metric in known}
         return self._steps[name]
 
-    def _mirror_params(self, record: Record) -> None:
+    def _mirror_params(self, record: Entry) -> None:
         """Params cannot change in MLflow: those of a resumed run that did become tags."""
         from mlflow.entities import Param, RunTag
 
@@ -214,11 +226,11 @@ class Mirror:
             self._client.log_batch(self.run_id, tags=tags, synchronous=True)
         self._params |= {param.key: param.value for param in fresh}
 
-    def _mirror_tags(self, record: Record) -> None:
+    def _mirror_tags(self, record: Entry) -> None:
         for key, value in record["tags"].items():
             self._client.set_tag(self.run_id, key, value)
 
-    def _mirror_image(self, record: Record) -> None:
+    def _mirror_image(self, record: Entry) -> None:
         path = self._run_dir / record["path"]
         if not record["slider"]:
             self._client.log_artifact(self.run_id, str(path), REPORT)
@@ -241,7 +253,7 @@ class Mirror:
         matches = (re.match(r"(.+?)[+%]step[+%](\d+)[+%]", name) for name in names)
         return {(m[1].replace("~", "/"), int(m[2])) for m in matches if m}
 
-    def _mirror_dataset(self, record: Record) -> None:
+    def _mirror_dataset(self, record: Entry) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         name, digest = record["name"], record["digest"][:32]
@@ -253,7 +265,7 @@ class Mirror:
         self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, context)])
         self._datasets.add((name, digest))
 
-    def _mirror_checkpoint(self, record: Record) -> None:
+    def _mirror_checkpoint(self, record: Entry) -> None:
         place = self._run_dir / record["path"]
         model = ensure_model(
             self._client, self._experiment_id, self.run_id, record["name"], record["digest"], place
@@ -278,84 +290,6 @@ class Mirror:
             value, when = logged.value, logged.timestamp / 1000
         self._logged_steps(name).add(step)
         return Metric(name, value, round(when * 1000), step, model_id=model_id, run_id=self.run_id)
-
-
-class TrackedRun:
-    """The MLflow run of a run folder, for those who add to it after the training.
-
-    Raises CalligrapherError when the folder was never mirrored to MLflow.
-    """
-
-    def __init__(self, run_dir: Path) -> None:
-        pointer = read_pointer(run_dir)
-        if not pointer.get("run_id"):
-            raise CalligrapherError(
-                f"{run_dir} must be in MLflow. It is not: `calligrapher sync {run_dir}`."
-            )
-        prepare_mlflow()
-        import mlflow
-
-        self.client: Any = mlflow.MlflowClient(tracking_uri=pointer["uri"])
-        self.run_id: str = pointer["run_id"]
-        self.experiment_id: str = self.client.get_run(self.run_id).info.experiment_id
-
-    def logged_model(self, name: str, digest: str, place: Path) -> str:
-        """The id of the checkpoint's LoggedModel, made now if the training has not."""
-        model = ensure_model(self.client, self.experiment_id, self.run_id, name, digest, place)
-        return model.model_id
-
-    def attach(self, run_id: str, model_id: str) -> None:
-        """Make the model an input of another run: its page then lists that run."""
-        from mlflow.entities import LoggedModelInput
-
-        self.client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
-
-    def crown(self, model_id: str) -> None:
-        """Tag the model `champion`, and no other one of this run."""
-        for model in self._champions():
-            if model.model_id != model_id:
-                self.client.delete_logged_model_tag(model.model_id, CHAMPION_TAG)
-        self.client.set_logged_model_tags(model_id, {CHAMPION_TAG: "true"})
-
-    def champion_path(self) -> str | None:
-        """Folder of the checkpoint that carries the tag `champion`; None before the first
-        evaluation."""
-        return next((model.tags["path"] for model in self._champions()), None)
-
-    def _champions(self) -> list[Any]:
-        wanted = f"source_run_id = '{self.run_id}'"
-        models = self.client.search_logged_models([self.experiment_id], filter_string=wanted)
-        return [model for model in models if CHAMPION_TAG in model.tags]
-
-
-def model_path(uri: str, model_id: str) -> str | None:
-    """Folder of the checkpoint that MLflow at `uri` has as the LoggedModel `model_id`, or None."""
-    prepare_mlflow()
-    import mlflow
-
-    try:
-        return mlflow.MlflowClient(tracking_uri=uri).get_logged_model(model_id).tags.get("path")
-    except mlflow.exceptions.MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise CalligrapherError(
-            f"MLflow at {uri} must know its models. It said: {error}"
-        ) from error
-
-
-def ensure_model(
-    client: Any, experiment_id: str, run_id: str, name: str, digest: str, place: Path
-) -> Any:
-    """The LoggedModel of a checkpoint, found by its digest or made; its files stay in `place`."""
-    wanted = f"source_run_id = '{run_id}' AND name = '{name}'"
-    for model in client.search_logged_models([experiment_id], filter_string=wanted):
-        if model.tags.get("digest") == digest:
-            return model
-    tags = {"digest": digest, "path": str(place.resolve()), "mlflow.model.isExternal": "true"}
-    model = client.create_logged_model(
-        experiment_id, name=name, source_run_id=run_id, tags=tags, model_type="adapter"
-    )
-    return client.finalize_logged_model(model.model_id, "READY")
 
 
 def _metric_name(key: str) -> str:

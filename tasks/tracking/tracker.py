@@ -25,11 +25,13 @@ from typing import Any, ParamSpec, Self
 
 from PIL import Image
 
-from calligrapher.durable import atomic_path, atomic_write
+from calligrapher.durable import atomic_path
+from tasks.artifacts.layout import RunsDir
 from tasks.params.run_params import RunParams
-from tasks.tracking.journal import Journal, Record
+from tasks.tracking import mirror as mlflow_mirror
+from tasks.tracking.journal import METRICS_FILE, REPORT, Entry, Journal, run_journals
+from tasks.tracking.pointer import write_pointer
 
-METRICS, EVENTS, POINTER, REPORT = "metrics.jsonl", "events.jsonl", "mlflow.json", "report"
 _GIVE_UP_AFTER = 3  # failures in a row: each may have cost a time-out
 _GATHER_S = 2.0  # what comes within this time goes to MLflow together: a call costs it 50 ms
 
@@ -76,7 +78,7 @@ class Tracker:
         self._event({"kind": "params", "params": dict(_flat(params.resolved()))})
         self._event({"kind": "tags", "tags": {"algorithm": params.algorithm, **tags}})
         if params.tracking.enabled:
-            database = self.run_dir.parent / "mlflow.db"
+            database = RunsDir(self.run_dir.parent).mlflow_database
             uri = params.tracking.uri or f"sqlite:///{database}"
             write_pointer(self.run_dir, uri, params.tracking.experiment)
             self._thread = threading.Thread(target=self._mirror, name="tracking", daemon=True)
@@ -185,7 +187,7 @@ class Tracker:
             _log.warning(
                 "tracking: %s is complete, MLflow may not be (%d failures). "
                 "`calligrapher sync %s` sends the rest.",
-                self.run_dir / METRICS, self.failures, self.run_dir,
+                self.run_dir / METRICS_FILE, self.failures, self.run_dir,
             )  # fmt: skip
         self._thread = None
 
@@ -202,7 +204,7 @@ class Tracker:
         # Who cancels a run waits for its end: what MLflow then lacks, the next start sends.
         self.close("FINISHED" if kind is None else failed, timeout_s=60.0 if kind is None else 3.0)
 
-    def _event(self, record: Record) -> None:
+    def _event(self, record: Entry) -> None:
         assert self._journals is not None
         if self._journals[1].append([{**record, "time": round(time.time(), 3)}]):
             self._wake.set()
@@ -227,11 +229,10 @@ class Tracker:
             closing = self._closing.is_set()
             if in_a_row < _GIVE_UP_AFTER or closing:
                 try:
-                    from tasks.tracking.mirror import (
-                        Mirror,  # MLflow's import takes seconds: here, nobody waits for it
+                    # This imports MLflow, which takes seconds: here, nobody waits for it.
+                    mirror = mirror or mlflow_mirror.Mirror(
+                        self.run_dir, self._journals, self._failed
                     )
-
-                    mirror = mirror or Mirror(self.run_dir, self._journals, self._failed)
                     mirror.catch_up()
                     if closing:
                         mirror.end(self._status)
@@ -241,27 +242,6 @@ class Tracker:
                     self._failed("the MLflow mirror", error)
             if closing:
                 return
-
-
-def run_journals(run_dir: Path) -> tuple[Journal, Journal]:
-    def event_key(record: Record) -> str:
-        return json.dumps({k: v for k, v in record.items() if k != "time"}, sort_keys=True)
-
-    metrics = Journal(run_dir / METRICS, lambda record: (record["stage"], record["step"]))
-    return metrics, Journal(run_dir / EVENTS, event_key)
-
-
-def write_pointer(run_dir: Path, uri: str, experiment: str) -> None:
-    """Note where the run is mirrored. Another place gets an MLflow run of its own."""
-    pointer = read_pointer(run_dir)
-    if (pointer.get("uri"), pointer.get("experiment")) != (uri, experiment):
-        pointer = {"uri": uri, "experiment": experiment, "run_id": None}
-        atomic_write(run_dir / POINTER, json.dumps(pointer, indent=1).encode())
-
-
-def read_pointer(run_dir: Path) -> Record:
-    path = run_dir / POINTER
-    return json.loads(path.read_bytes()) if path.is_file() else {}
 
 
 def _finite(value: Any) -> float | None:

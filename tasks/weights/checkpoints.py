@@ -12,7 +12,7 @@ from calligrapher.rl.train_state import EMA, STATE, TRAINED
 from calligrapher.tiny.pack import DATA, TINY
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.digests import file_sha256
-from tasks.artifacts.layout import MANIFEST, PARAMS
+from tasks.artifacts.layout import MANIFEST, PARAMS, WARMUP, newest_update
 from tasks.artifacts.run_dir import RunDir
 from tasks.tracking.locate import locate
 
@@ -65,7 +65,7 @@ def find_checkpoint(text: str, runs_dir: Path, weights: str | None = None) -> Ch
         raise ArtifactError(
             f"There is no weights file ({' or '.join(SUFFIXES)}) of this name, and {error}"
         ) from None
-    artifact = RunDir(run).load(name or _newest(run))
+    artifact = RunDir(run).load(name or newest_update(run) or WARMUP)
     files = [file] if file else [FILES[weights]] if weights else [EMA, TRAINED]
     if not set(files) <= set(FILES.values()):
         raise CheckpointError(f"{text} must be an artifact's {TRAINED} or {EMA}.")
@@ -93,11 +93,6 @@ def base_folder(text: str) -> Path:
 def siglip_folder(text: str | None) -> Path:
     """The folder that `model.siglip` names; the embedded model has its own."""
     return DATA / "siglip" if text in (None, TINY) else Path(text)
-
-
-def _newest(run: Path) -> str:
-    updates = sorted(path.parent for path in run.glob(f"round-*/update/{MANIFEST}"))
-    return updates[-1].relative_to(run).as_posix() if updates else "warmup"
 
 
 def _is_empty(path: Path) -> bool:

@@ -37,7 +37,6 @@ from calligrapher.tiny.world import write_bench
 from tasks.artifacts.layout import PARTIAL_SUFFIX, RunsDir
 from tasks.params.run_params import RunParams
 from tasks.pipeline import planned, round_of, stage_of
-from tasks.reports.summary import summarise
 from tasks.reports.verify import verify
 from tasks.runs.run import open_run, resources_of
 
@@ -81,7 +80,7 @@ def train(params: RunParams, runs: Path, name: str, victim: str | None, calls: i
             if artifact != "end":
                 made.append(run.make(artifact))
         sys.setprofile(None)
-        summarise(run, [artifact for artifact in made if artifact.stage == "update"][-1])
+        run.summarise([artifact for artifact in made if artifact.stage == "update"][-1])
 
 
 def start(

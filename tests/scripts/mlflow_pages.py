@@ -18,7 +18,8 @@ from playwright.sync_api import Locator, Page
 
 from flows.services.daemons import Daemons
 from flows.services.servers import mlflow_server, wait_answers
-from tasks.tracking.tracker import METRICS, REPORT, read_pointer
+from tasks.tracking.journal import METRICS_FILE, REPORT
+from tasks.tracking.pointer import read_pointer
 
 CURVES = ("evaluate/ocr_accuracy", "score/ocr_accuracy_mean")
 GRID = "grid"
@@ -45,7 +46,7 @@ class Tracked:
 
     def curve(self, key: str) -> list[list[float]]:
         """[[step, value], ...] of a metric, from the run's own file."""
-        rows = map(json.loads, (self.folder / METRICS).read_text().splitlines())
+        rows = map(json.loads, (self.folder / METRICS_FILE).read_text().splitlines())
         return sorted(
             [r["step"], r["metrics"][key]] for r in rows if r["metrics"].get(key) is not None
         )

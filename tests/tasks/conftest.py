@@ -2,6 +2,7 @@
 MLflow."""
 
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -65,13 +66,12 @@ def make_resources(values, encodings):
 @pytest.fixture
 def train(make_resources, tmp_path):
     """Run, or go on with, the run `name`; returns (folder, summary)."""
-    from tasks.reports.summary import summarise
     from tasks.runs.run import open_run
 
     def train(name, algorithm="nft", scorer=None, **changes):
         with open_run(make_resources(algorithm, scorer, **changes), tmp_path / name) as run:
             run.make_planned()
-            return run.folder.path, summarise(run, run.newest_update())
+            return run.folder.path, asdict(run.summarise(run.newest_update()))
 
     return train
 

@@ -7,6 +7,8 @@ import pytest
 import yaml
 from prefect.utilities.callables import parameter_schema
 
+from flows.prefect_ui import CHECKPOINT_EVENT
+
 DEPLOYMENTS = {
     entry["name"]: entry
     for entry in yaml.safe_load((Path(__file__).parents[3] / "prefect.yaml").read_text())[
@@ -33,3 +35,8 @@ def test_a_rerun_needs_a_run_and_a_name_for_the_fork():
     assert schema.required == ["run", "fork"]
     assert DEPLOYMENTS["rerun"]["work_pool"]["name"] == "calligrapher-train"
     assert schema.properties["stage"]["examples"] == ["round-0003/update"]
+
+
+def test_the_evaluation_waits_for_the_event_that_the_training_sends():
+    triggers = DEPLOYMENTS["on-checkpoint"]["triggers"]
+    assert [trigger["expect"] for trigger in triggers] == [[CHECKPOINT_EVENT]]

@@ -14,7 +14,7 @@ from tasks.evaluation.evaluation import (
     open_evaluation,
     params_of,
 )
-from tasks.evaluation.measures import CASES, MEASURES, METRICS
+from tasks.evaluation.measures import CASES, MEASURED, MEASURES
 from tasks.runs.run import resources_of
 
 SETTINGS = EvaluationParams(num_cases=2, num_images_per_case=2, seed=7, second_ocr="none")
@@ -39,24 +39,24 @@ def test_a_checkpoint_is_measured_against_base_and_warmup_and_found_again(train,
     for _ in range(2):
         with opened(folder) as this:
             others = {name: this.measure(name) for name in this.earlier("round-0001")}
-            verdict = this.judge("round-0001", this.measure("round-0001"), others)
+            verdict = this.compare("round-0001", this.measure("round-0001"), others)
     assert this.resources.scorer.calls == [], "the second time everything is there"
-    assert list(verdict["minus"]) == ["base", "warmup"]
-    assert verdict["champion"]
-    assert verdict["metrics"]["images"] == 4
-    assert verdict["metrics"]["spread_low"] <= verdict["metrics"]["spread"]
-    assert "second_ocr_accuracy" not in verdict["metrics"]
+    assert list(verdict.minus) == ["base", "warmup"]
+    assert verdict.champion
+    assert verdict.metrics["images"] == 4
+    assert verdict.metrics["spread_low"] <= verdict.metrics["spread"]
+    assert "second_ocr_accuracy" not in verdict.metrics
     made = this.folder.stage_path("round-0001")
     assert pq.read_table(made / MEASURES).num_rows == 4
-    assert pq.read_table(made / CASES).column_names == ["case_id", *METRICS]
+    assert pq.read_table(made / CASES).column_names == ["case_id", *MEASURED]
     written = json.loads((this.folder.path / "verdicts/round-0001.json").read_text())
-    assert written["minus"] == verdict["minus"]
+    assert written["minus"] == verdict.minus
 
 
 def test_a_later_checkpoint_is_also_compared_with_the_best_so_far(train, opened):
     folder, _ = train("one")
     with opened(folder) as this:
-        this.judge("round-0000", this.measure("round-0000"), {"base": this.measure("base")})
+        this.compare("round-0000", this.measure("round-0000"), {"base": this.measure("base")})
         assert this.earlier("round-0001") == ["base", "warmup", "round-0000"]
         assert this.earlier("round-0000") == ["base", "warmup"]
 
@@ -79,3 +79,20 @@ def test_an_unknown_key_of_the_evaluation_file_is_told(tmp_path):
     (tmp_path / "evaluate.yaml").write_text("num_case: 3\n")
     with pytest.raises(ParamsError, match="num_case"):
         load_evaluation_params(tmp_path / "evaluate.yaml")
+
+
+def test_round_10000_is_newer_than_round_9999(tmp_path):
+    for name in ("round-9999", "round-10000"):
+        (tmp_path / name / "update").mkdir(parents=True)
+        (tmp_path / name / "update" / "artifact.json").write_text("{}")
+    assert newest_checkpoint(tmp_path) == "round-10000"
+
+
+def test_a_run_without_held_out_cases_is_told_so(train):
+    folder, _ = train("one", rounds=1)
+    params = json.loads((folder / "params.json").read_text())
+    params["data"]["evaluation"] = None
+    params["evaluate"]["every"] = 0
+    (folder / "params.json").write_text(json.dumps(params))
+    with pytest.raises(DataError, match="must have held-out cases"):
+        params_of(folder, SETTINGS)

@@ -1,18 +1,12 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from calligrapher.data.images import load_rgb
 from tasks.evaluation import second_ocr
-from tasks.evaluation.measures import background, embed, summarise
-
-
-def test_a_mean_has_an_interval_around_it_and_what_was_not_measured_is_absent():
-    found = summarise({"style": [0.2, None, 0.4], "second_ocr_accuracy": [None, None, None]})
-    assert found["style"] == pytest.approx(0.3)
-    assert found["style_low"] == pytest.approx(0.2)
-    assert found["style_high"] == pytest.approx(0.4)
-    assert "second_ocr_accuracy" not in found
+from tasks.evaluation.measures import background, embed
 
 
 def test_the_background_is_compared_outside_the_mask_only(make_resources):
@@ -45,3 +39,26 @@ def test_tesseract_reads_a_line_of_text():
     line = Image.new("RGB", (220, 48), "white")
     ImageDraw.Draw(line).text((10, 6), "HELLO", fill="black", font=ImageFont.load_default(32))
     assert second_ocr.read_lines([line, line]) == ["HELLO", "HELLO"]
+
+
+@pytest.mark.parametrize("script", ["echo broken >&2; exit 1", "printf '\\377'"])
+def test_a_reader_that_fails_gives_no_reading_and_one_warning(
+    script, tmp_path, monkeypatch, caplog
+):
+    program = tmp_path / "tesseract"
+    program.write_text(f"#!/bin/sh\ncat > /dev/null\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert second_ocr.read_lines([Image.new("RGB", (40, 20))] * 3) == [None, None, None]
+    assert [r.message.split(":")[0] for r in caplog.records] == [
+        "no second reading of 3 of 3 pictures"
+    ]
+
+
+def test_the_reader_gets_the_users_environment(tmp_path, monkeypatch):
+    program = tmp_path / "tesseract"
+    program.write_text('#!/bin/sh\ncat > /dev/null\nprintf "$TESSDATA_PREFIX"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("TESSDATA_PREFIX", "/models")
+    assert second_ocr.read_lines([Image.new("RGB", (40, 20))]) == ["/models"]

@@ -1,4 +1,4 @@
-from tasks.evaluation.verdict import champion, crown, reward_hacking, rises
+from tasks.evaluation.verdict import champion, mark_champion, reward_hacking, rises
 
 RISING = [0.10, 0.12, 0.11, 0.30, 0.28, 0.31, 0.50, 0.52, 0.51]
 FLAT = [0.30, 0.28, 0.31, 0.29, 0.30, 0.32]
@@ -42,10 +42,18 @@ def test_a_background_that_gets_painted_over_is_an_alarm_and_rounding_is_none():
 
 def test_the_best_reader_without_an_alarm_is_the_champion(tmp_path):
     assert champion(tmp_path) is None
-    assert crown(tmp_path, "round-0001", {"ocr_accuracy": 0.5, "second_ocr_accuracy": 0.3}, [])
-    assert crown(tmp_path, "round-0003", {"ocr_accuracy": 0.5, "second_ocr_accuracy": 0.5}, [])
+    assert mark_champion(
+        tmp_path, "round-0001", {"ocr_accuracy": 0.5, "second_ocr_accuracy": 0.3}, []
+    )
+    assert mark_champion(
+        tmp_path, "round-0003", {"ocr_accuracy": 0.5, "second_ocr_accuracy": 0.5}, []
+    )
     # It pleases the rewarded engine alone: the mean of both falls.
-    assert not crown(tmp_path, "round-0005", {"ocr_accuracy": 0.7, "second_ocr_accuracy": 0.2}, [])
-    assert not crown(tmp_path, "round-0007", {"ocr_accuracy": 0.9}, ["style since base"])
+    assert not mark_champion(
+        tmp_path, "round-0005", {"ocr_accuracy": 0.7, "second_ocr_accuracy": 0.2}, []
+    )
+    assert not mark_champion(tmp_path, "round-0007", {"ocr_accuracy": 0.9}, ["style since base"])
     assert champion(tmp_path) == "round-0003"
-    assert crown(tmp_path, "round-0003", {"ocr_accuracy": 0.5, "second_ocr_accuracy": 0.5}, [])
+    assert mark_champion(
+        tmp_path, "round-0003", {"ocr_accuracy": 0.5, "second_ocr_accuracy": 0.5}, []
+    )

@@ -155,3 +155,9 @@ def test_a_reward_is_labelled_so_that_it_is_taken_for_no_accuracy(reward, label)
 def test_pictures_can_be_read_again(tmp_path):
     picture().save(tmp_path / "a.png")
     assert open_picture(tmp_path / "a.png").getpixel((0, 0)) == (200, 30, 40)
+
+
+def test_a_reading_is_right_when_the_reward_says_so():
+    picture = Image.new("RGB", (8, 8))
+    assert CaptionedImage(picture, "ﬁne Straße", "FINE STRASSE", 1.0).reading()[0].colour == GOOD
+    assert CaptionedImage(picture, "fine", "fire", 0.7).reading()[0].colour == BAD

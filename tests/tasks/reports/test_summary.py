@@ -4,20 +4,22 @@ import json
 
 import pytest
 
-from tasks.reports.summary import closing_lines
+from tasks.reports.summary import Summary, closing_lines
 
-SUMMARY = {
-    "run": "a",
-    "algorithm": "nft",
-    "rounds": 2,
-    "images": 18,
-    "ocr_accuracy_before": None,
-    "ocr_accuracy_after": None,
-    "training_seconds": 3.0,
-    "seconds": 4.0,
-    "adapter_digest": "0" * 64,
-    "checkpoint": "runs/a/round-0001/update",
-}
+SUMMARY = Summary(
+    run="a",
+    algorithm="nft",
+    rounds=2,
+    images=18,
+    seconds=4.0,
+    training_seconds=3.0,
+    adapter_digest="0" * 64,
+    checkpoint="runs/a/round-0001/update",
+    ocr_accuracy_before=None,
+    ocr_accuracy_after=None,
+    exact_match_before=None,
+    exact_match_after=None,
+)
 
 
 @pytest.fixture

@@ -413,3 +413,23 @@ def test_after_a_mended_sample_a_fork_goes_on_with_it_and_keeps_what_was_made(
     todo = prepare_rerun(parent, "round-0001/rollout", [], "b", downstream=True)
     assert go(todo)["rounds"] == 2
     assert digest(todo.folder.path, "round-0000/update") == digest(parent, "round-0000/update")
+
+
+def test_a_password_in_the_store_s_address_is_refused_before_a_fork_holds_it(train):
+    folder, _ = train("parent", rounds=1)
+    told = ["tracking.uri=postgresql://me:secret@host/db", "nft.nft_beta=0.5"]
+    with pytest.raises(ParamsError, match="must not hold a password"):
+        prepare_rerun(folder, "round-0000/update", told, "fork")
+    assert [path.name for path in folder.parent.iterdir()] == ["parent"]
+
+
+def test_a_password_in_the_store_s_address_is_refused_before_a_run_holds_it(
+    make_resources, tmp_path
+):
+    resources = make_resources(tracking={"uri": "https://me:secret@host"})
+    with (
+        pytest.raises(ParamsError, match="must not hold a password"),
+        open_run(resources, tmp_path / "a"),
+    ):
+        pass
+    assert not (tmp_path / "a").exists()

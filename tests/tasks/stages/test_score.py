@@ -25,12 +25,12 @@ def test_a_shard_is_scored_before_the_next_one_is_sampled(train, scorer_class, m
 
     real = rollout._write
 
-    def write(*args):
+    def write(*args, **more):
         # The thread scores while this one samples: give it time to.
         while events.count("sample") > events.count("score"):
             time.sleep(0.001)
         events.append("sample")
-        real(*args)
+        real(*args, **more)
 
     monkeypatch.setattr(rollout, "_write", write)
     train("a", scorer=Scorer(), rounds=1)
@@ -91,9 +91,9 @@ def test_sampling_ends_soon_after_scoring_has_failed(scorer_class, train, monkey
 
     sampled, real = [], rollout._write
 
-    def write(*args):
+    def write(*args, **more):
         sampled.append(args)
-        real(*args)
+        real(*args, **more)
 
     monkeypatch.setattr(rollout, "_write", write)
     real_submit = ScoreAhead.submit

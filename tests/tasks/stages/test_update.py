@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from calligrapher.errors import RewardError
 from calligrapher.tables.parquet import read_shard, read_table
-from tasks.stages.evaluate import bootstrap_interval, summarise
+from tasks.stages.evaluate import summarise
+from tasks.stages.statistics import bootstrap_interval
 
 
 def test_refresh_moves_old_by_the_formula_and_grpo_copies(train):

@@ -15,7 +15,9 @@ from calligrapher.errors import ArtifactError, CalligrapherError
 from tasks.artifacts.layout import PARAMS
 from tasks.params.run_params import RunParams
 from tasks.tracking.locate import locate
-from tasks.tracking.mirror import TrackedRun, Tracker, sync
+from tasks.tracking.mirror import sync
+from tasks.tracking.models import TrackedRun
+from tasks.tracking.tracker import Tracker
 
 
 def run_params(**tracking):
@@ -297,10 +299,10 @@ def test_a_checkpoint_is_found_by_the_uri_of_its_model_and_as_its_runs_champion(
     assert locate(f"models:/{model_id}", runs) == (runs / "one", "round-0001/refresh")
     with pytest.raises(ArtifactError, match=r"one must have a champion\. None"):
         locate("models:/one@champion", runs)
-    tracked.crown(
+    tracked.mark_champion(
         tracked.logged_model("round-0002", "2cd", runs / "one" / "round-0002" / "refresh")
     )
-    tracked.crown(model_id)
+    tracked.mark_champion(model_id)
     assert locate("models:/one@champion", runs) == (runs / "one", "round-0001/refresh")
     with pytest.raises(
         ArtifactError, match=r"must hold the run of the model m-0\. No MLflow of its runs"
