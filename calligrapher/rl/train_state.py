@@ -39,7 +39,8 @@ class TrainState:
         save_tensors(self.ema or {}, folder / EMA)
         save_tensors(_flat(self.optimizer.state_dict()["state"]), folder / OPTIMIZER)
         scaler = self.scaler.state_dict() if self.scaler else None
-        (folder / STATE).write_text(json.dumps({"step": self.step, "scaler": scaler}) + "\n")
+        state = json.dumps({"step": self.step, "scaler": scaler}, allow_nan=False)
+        (folder / STATE).write_text(state + "\n")
 
     def load(self, policy: Policy, folder: Path) -> None:
         """Read what `save` wrote, into the policy and this state."""
