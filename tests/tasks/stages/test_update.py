@@ -143,6 +143,34 @@ def test_advantages_of_a_real_run_are_zero_in_the_mean_of_each_group(train):
     assert groups.abs().max() > 0.1
 
 
+@pytest.mark.parametrize(
+    ("baseline", "expected"),
+    [
+        ("group", {"zero_spread_share": 0.5, "kept_share": 6 / 9, "dropped_groups": 1}),
+        ("round", {"zero_spread_share": 0.5, "kept_share": 7 / 9, "dropped_groups": 0}),
+    ],
+)
+def test_a_group_that_was_not_scored_is_dropped_and_not_one_without_spread(
+    train, scorer_class, baseline, expected
+):
+    # Three groups of three: one score; three equal ones; three that differ.
+    rewards = iter([0.1, None, None, 0.5, 0.5, 0.5, 0.2, 0.4, 0.9])
+
+    class Scorer(scorer_class):
+        def reward(self, image, case):
+            return next(rewards)
+
+    folder, _ = train(
+        "a",
+        scorer=Scorer(),
+        rounds=1,
+        reward={"max_unscored_share": 0.9},
+        advantage={"baseline": baseline},
+    )
+    meta = json.loads((folder / "round-0000/advantage/artifact.json").read_text())["meta"]
+    assert meta == pytest.approx(expected)
+
+
 def row(accuracy):
     scored = {
         "ocr_accuracy": accuracy,
