@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from calligrapher.errors import CalligrapherError
+from calligrapher.errors import CalligrapherError, CheckpointError
 from calligrapher.model.policy import Policy
 from calligrapher.rl.train_loop import BatchSchedule, TrainLoop, learning_rate_at
 from calligrapher.rl.train_state import STATE_FILES, new_state
@@ -372,3 +372,40 @@ def test_an_optimizer_with_a_nested_state_goes_on_as_if_it_had_not_stopped(tmp_p
     second.state.load(second.policy, tmp_path)
     run(second, schedule, done=2)
     assert torch.equal(weights(second), weights(whole))
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_state_that_is_read_back_has_an_average_if_it_is_one_with_an_average(tmp_path, saved):
+    first, second = make(ema=saved), make(ema=not saved)
+    run(first, BatchSchedule(6, 2, 1, 1, "k"))
+    first.state.save(first.policy, tmp_path)
+    second.state.load(second.policy, tmp_path)
+    if saved:
+        assert second.state.ema is None
+    else:
+        average = torch.cat([w.flatten() for w in second.state.ema.values()])
+        assert torch.equal(average, weights(first))
+
+
+class EightBit(torch.optim.Optimizer):
+    """Tells moments as bitsandbytes does."""
+
+    def __init__(self, params, **settings):
+        super().__init__(params, settings)
+
+    def step(self):
+        for weight in self.param_groups[0]["params"]:
+            self.state[weight] = {"step": 1, "state1": torch.zeros(3, dtype=torch.uint8)}
+
+
+@pytest.mark.parametrize("saved", [32, 8])
+def test_moments_of_another_precision_are_refused_with_what_to_do(tmp_path, saved):
+    loops = {32: make(), 8: make()}
+    loops[8].state.optimizer = EightBit(loops[8].policy.parameters.values(), lr=0.0)
+    first, second = loops[saved], loops[40 - saved]
+    run(first, BatchSchedule(3, 3, 1, 1, "k"))
+    first.state.save(first.policy, tmp_path)
+    way_out = f"holds {saved}-bit ones. Set update.use_8bit_adam={str(saved == 8).lower()}, or"
+    with pytest.raises(CheckpointError, match=way_out):
+        second.state.load(second.policy, tmp_path)
+    loops[saved].state.load(first.policy, tmp_path)
