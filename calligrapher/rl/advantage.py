@@ -102,11 +102,14 @@ def kept(
 
 
 def zero_spread(rewards: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Which groups teach nothing: their valid rewards are equal, or fewer than two; [P] bool."""
+    """Return which groups have two or more valid rewards, and these all equal; [P] bool.
+
+    Such a group teaches nothing; one with fewer valid rewards has no spread that could be zero.
+    """
     rewards, valid = _checked(rewards, valid)
     top = torch.where(valid, rewards, -torch.inf).amax(1)
     bottom = torch.where(valid, rewards, torch.inf).amin(1)
-    return top - bottom <= _tolerance(rewards[valid])
+    return (valid.sum(1) >= 2) & (top - bottom <= _tolerance(rewards[valid]))
 
 
 def _checked(rewards: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,8 @@ from calligrapher.rl.ema import ema_decay, lerp_
 from calligrapher.rl.rows import TrainRows
 from calligrapher.rl.train_state import TrainState
 
+LEAST_SCALE = 1e-4  # of fp16's losses: gradients that overflow below it are not the scale's fault
+
 
 class OptimizerSettings(Protocol):
     """What the loop reads of `warmup` and `update` params."""
@@ -45,6 +47,14 @@ def learning_rate_at(step: int, settings: OptimizerSettings, total_steps: int | 
     done = min(1.0, (step - rise) / max(1, total_steps - rise))
     factor = 1 - done if settings.lr_scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return settings.learning_rate * factor
+
+
+def is_maximum(name: str) -> bool:
+    """Return whether the metric `name` is a maximum: over rows, and over what they are part of.
+
+    The others are means, over rows and over steps.
+    """
+    return "_max_" in name
 
 
 def seeded(*parts: Any) -> torch.Generator:
@@ -121,6 +131,8 @@ class TrainLoop:
         """Take the optimizer steps of `schedule` from number `done` on.
 
         limit: optimizer steps that the state may have at most. on_step: gets each step's metrics.
+        In fp16 a step whose scaled gradients overflow is skipped: it changes nothing but the scale,
+        does not count in the state, and its metrics are `skipped_steps` 1 alone.
         """
         self.policy.loaded = None
         for batches in schedule.steps()[done:]:
@@ -131,37 +143,24 @@ class TrainLoop:
     def _step(
         self, rows: Callable[[list[int]], TrainRows], batches: list[Batch]
     ) -> dict[str, float]:
-        optimizer, scaler = self.state.optimizer, self.state.scaler
+        optimizer = self.state.optimizer
         rate = learning_rate_at(self.state.step, self.settings, self.total_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        total = sum(len(batch.index) for batch in batches)
-        sums: dict[str, float] = {}
-        for batch in batches:
-            share = len(batch.index) / total
-            parts: list[dict[str, Tensor]] = []
-            for loss, metrics in self.objective(rows(batch.index), seeded(batch.key)):
-                scaled = loss * share
-                (scaler.scale(scaled) if scaler else scaled).backward()
-                parts.append(metrics)
-            for name in parts[0]:
-                mean = torch.stack([m[name].double() for m in parts]).mean().item()
-                sums[name] = sums.get(name, 0.0) + share * mean
-        if scaler:
-            scaler.unscale_(optimizer)
+        metrics = self._backward(rows, batches)
+        if self.state.scaler:
+            self.state.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(
             self.policy.parameters.values(), self.settings.max_grad_norm
-        )
-        if not scaler and not math.isfinite(norm.item()):
-            raise CalligrapherError(
-                f"The gradient must be finite. Its norm is {norm.item()} at step {self.state.step}:"
-                " the weights were not changed. Lower the learning rate, or use mixed_precision"
-                " bf16 or no."
-            )
-        if scaler:
-            scaler.step(optimizer)
-            scaler.update()
+        ).item()
+        if not math.isfinite(norm):
+            self._must_be_an_overflow(norm)
+            return {"skipped_steps": 1}
+        if self.state.scaler:
+            self.state.scaler.step(optimizer)
+            self.state.scaler.update()
+            metrics["skipped_steps"] = 0
         else:
             optimizer.step()
         self.state.step += 1
@@ -170,4 +169,46 @@ class TrainLoop:
                 n: p.detach().to("cpu", torch.float32) for n, p in self.policy.parameters.items()
             }
             lerp_(self.state.ema, current, ema_decay(self.state.step, self.ema_max_decay))
-        return sums | {"grad_norm": norm.item(), "learning_rate": rate}
+        return metrics | {"grad_norm": norm, "learning_rate": rate}
+
+    def _backward(
+        self, rows: Callable[[list[int]], TrainRows], batches: list[Batch]
+    ) -> dict[str, float]:
+        """Add up the gradients of `batches`; return the metrics of all their rows."""
+        scaler = self.state.scaler
+        total = sum(len(batch.index) for batch in batches)
+        metrics: dict[str, float] = {}
+        for batch in batches:
+            share = len(batch.index) / total
+            parts: list[dict[str, Tensor]] = []
+            for loss, measured in self.objective(rows(batch.index), seeded(batch.key)):
+                scaled = loss * share
+                (scaler.scale(scaled) if scaler else scaled).backward()
+                parts.append(measured)
+            for name in parts[0]:
+                values = torch.stack([part[name].double() for part in parts])
+                if is_maximum(name):
+                    before = values.new_tensor([metrics.get(name, -math.inf)])
+                    metrics[name] = torch.cat([before, values]).max().item()  # NaN stays NaN
+                else:
+                    metrics[name] = metrics.get(name, 0.0) + share * values.mean().item()
+        return metrics
+
+    def _must_be_an_overflow(self, norm: float) -> None:
+        """Lower the scale of fp16's losses, which the gradients outgrew.
+
+        Raises CalligrapherError where no scale explains the norm: without a scaler, where the
+        gradients themselves are finite, and where the scale has been lowered to its least.
+        """
+        scaler = self.state.scaler
+        if scaler:
+            before = scaler.get_scale()
+            scaler.update()
+            if LEAST_SCALE <= scaler.get_scale() < before:
+                return
+        cause = f" A scale of {scaler.get_scale():g} is not the cause." if scaler else ""
+        raise CalligrapherError(
+            f"The gradient must be finite. Its norm is {norm} at step {self.state.step}: the"
+            f" weights were not changed.{cause} Lower the learning rate, or use mixed_precision"
+            " bf16 or no."
+        )

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from calligrapher.durable import save_tensors
-from calligrapher.errors import CalligrapherError
+from calligrapher.errors import CalligrapherError, CheckpointError
 from calligrapher.model.policy import Policy, Weights
 
 TRAINED, EMA, OPTIMIZER, STATE = (
@@ -21,6 +21,7 @@ TRAINED, EMA, OPTIMIZER, STATE = (
     "state.json",
 )
 STATE_FILES = (TRAINED, EMA, OPTIMIZER, STATE)
+NO_TENSORS = 16  # bytes of a safetensors file without a tensor, as `EMA` is where none is kept
 
 
 @dataclass
@@ -39,19 +40,40 @@ class TrainState:
         save_tensors(self.ema or {}, folder / EMA)
         save_tensors(_flat(self.optimizer.state_dict()["state"]), folder / OPTIMIZER)
         scaler = self.scaler.state_dict() if self.scaler else None
-        (folder / STATE).write_text(json.dumps({"step": self.step, "scaler": scaler}) + "\n")
+        state = json.dumps({"step": self.step, "scaler": scaler}, allow_nan=False)
+        (folder / STATE).write_text(state + "\n")
 
     def load(self, policy: Policy, folder: Path) -> None:
-        """Read what `save` wrote, into the policy and this state."""
+        """Read what `save` wrote, into the policy and this state.
+
+        What this state is decides, where the saved one is of another kind: without an average, the
+        saved one is left behind; with one where none was saved, it starts from the trained weights.
+        The settings of the optimizer stay. Raises CheckpointError for moments of another precision.
+        """
         policy.load(load_file(folder / TRAINED))
-        self.ema = load_file(folder / EMA) or None
-        state = _nested(load_file(folder / OPTIMIZER))
+        if self.ema is not None:
+            self.ema = load_file(folder / EMA) or policy.snapshot()
+        tensors = load_file(folder / OPTIMIZER)
+        self._must_fit(tensors, folder)
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.optimizer.load_state_dict({"state": _nested(tensors), "param_groups": groups})
         saved = json.loads((folder / STATE).read_text())
         self.step = saved["step"]
         if self.scaler is not None and saved["scaler"] is not None:
             self.scaler.load_state_dict(saved["scaler"])
+
+    def _must_fit(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        saved = any(name.endswith("|exp_avg") for name in tensors)  # as torch's AdamW names it
+        own = isinstance(self.optimizer, torch.optim.AdamW)
+        if tensors and saved != own:
+            kinds = {True: "32-bit", False: "8-bit"}
+            raise CheckpointError(
+                f"{folder / OPTIMIZER} must hold the {kinds[own]} moments that"
+                f" update.use_8bit_adam={str(not own).lower()} goes on with. It holds"
+                f" {kinds[saved]} ones. Set update.use_8bit_adam={str(not saved).lower()}, or begin"
+                " anew with the first round's update, whose optimizer is new"
+                " (`rerun RUN round-0000/update --downstream --fork NAME`)."
+            )
 
 
 def _flat(state: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:

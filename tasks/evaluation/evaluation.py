@@ -21,7 +21,6 @@ from pydantic import Field, ValidationError
 
 from calligrapher.errors import ArtifactError, DataError, ParamsError
 from calligrapher.model.policy import Weights
-from calligrapher.rl.train_state import EMA, TRAINED
 from tasks import pipeline
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import RunsDir, newest_update, round_number
@@ -160,7 +159,7 @@ class Evaluation:
         if name == BASE:
             return None, BASE
         made = self.checkpoint(name)
-        file = EMA if name != WARMUP and self.resources.params.ema.use_ema else TRAINED
+        file = evaluate_stage.evaluated_file(made)
         done = self.folder.stage_path(name)
         path = (
             made.path / file if done.exists() else made.file(file)

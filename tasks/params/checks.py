@@ -61,6 +61,7 @@ def check_all(params: Sections) -> None:
     trains_something(params)
     has_a_signal(params)
     steps_suffice(params)
+    compares_equal_batches(params)
     reward_answers(params)
     evaluates(params)
     learning_rate_rises(params)
@@ -122,6 +123,32 @@ def has_a_signal(params: Sections) -> None:
 
 def steps_suffice(params: Sections) -> None:
     params.rl.fits(params.rollout.num_inference_steps)
+
+
+def compares_equal_batches(params: Sections) -> None:
+    """Raise where half precision would compare log-probabilities out of unlike batches.
+
+    Sums in half precision depend on the shape of a batch. The update of an algorithm that explores
+    takes the rollout's log-probabilities for its own, so both must work on batches of one size.
+    """
+    precision, rollout = params.model.mixed_precision, params.rollout
+    if precision == "no" or params.rl.exploration is None:
+        return
+    if params.update.batch_size != rollout.batch_size:
+        raise ValueError(
+            f"update.batch_size must be rollout.batch_size, {rollout.batch_size}, with"
+            f" {params.rl.name} and model.mixed_precision {precision!r}. Got"
+            f" {params.update.batch_size}: half-precision results depend on the size of a batch, so"
+            " the ratio would not be 1 before the first step, but off by 2e-5 to 1e-4. Set both to"
+            " one value; update.gradient_accumulation_steps decides how many images a step has."
+        )
+    if rollout.shard_size % rollout.batch_size:
+        raise ValueError(
+            f"rollout.shard_size must be a multiple of rollout.batch_size, {rollout.batch_size},"
+            f" with {params.rl.name} and model.mixed_precision {precision!r}. Got"
+            f" {rollout.shard_size}: the last batch of a shard would be smaller than any of the"
+            " update, so the ratio would not be 1 before the first step."
+        )
 
 
 def reward_answers(params: Sections) -> None:

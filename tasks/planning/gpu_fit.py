@@ -50,12 +50,15 @@ def ladder(params: RunParams) -> list[list[str]]:
     """Return sets of overrides to try: what changes no result, rounding, then the method."""
     algorithm = params.algorithm
     lighter = [name for name, kind in algorithms(type(params)).items() if not kind.needs_old]
-    without_old = [f"{algorithm}=null", f"{lighter[0]}={{}}"] if lighter else []
+    single = ["rollout.batch_size=1", "update.batch_size=1"]  # of one size, as exploring asks for
+    images = params.update.batch_size * params.update.gradient_accumulation_steps
+    as_many = [f"update.gradient_accumulation_steps={images}"]
+    without_old = [f"{algorithm}=null", f"{lighter[0]}={{}}", *single] if lighter else []
     adapter = ["model.train_adapter=false"] + ["model.lora={}"] * (params.model.lora is None)
     steps = [
         ["model.offload_text_encoder_two=true"],
         ["model.gradient_checkpointing=true"],
-        ["rollout.batch_size=1"],
+        single + as_many if params.rl.exploration else single[:1],
         ["model.mixed_precision=bf16"] * (params.model.mixed_precision == "no"),
         ["warmup.use_8bit_adam=true"] * (params.warmup.steps > 0),
         ["update.use_8bit_adam=true"],
@@ -88,14 +91,20 @@ def changes_to_fit(
     def everything(chosen: Sequence[Sequence[str]]) -> int:
         return sum(stage.total for stage in memory(with_changes(chosen)))
 
+    def fits(chosen: Sequence[Sequence[str]]) -> bool:
+        try:
+            return needed(with_changes(chosen)) <= gib
+        except ParamsError:  # these changes go with one that was taken out
+            return False
+
     chosen: list[list[str]] = []
     for change in ladder(with_changes([])):
-        if needed(with_changes(chosen)) <= gib:
+        if fits(chosen):
             break
         if everything([*chosen, change]) < everything(chosen):
             chosen = [*chosen, change]
-    if needed(with_changes(chosen)) <= gib:
+    if fits(chosen):
         for change in list(chosen):
             without = [c for c in chosen if c is not change]
-            chosen = without if needed(with_changes(without)) <= gib else chosen
+            chosen = without if fits(without) else chosen
     return [c for change in chosen for c in change], needed(with_changes(chosen))

@@ -16,7 +16,7 @@ from tasks.params.run_params import RunParams
 from tasks.reports.learning_curve import show_learning_curve
 from tasks.reports.round_pictures import describe, show_grid, show_round
 from tasks.runs import retention
-from tasks.stages.checkpointed_loop import STEP_METRICS_FILE
+from tasks.stages.checkpointed_loop import STEP_METRICS_FILE, by_step
 from tasks.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -74,9 +74,9 @@ class AfterStage:
     def _track_steps(self, name: str, artifact: Artifact) -> None:
         """Track the optimizer steps that the loop wrote down."""
         lines = artifact.file(STEP_METRICS_FILE).read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
         stage = pipeline.stage_of(name)
-        self.tracker.log_rows(name, [(row.pop("step"), _prefixed(stage, row)) for row in rows])
+        rows = by_step(json.loads(line) for line in lines)
+        self.tracker.log_rows(name, [(step, _prefixed(stage, row)) for step, row in rows.items()])
 
     def _tell_reward(self, round_index: int, scores: Artifact) -> None:
         logger.info(

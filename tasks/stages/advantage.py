@@ -20,8 +20,8 @@ def advantage(
     """Write one advantage per scored image; unscored ones, and groups they leave too small, are not
     kept.
 
-    Files: `advantages.parquet`. Meta: zero_spread_share, kept_share, dropped_groups. Raises
-    RewardError when nothing is kept.
+    Files: `advantages.parquet`. Meta: zero_spread_share (of the groups with two scored images; None
+    without one), kept_share, dropped_groups. Raises RewardError when nothing is kept.
     """
     tables = [
         read_table(scores.file(name), ["sample_id", "reward"]) for name in sorted(scores.files)
@@ -63,8 +63,9 @@ def advantage(
             "kept": keep.flatten().tolist(),
         },
     )
+    compared = zero_spread(rewards, valid)[valid.sum(1) >= 2]
     return {
-        "zero_spread_share": zero_spread(rewards, valid).double().mean().item(),
+        "zero_spread_share": compared.double().mean().item() if len(compared) else None,
         "kept_share": keep.double().mean().item(),
         "dropped_groups": int((~keep.any(1)).sum()),
     }

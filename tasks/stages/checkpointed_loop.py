@@ -2,19 +2,22 @@
 there."""
 
 import json
+import math
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from calligrapher.durable import fsync_path
-from calligrapher.rl.train_loop import BatchSchedule, TrainLoop
+from calligrapher.rl.train_loop import BatchSchedule, TrainLoop, is_maximum
 from tasks.artifacts.layout import INNER
 from tasks.progress import Progress
 
 STEP_METRICS_FILE = "metrics.jsonl"
+SKIPPED, NOT_FINITE = "skipped_steps", "not_finite"  # counts; the other metrics are measurements
 
 
 def run_with_checkpoints(
@@ -30,32 +33,69 @@ def run_with_checkpoints(
     """Run `loop` with a checkpoint in `out/inner` every `every` steps; write state and metrics to
     `out`.
 
-    Goes on from the newest inner checkpoint of an earlier attempt. Returns the means of the
-    metrics, the number of steps, and that of the images trained on (each pass counts).
+    Goes on from the newest inner checkpoint of an earlier attempt. Returns the metrics of the whole
+    stage, the number of steps taken, and that of the images they and the skipped steps went
+    through (each pass counts).
     """
     history: list[dict[str, float]] = []
     inner = out / INNER
     saved = sorted(inner.glob("step-*")) if inner.exists() else []
     if saved:
         loop.state.load(loop.policy, saved[-1])
-        history = [
-            json.loads(line) for line in (saved[-1] / STEP_METRICS_FILE).read_text().splitlines()
-        ]
+        lines = (saved[-1] / STEP_METRICS_FILE).read_text().splitlines()
+        history = [_finite(json.loads(line)) for line in lines]
         bar.advance(len(history))
 
     def on_step(metrics: dict[str, float]) -> None:
-        history.append({"step": loop.state.step, **metrics})
-        bar.advance(loss=metrics["loss"])
+        history.append({"step": loop.state.step, **_finite(metrics)})
+        bar.advance(**{name: metrics[name] for name in ("loss",) if name in metrics})
         if len(history) % every == 0:
             _save(loop, history, inner)
 
     loop.run(rows, schedule, done=len(history), limit=limit, on_step=on_step)
     loop.state.save(loop.policy, out)
     _write_history(history, out)
-    names = sorted({name for row in history for name in row} - {"step"})
-    means = {name: float(np.mean([row[name] for row in history if name in row])) for name in names}
     images = sum(len(batch.index) for step in schedule.steps()[: len(history)] for batch in step)
-    return {"optimizer_steps": len(history), "images": images, **means}
+    metrics = _of_stage(history)
+    taken = len(history) - metrics.get(SKIPPED, 0)
+    return {"optimizer_steps": taken, "images": images, **metrics}
+
+
+def by_step(rows: Iterable[dict[str, float]]) -> dict[int, dict[str, float]]:
+    """Return what was measured at each step of the optimizer, by its number.
+
+    Steps skipped before the next one was taken have the number of the last one that was: they are
+    added up there.
+    """
+    steps: dict[int, dict[str, float]] = {}
+    for row in rows:
+        measured = steps.setdefault(int(row["step"]), {})
+        skipped = measured.get(SKIPPED, 0) + row.get(SKIPPED, 0)
+        measured |= {name: value for name, value in row.items() if name != "step"}
+        if SKIPPED in measured:
+            measured[SKIPPED] = skipped
+    return steps
+
+
+def _finite(row: dict[str, float]) -> dict[str, float]:
+    """Return `row` without its NaN and infinite values; `not_finite` counts them where there are
+    any."""
+    finite = {name: value for name, value in row.items() if math.isfinite(value)}
+    missing = len(row) - len(finite)
+    return finite | {NOT_FINITE: missing} if missing else row
+
+
+def _of_stage(history: list[dict[str, float]]) -> dict[str, float]:
+    """Return each metric over all steps that have it: their sum, maximum or mean, by its name."""
+    names = sorted({name for row in history for name in row} - {"step"})
+    values = {name: [row[name] for row in history if name in row] for name in names}
+    return {name: _combined(name, values[name]) for name in names}
+
+
+def _combined(name: str, values: list[float]) -> float:
+    if name in (SKIPPED, NOT_FINITE):
+        return sum(values)
+    return max(values) if is_maximum(name) else float(np.mean(values))
 
 
 def _save(loop: TrainLoop, history: list[dict[str, float]], inner: Path) -> None:
@@ -74,4 +114,5 @@ def _save(loop: TrainLoop, history: list[dict[str, float]], inner: Path) -> None
 
 
 def _write_history(history: list[dict[str, float]], folder: Path) -> None:
-    (folder / STEP_METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in history))
+    lines = [json.dumps(row, allow_nan=False) + "\n" for row in history]
+    (folder / STEP_METRICS_FILE).write_text("".join(lines))

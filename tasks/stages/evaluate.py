@@ -7,11 +7,10 @@ from typing import Any
 from calligrapher.data.case import Case
 from calligrapher.model.loading import pictures
 from calligrapher.model.policy import Weights
-from calligrapher.rl.train_state import EMA, TRAINED
+from calligrapher.rl.train_state import EMA, NO_TENSORS, TRAINED
 from calligrapher.sampling.sampler import sample_seed
 from calligrapher.tables.parquet import encode_png, write_scores, write_shard
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.layout import WARMUP
 from tasks.pictures.grids import image_grid, reward_label
 from tasks.resources.resources import Resources
 from tasks.stages.sampling import rows_of, sample_batches, table_columns
@@ -38,8 +37,7 @@ def evaluate(
     Its moving average counts where there is one, else the trained weights. Files and meta as in
     `evaluate_weights`.
     """
-    averaged = resources.params.ema.use_ema and checkpoint.stage != WARMUP
-    weights = resources.weights(checkpoint.file(EMA if averaged else TRAINED))
+    weights = resources.weights(checkpoint.file(evaluated_file(checkpoint)))
     shown_round = 0 if round_index is None else round_index + 1
     return evaluate_weights(
         resources,
@@ -49,6 +47,15 @@ def evaluate(
         round_index=shown_round,
         num_cases=num_cases,
     )
+
+
+def evaluated_file(checkpoint: Artifact) -> str:
+    """Return the file of a checkpoint that is evaluated: its moving average where it has one.
+
+    What it was made with decides, not the params of the run that asks: a fork that switches the
+    average on or off shares the checkpoints before.
+    """
+    return EMA if checkpoint.files[EMA].bytes > NO_TENSORS else TRAINED
 
 
 def evaluate_weights(

@@ -142,3 +142,9 @@ def test_rewards_of_another_shape_are_refused():
         group_advantages(
             f64([[0.1, 0.2]]), global_std=True, valid=torch.ones(1, 3, dtype=torch.bool)
         )
+
+
+def test_a_group_without_two_scores_has_no_spread_that_could_be_zero():
+    rewards = f64([[0.5, NAN, NAN], [NAN, NAN, NAN], [0.5, NAN, 0.5], [0.5, 0.6, NAN]])
+    assert zero_spread(rewards, rewards.isfinite()).tolist() == [False, False, True, False]
+    assert zero_spread(f64([[0.5], [0.7]])).tolist() == [False, False]

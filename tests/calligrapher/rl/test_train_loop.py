@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from calligrapher.errors import CalligrapherError
+from calligrapher.errors import CalligrapherError, CheckpointError
 from calligrapher.model.policy import Policy
 from calligrapher.rl.train_loop import BatchSchedule, TrainLoop, learning_rate_at
 from calligrapher.rl.train_state import STATE_FILES, new_state
@@ -205,12 +205,96 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_changes_nothing():
     assert loop.state.optimizer.state_dict()["state"] == {}
 
 
-def test_in_fp16_a_gradient_that_is_not_finite_lowers_the_scale_and_changes_no_weight():
-    loop = make(endless, autocast=torch.float16)
-    before, scale = weights(loop), loop.state.scaler.get_scale()
-    run(loop, BatchSchedule(3, 3, 1, 1, "k"))
+def huge_at(*calls):
+    """Fits `adapter(x)` to `-x`; the loss is beyond fp16's scale in the calls of these numbers."""
+
+    def of(policy):
+        count = iter(range(99))
+
+        def objective(x, generator):
+            factor = 1e36 if next(count) in calls else 1.0
+            loss = ((policy.model.adapter(x) + x) ** 2).mean() * factor
+            yield loss, {"loss": loss.detach()}
+
+        return objective
+
+    return of
+
+
+def test_in_fp16_an_overflow_skips_the_step_and_changes_nothing_but_the_scale():
+    loop = make(huge_at(0), ema=True, autocast=torch.float16)
+    before, average = weights(loop), {n: w.clone() for n, w in loop.state.ema.items()}
+    scale = loop.state.scaler.get_scale()
+    assert run(loop, BatchSchedule(3, 3, 1, 1, "k")) == [{"skipped_steps": 1}]
     assert torch.equal(weights(loop), before)
+    assert all(torch.equal(loop.state.ema[n], average[n]) for n in average)
     assert loop.state.scaler.get_scale() == scale / 2
+    assert loop.state.step == 0
+    assert loop.state.optimizer.state_dict()["state"] == {}
+
+
+def test_in_fp16_a_skipped_step_takes_its_rows_and_no_other_steps_rate_or_average():
+    how = {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 9}
+    skipping = make(huge_at(1), ema=True, autocast=torch.float16, **how)
+    history = run(skipping, BatchSchedule(8, 2, 1, 1, "k"))
+    assert [row["skipped_steps"] for row in history] == [0, 1, 0, 0]
+    assert skipping.state.step == 3
+    rates = [row["learning_rate"] for row in history if "learning_rate" in row]
+    assert rates == pytest.approx([0.1 / 9, 0.2 / 9, 0.3 / 9])
+    # The same as if the schedule had not had the step.
+    without = make(ema=True, autocast=torch.float16, **how)
+    schedule = BatchSchedule(8, 2, 1, 1, "k")
+    run(without, schedule, limit=1)
+    without.state.scaler.update(without.state.scaler.get_scale() / 2)
+    run(without, schedule, done=2)
+    assert torch.equal(weights(skipping), weights(without))
+    assert all(torch.equal(skipping.state.ema[n], without.state.ema[n]) for n in without.state.ema)
+
+
+def test_a_limit_counts_the_steps_that_were_taken():
+    loop = make(huge_at(0, 2), autocast=torch.float16)
+    history = run(loop, BatchSchedule(12, 2, 1, 1, "k"), limit=2)
+    assert [row["skipped_steps"] for row in history] == [1, 0, 1, 0]
+    assert loop.state.step == 2
+
+
+def test_in_fp16_gradients_that_no_scale_makes_finite_are_an_error_in_the_end():
+    loop = make(endless, autocast=torch.float16)
+    history = []
+    with pytest.raises(CalligrapherError, match=r"scale of \S+ is not the cause.* bf16"):
+        loop.run(lambda i: rows(3)[i], BatchSchedule(3, 3, 1, 99, "k"), on_step=history.append)
+    assert 20 < len(history) < 40
+    assert loop.state.step == 0
+
+
+def test_in_fp16_a_norm_beyond_float32_of_finite_gradients_is_an_error():
+    def steep(policy):
+        def objective(x, generator):
+            yield (policy.model.adapter(x) * 1e20).sum(), {"loss": torch.tensor(0.0)}
+
+        return objective
+
+    loop = make(steep, autocast=torch.float16)
+    loop.state.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    with pytest.raises(CalligrapherError, match="gradient must be finite"):
+        run(loop, BatchSchedule(3, 3, 1, 1, "k"))
+
+
+def test_a_maximum_is_one_over_the_losses_batches_and_other_metrics_are_means():
+    def told(policy):
+        values = iter([1.0, 5.0, 2.0, 3.0])
+
+        def objective(x, generator):
+            for _ in range(2):
+                value = torch.tensor(next(values))
+                loss = policy.model.adapter(x).sum()
+                yield loss, {"loss": value, "ratio_max_dev": value}
+
+        return objective
+
+    (metrics,) = run(make(told), BatchSchedule(4, 2, 2, 1, "k"))
+    assert metrics["ratio_max_dev"] == 5.0
+    assert metrics["loss"] == 2.75
 
 
 def test_in_fp16_the_scale_does_not_change_the_step():
@@ -288,3 +372,40 @@ def test_an_optimizer_with_a_nested_state_goes_on_as_if_it_had_not_stopped(tmp_p
     second.state.load(second.policy, tmp_path)
     run(second, schedule, done=2)
     assert torch.equal(weights(second), weights(whole))
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_state_that_is_read_back_has_an_average_if_it_is_one_with_an_average(tmp_path, saved):
+    first, second = make(ema=saved), make(ema=not saved)
+    run(first, BatchSchedule(6, 2, 1, 1, "k"))
+    first.state.save(first.policy, tmp_path)
+    second.state.load(second.policy, tmp_path)
+    if saved:
+        assert second.state.ema is None
+    else:
+        average = torch.cat([w.flatten() for w in second.state.ema.values()])
+        assert torch.equal(average, weights(first))
+
+
+class EightBit(torch.optim.Optimizer):
+    """Tells moments as bitsandbytes does."""
+
+    def __init__(self, params, **settings):
+        super().__init__(params, settings)
+
+    def step(self):
+        for weight in self.param_groups[0]["params"]:
+            self.state[weight] = {"step": 1, "state1": torch.zeros(3, dtype=torch.uint8)}
+
+
+@pytest.mark.parametrize("saved", [32, 8])
+def test_moments_of_another_precision_are_refused_with_what_to_do(tmp_path, saved):
+    loops = {32: make(), 8: make()}
+    loops[8].state.optimizer = EightBit(loops[8].policy.parameters.values(), lr=0.0)
+    first, second = loops[saved], loops[40 - saved]
+    run(first, BatchSchedule(3, 3, 1, 1, "k"))
+    first.state.save(first.policy, tmp_path)
+    way_out = f"holds {saved}-bit ones. Set update.use_8bit_adam={str(saved == 8).lower()}, or"
+    with pytest.raises(CheckpointError, match=way_out):
+        second.state.load(second.policy, tmp_path)
+    loops[saved].state.load(first.policy, tmp_path)

@@ -95,6 +95,27 @@ def test_overrides_reach_into_sections_that_the_file_leaves_out(load):
     assert params.reward.server_urls == ["http://a:1"]
 
 
+EXPLORES = ("nft=null", "grpo={}", "model.mixed_precision=bf16")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_in_half_precision_an_algorithm_that_explores_needs_equal_batches(load, precision):
+    given = (*EXPLORES[:2], f"model.mixed_precision={precision}")
+    with pytest.raises(
+        ParamsError, match=r"update\.batch_size must be rollout\.batch_size, 3, with grpo .* Got 2"
+    ):
+        load(*given, "rollout.batch_size=3", "update.batch_size=2")
+    with pytest.raises(ParamsError, match=r"shard_size must be a multiple of .*, 3, .* Got 8"):
+        load(*given, "rollout.batch_size=3", "update.batch_size=3", "rollout.shard_size=8")
+    load(*given, "rollout.batch_size=3", "update.batch_size=3", "rollout.shard_size=9")
+
+
+def test_unequal_batches_serve_in_float32_and_where_the_rollout_does_not_explore(load):
+    batches = ("rollout.batch_size=3", "update.batch_size=2", "rollout.shard_size=8")
+    load(*EXPLORES[:2], *batches)
+    load(EXPLORES[2], *batches)
+
+
 def test_an_override_switches_the_algorithm(load):
     assert load("nft=null", "grpo={clip_range: 1e-4}").grpo.clip_range == 1e-4
 

@@ -192,6 +192,17 @@ def test_every_key_of_a_production_file_is_there_and_carries_its_reason(path):
     assert bare == []
 
 
+def test_smaller_batches_are_advised_together_where_the_update_needs_the_rollouts():
+    plan = make_plan(GRPO, [], *capacity(None, 69.0))
+    assert not plan.fits
+    assert plan.changes == [
+        "rollout.batch_size=1",
+        "update.batch_size=1",
+        "update.gradient_accumulation_steps=4",
+    ]
+    assert plan.needed_after_gib <= 69.0
+
+
 def test_changes_are_the_least_that_make_it_fit_and_are_reckoned_not_assumed():
     def load(settings):
         return load_params(NFT, settings)

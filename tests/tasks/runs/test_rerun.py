@@ -6,8 +6,10 @@ import os
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from calligrapher.errors import ArtifactError, ParamsError, RewardError
+from calligrapher.errors import ArtifactError, CheckpointError, ParamsError, RewardError
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import RunsDir
 from tasks.pipeline import planned
@@ -313,6 +315,83 @@ def test_the_recorded_scorer_never_makes_up_a_score(weighed):
     todo = prepare_rerun(weighed, "round-0000/score", ["reward.ocr_weight=0.1"], "b")
     with pytest.raises(RewardError, match="No reward server was started"):
         todo.recorded_scorer().score([b""], [None])
+
+
+def average(folder, name):
+    return load_file(folder / name / "ema.safetensors")
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_a_fork_that_switches_the_average_on_starts_it_from_the_trained_weights(train, go):
+    from calligrapher.rl.ema import ema_decay, lerp_
+
+    parent, _ = train("a", ema={"use_ema": False}, evaluate={"every": 1})
+    assert average(parent, "round-0001/update") == {}
+    on = ["ema.use_ema=true", "ema.update_interval=4", "ema.decay=0.9"]
+    todo = prepare_rerun(parent, "round-0001/update", on, "b", downstream=True)
+    summary = go(todo)
+    fork = todo.folder.path
+    expected, trained = (
+        load_file(parent / f"round-000{r}/update/trained.safetensors") for r in (0, 1)
+    )
+    lerp_(expected, trained, ema_decay(4, 0.9))  # two steps a round: once in this one
+    assert equal(average(fork, "round-0001/update"), expected)
+    file = Artifact.load(fork / "round-0001/update").files["ema.safetensors"]
+    assert summary["adapter_digest"] == file.sha256
+    assert summary["ocr_accuracy_after"] is not None
+
+
+def test_a_fork_that_switches_the_average_off_does_not_carry_the_old_one(train, go):
+    from tasks.weights.checkpoints import find_checkpoint
+
+    parent, _ = train("a")
+    todo = prepare_rerun(parent, "round-0001/update", ["ema.use_ema=false"], "b", downstream=True)
+    go(todo)
+    fork = todo.folder.path
+    assert average(fork, "round-0001/update") == {}
+    trained = "round-0001/update/trained.safetensors"
+    assert (fork / trained).read_bytes() == (parent / trained).read_bytes()
+    assert find_checkpoint(str(fork), fork.parent).path == fork / trained
+
+
+def test_a_fork_with_other_moments_is_told_to_keep_them_or_begin_anew(train, go, monkeypatch):
+    import sys
+    from types import SimpleNamespace
+
+    class EightBit(torch.optim.SGD):  # bitsandbytes' is not installed everywhere
+        def __init__(self, params, *, lr, betas, eps, weight_decay):
+            super().__init__(params, lr=lr)
+
+    parent, _ = train("a")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", SimpleNamespace(AdamW8bit=EightBit))
+    eight = ["update.use_8bit_adam=true"]
+    with pytest.raises(
+        CheckpointError, match=r"32-bit ones\. Set update\.use_8bit_adam=false, or begin"
+    ):
+        go(prepare_rerun(parent, "round-0001/update", eight, "b"))
+    go(prepare_rerun(parent, "round-0000/update", eight, "c"))  # as the message advises
+
+
+@pytest.mark.parametrize("switched_on", [True, False])
+def test_a_shared_checkpoint_is_evaluated_as_it_was_made(train, go, monkeypatch, switched_on):
+    from tasks.stages import evaluate
+
+    parent, _ = train("a", ema={"use_ema": not switched_on}, evaluate={"every": 2})
+    used, real = [], evaluate.evaluate_weights
+
+    def capture(resources, weights, *rest, **more):
+        used.append(weights)
+        return real(resources, weights, *rest, **more)
+
+    monkeypatch.setattr(evaluate, "evaluate_weights", capture)
+    overrides = [f"ema.use_ema={str(switched_on).lower()}", "evaluate.seed=5"]
+    go(prepare_rerun(parent, "round-0001/evaluate", overrides, "b"))
+    kind = "trained" if switched_on else "ema"
+    assert equal(used[0], load_file(parent / f"round-0001/update/{kind}.safetensors"))
 
 
 @pytest.mark.parametrize("algorithm", ["nft", "grpo"])

@@ -144,6 +144,34 @@ def test_advantages_of_a_real_run_are_zero_in_the_mean_of_each_group(train):
     assert groups.abs().max() > 0.1
 
 
+@pytest.mark.parametrize(
+    ("baseline", "expected"),
+    [
+        ("group", {"zero_spread_share": 0.5, "kept_share": 6 / 9, "dropped_groups": 1}),
+        ("round", {"zero_spread_share": 0.5, "kept_share": 7 / 9, "dropped_groups": 0}),
+    ],
+)
+def test_a_group_that_was_not_scored_is_dropped_and_not_one_without_spread(
+    train, scorer_class, baseline, expected
+):
+    # Three groups of three: one score; three equal ones; three that differ.
+    rewards = iter([0.1, None, None, 0.5, 0.5, 0.5, 0.2, 0.4, 0.9])
+
+    class Scorer(scorer_class):
+        def reward(self, image, case):
+            return next(rewards)
+
+    folder, _ = train(
+        "a",
+        scorer=Scorer(),
+        rounds=1,
+        reward={"max_unscored_share": 0.9},
+        advantage={"baseline": baseline},
+    )
+    meta = json.loads((folder / "round-0000/advantage/artifact.json").read_text())["meta"]
+    assert meta == pytest.approx(expected)
+
+
 def row(accuracy):
     scored = {
         "ocr_accuracy": accuracy,
@@ -195,3 +223,96 @@ def test_half_precision_trains_and_is_still_on_policy(train, mixed_precision):
     assert all(
         weight.dtype == torch.float32 and weight.isfinite().all() for weight in trained.values()
     )
+
+
+def overflow_at(monkeypatch, calls, *, die_at=None):
+    """Make the gradients of these optimizer steps infinite, counted over the whole training."""
+    from itertools import count
+
+    from calligrapher.rl.train_loop import TrainLoop
+
+    real, number = TrainLoop._backward, count()
+
+    def backward(self, *arguments):
+        step = next(number)
+        if step == die_at:
+            raise KeyboardInterrupt
+        metrics = real(self, *arguments)
+        if step in calls:
+            next(iter(self.policy.parameters.values())).grad.fill_(float("inf"))
+        return metrics
+
+    monkeypatch.setattr(TrainLoop, "_backward", backward)
+
+
+def lines_of(path):
+    def strict(name):
+        raise AssertionError(f"{path} holds {name}, which is no JSON")
+
+    return [json.loads(line, parse_constant=strict) for line in path.read_text().splitlines()]
+
+
+FP16 = {"model": {"mixed_precision": "fp16"}, "update": {"checkpointing_steps": 1}}
+
+
+def test_steps_that_overflow_in_fp16_are_counted_and_left_out_of_all_else(train, monkeypatch):
+    overflow_at(monkeypatch, {2, 3})  # one step of the warm-up, two in each round
+    folder, _ = train("a", **FP16)
+    first, second = (folder / f"round-000{r}/update" for r in (0, 1))
+    rows = lines_of(first / "metrics.jsonl")
+    assert [(row["step"], row["skipped_steps"]) for row in rows] == [(1, 0), (1, 1)]
+    assert rows[1].keys() == {"step", "skipped_steps"}
+    meta = json.loads((first / "artifact.json").read_text())["meta"]
+    assert (meta["optimizer_steps"], meta["skipped_steps"], meta["images"]) == (1, 1, 9)
+    assert meta["loss"] == rows[0]["loss"]
+    assert meta["grad_norm"] == rows[0]["grad_norm"]
+    assert json.loads((second / "state.json").read_text())["step"] == 2
+    refresh = json.loads((folder / "round-0000/refresh/artifact.json").read_text())
+    assert refresh["meta"] == {"old_decay": 0.001 * 1}
+    tracked = [
+        (line["step"], line["metrics"]["update/skipped_steps"], "update/loss" in line["metrics"])
+        for line in lines_of(folder / "metrics.jsonl")
+        if line["stage"].endswith("/update")
+    ]
+    assert tracked == [(1, 1, True), (1, 1, False), (2, 0, True)]
+
+
+def test_a_run_that_died_after_a_skipped_step_ends_as_one_that_did_not(train, monkeypatch):
+    how = FP16 | {"rounds": 1, "update": {"checkpointing_steps": 1, "num_inner_epochs": 2}}
+    with monkeypatch.context() as patched:
+        overflow_at(patched, {2})
+        _, whole = train("a", **how)
+    with monkeypatch.context() as patched:
+        overflow_at(patched, {2}, die_at=3)
+        with pytest.raises(KeyboardInterrupt):
+            train("b", **how)
+    folder, resumed = train("b", **how)
+    assert resumed["adapter_digest"] == whole["adapter_digest"]
+    assert len(lines_of(folder / "round-0000/update/metrics.jsonl")) == 4
+
+
+def test_a_metric_that_is_not_finite_is_left_out_and_counted(train, monkeypatch):
+    from calligrapher.rl.nft import NFTParams
+
+    real = NFTParams.losses
+
+    def losses(self, *arguments, **more):
+        for loss, metrics in real(self, *arguments, **more):
+            yield loss, metrics | {"old_distance": metrics["old_distance"] / 0}
+
+    monkeypatch.setattr(NFTParams, "losses", losses)
+    folder, _ = train("a", rounds=1)
+    rows = lines_of(folder / "round-0000/update/metrics.jsonl")
+    assert [row["not_finite"] for row in rows] == [1, 1]
+    assert all("old_distance" not in row for row in rows)
+    meta = json.loads((folder / "round-0000/update/artifact.json").read_text())["meta"]
+    assert meta["not_finite"] == 2
+    assert "old_distance" not in meta
+
+
+def test_the_largest_ratio_of_a_stage_is_the_largest_of_its_steps(train):
+    folder, _ = train("a", "grpo", rounds=1, update={"num_inner_epochs": 3})
+    rows = lines_of(folder / "round-0000/update/metrics.jsonl")
+    largest = [row["ratio_max_dev"] for row in rows]
+    meta = json.loads((folder / "round-0000/update/artifact.json").read_text())["meta"]
+    assert meta["ratio_max_dev"] == max(largest) > sum(largest) / len(largest)

@@ -16,7 +16,7 @@ import json, os, re, sys, time
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from calligrapher.checkpoint import adapter_state, load_adapter, write_calligrapher_bin
+from calligrapher.model.adapter_files import adapter_state, load_adapter, write_calligrapher_bin
 from calligrapher.model.export import scratch, with_lora
 from calligrapher.model.ip_adapter import AdapterConfig, StyleAdapter
 from tasks.weights.convert import convert
