@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -30,6 +31,7 @@ import psutil
 import torch
 from diffusers import FluxFillPipeline  # noqa: F401  # imported before the forks
 from small_runs import ALGORITHMS, SETTINGS, HashScorer
+from tqdm import tqdm
 from transformers import AutoImageProcessor, SiglipVisionModel  # noqa: F401
 
 from calligrapher.tiny.build import write_random
@@ -39,6 +41,10 @@ from tasks.params.run_params import RunParams
 from tasks.pipeline import planned, round_of, stage_of
 from tasks.reports.verify import verify
 from tasks.runs.run import open_run, resources_of
+
+# tqdm's own lock is one for all forks: a process killed while it holds it would stop all others.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
 
 
 def settings(algorithm: str, model: Path, cases: Path, *, mlflow: bool) -> RunParams:
