@@ -42,6 +42,7 @@ def a_file_in_its_place(home):
     home.write_text("")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [another_versions_database, a_file_in_its_place])
 def test_the_users_prefect_home_is_not_used(no_server, monkeypatch, spoil):
     home = no_server / "home"
