@@ -7,6 +7,7 @@ last bits: results are equal to the bit only on equal machines.
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 
 
@@ -20,9 +21,13 @@ def wait_asleep() -> None:
 
 
 def machine() -> dict[str, str]:
-    """Return the number of threads and the processor, which the last bits of a result depend on."""
-    import torch
+    """Return the number of threads and the processor, which the last bits of a result depend on.
 
+    Nothing where torch was not imported: then it has computed nothing.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
     return {
         "threads": str(torch.get_num_threads()),
         "cpu": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
