@@ -14,7 +14,7 @@ RUNS ?= runs
 demo: .venv/.installed  ## train the embedded tiny model and show that it writes better than before
 	$(BIN)/calligrapher train params/tiny-nft.yaml run=demo runs_dir=$(RUNS)
 
-test: .venv/.installed check  ## the default tests: under 5 minutes on two cores
+test: .venv/.installed check  ## the default tests: 5 to 8 minutes on two cores
 	$(BIN)/python -m pytest -m "not slow"
 
 slow: .venv/.installed  ## real servers, kills and longer runs
