@@ -15,6 +15,8 @@ class Item:
     crop: np.ndarray  # [h, w, 3] uint8 RGB, the mask's bounding box; all of it without a mask
     text: str  # what it should show
     has_mask: bool = True
+    # [H, W] bool, white where the text was to be painted; None: the crop's edges are all that is known
+    mask: np.ndarray | None = None
     reference: np.ndarray | None = None  # [H', W', 3] uint8 RGB, the picture whose style was wanted
     # Why the reference that was sent cannot be used: who looks at one is not asked about this item.
     reference_error: str | None = None

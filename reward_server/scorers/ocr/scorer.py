@@ -15,7 +15,15 @@ from PIL import Image
 
 from reward_server.scorers.base import Item, Outcome
 from reward_server.scorers.ocr.ctc import Alphabet, likelihood_per_character
-from reward_server.scorers.ocr.models import load_detector, load_recogniser
+from reward_server.scorers.ocr.lines import (
+    Line,
+    Place,
+    fits,
+    lines_in,
+    region_around,
+    whole_place,
+)
+from reward_server.scorers.ocr.models import load_detector, load_recogniser, rows_of
 from reward_server.text import normalise, ocr_accuracy, picture_order
 
 
@@ -29,6 +37,15 @@ class Reading:
     )
     probs: np.ndarray  # [T frames, C classes] CTC output of all lines
     rows: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is to be read: the whole picture, the mask in it, whether lines are looked for."""
+
+    rgb: np.ndarray  # uint8 [H, W, 3]
+    mask: np.ndarray | None  # bool [H, W]; None = all of it
+    search: bool
 
 
 @dataclass(frozen=True)
@@ -106,14 +123,15 @@ class OCRScorer:
         *,
         scene: bool = False,
     ) -> list[OCRScore]:
-        """Recognise and compare with the target texts; order kept."""
+        """Read each picture, as one line or as a scene of many, and compare; order kept."""
         if len(images) != len(targets):
             raise ValueError(
                 f"images and targets must be as many. Got {len(images)} and {len(targets)}."
             )
         # Here and not in the pool: one lazy PIL image must not be loaded by two threads.
         asked = [
-            (_rgb(image), target, scene) for image, target in zip(images, targets, strict=True)
+            (Picture(_rgb(image), None, scene), target)
+            for image, target in zip(images, targets, strict=True)
         ]
         batches = [
             asked[start : start + self.max_batch] for start in range(0, len(asked), self.max_batch)
@@ -122,45 +140,70 @@ class OCRScorer:
 
     def score_items(self, items: Sequence[Item]) -> list[Outcome]:
         """See Scorer."""
-        scores = self._score_batch([(item.crop, item.text, self._as_scene(item)) for item in items])
+        scores = self._score_batch([(self._picture(item), item.text) for item in items])
         return [_outcome(score) for score in scores]
 
     def close(self) -> None:
         """Stop the worker threads."""
         self._pool.shutdown()
 
-    def _as_scene(self, item: Item) -> bool:
-        return self.mode == "scene" or (self.mode == "auto" and not item.has_mask)
+    def _picture(self, item: Item) -> Picture:
+        if self.mode == "line" or (item.has_mask and item.mask is None):
+            return Picture(item.crop, None, self.mode != "line")
+        return Picture(item.image, item.mask, True)
 
-    def _score_batch(self, asked: Sequence[tuple[np.ndarray, str, bool]]) -> list[OCRScore]:
-        """Score pictures with their targets; `True` where lines must be found first. Order kept."""
-        for _, target, _ in asked:
+    def _score_batch(self, asked: Sequence[tuple[Picture, str]]) -> list[OCRScore]:
+        """Score pictures with their targets. Order kept."""
+        for _, target in asked:
             if not normalise(target):
                 raise ValueError(
                     f"text must hold at least one character that is not a space. Got {target!r}."
                 )
-        pages = [self._rows(rgb) if scene else [[rgb]] for rgb, _, scene in asked]
+        pages = [self._lines(picture) for picture, _ in asked]
         outputs = iter(
-            self._recogniser.probs([line for rows in pages for row in rows for line in row])
+            self._recogniser.probs([way for lines in pages for line in lines for way in line.ways])
         )
-        readings = [self._read([[next(outputs) for _ in row] for row in rows]) for rows in pages]
+        readings = [
+            self._read([[next(outputs) for _ in line.ways] for line in lines], lines)
+            for lines in pages
+        ]
         return [
             self._compare(reading, target)
-            for reading, (_, target, _) in zip(readings, asked, strict=True)
+            for reading, (_, target) in zip(readings, asked, strict=True)
         ]
 
-    def _rows(self, rgb: np.ndarray) -> list[list[np.ndarray]]:
-        assert self._detector is not None, "reading scenes needs mode scene or auto"
-        return self._detector.rows(rgb)
+    def _lines(self, picture: Picture) -> list[Line]:
+        """Return the lines to be read."""
+        place = Place.of(picture.rgb, picture.mask)
+        if not picture.search:
+            return [Line((picture.rgb,), (place.box(),), 1.0)]
+        assert self._detector is not None, "looking for lines needs mode scene or auto"
+        region = region_around(picture.rgb, place)
+        boxes = [region.to_picture(box) for box in self._detector.boxes(region.pixels)]
+        lines = lines_in(picture.rgb, boxes, place)
+        if picture.mask is not None and not lines:
+            return [whole_place(picture.rgb, place)]
+        if picture.mask is not None and self.mode == "auto":
+            rows = len(rows_of([line.boxes[0] for line in lines]))
+            if fits(lines, rows, place):
+                return [whole_place(picture.rgb, place)]
+        return lines
 
-    def _read(self, rows: list[list[np.ndarray]]) -> Reading:
-        """What the CTC outputs of a picture's lines say; rows from the top, each from the left."""
-        readings = [[self._recogniser.decode(probs) for probs in row] for row in rows]
-        confidences = [confidence for row in readings for _, confidence in row]
+    def _read(self, outputs: Sequence[Sequence[np.ndarray]], lines: Sequence[Line]) -> Reading:
+        """What the CTC outputs of a picture's lines, each in each of its ways, say."""
+        readings = []
+        for probs_of_ways, line in zip(outputs, lines, strict=True):
+            ways = [(*self._recogniser.decode(probs), probs) for probs in probs_of_ways]
+            best = max(range(len(ways)), key=lambda place: ways[place][1])
+            readings.append((*ways[best], line.boxes[best]))
+        rows = rows_of([box for *_, box in readings])
+        by_box = {id(reading[3]): reading for reading in readings}
+        ordered = [[by_box[id(box)] for box in row] for row in rows]
+        confidences = [confidence for _, confidence, *_ in readings]
         return Reading(
-            text=" ".join(picture_order(" ".join(text for text, _ in row)) for row in readings),
+            text=" ".join(picture_order(" ".join(text for text, *_ in row)) for row in ordered),
             confidence=float(np.mean(confidences)) if confidences else 0.0,
-            probs=self._joined([probs for row in rows for probs in row]),
+            probs=self._joined([probs for row in ordered for _, _, probs, _ in row]),
             rows=len(rows),
         )
 
@@ -173,27 +216,20 @@ class OCRScorer:
         return np.concatenate([blank, *(rows for probs in outputs for rows in (probs, blank))])
 
     def _compare(self, reading: Reading, target: str) -> OCRScore:
-        errors: dict[str, str] = {}
-        accuracy = likelihood = None
         absent = self.alphabet.missing(target)
         if absent:
-            errors["ocr_likelihood"] = f"the recogniser's alphabet has no {' '.join(absent)!r}"
-        elif reading.rows > 1 and picture_order(target) != target:
-            errors["ocr_likelihood"] = (
-                "right-to-left text in several rows has no one order of frames"
+            # What no picture can be read as is a failure, not a low score.
+            reason = f"the recogniser's alphabet has no {' '.join(absent)!r}"
+            errors = {"ocr_accuracy": reason, "ocr_likelihood": reason}
+            return OCRScore(reading.text, reading.confidence, None, None, errors)
+        accuracy = ocr_accuracy(target, reading.text)
+        if reading.rows > 1 and picture_order(target) != target:
+            reason = "right-to-left text in several rows has no one order of frames"
+            return OCRScore(
+                reading.text, reading.confidence, accuracy, None, {"ocr_likelihood": reason}
             )
-        else:
-            likelihood = likelihood_per_character(
-                reading.probs, picture_order(target), self.alphabet
-            )
-        if len(absent) == len(set(self.alphabet.spell(target))):
-            # 0 for every picture of a script that the recogniser never learned is a failure.
-            errors["ocr_accuracy"] = (
-                f"the recogniser's alphabet has none of the characters of {target!r}"
-            )
-        else:
-            accuracy = ocr_accuracy(target, reading.text)
-        return OCRScore(reading.text, reading.confidence, accuracy, likelihood, errors)
+        likelihood = likelihood_per_character(reading.probs, picture_order(target), self.alphabet)
+        return OCRScore(reading.text, reading.confidence, accuracy, likelihood, {})
 
 
 def _rgb(image: Image.Image | np.ndarray) -> np.ndarray:
