@@ -54,7 +54,7 @@ class Line:
     @property
     def height(self) -> float:
         """Of its shorter side, in px."""
-        return float(min(_sides(self.boxes[0])))
+        return float(min(sides(self.boxes[0])))
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def region_around(rgb: np.ndarray, place: Place) -> Region:
 def lines_in(rgb: np.ndarray, boxes: Sequence[np.ndarray], place: Place) -> list[Line]:
     """Return those lines, and parts of lines, that lie in the place; at most `MAX_LINES`."""
     found: list[Line] = []
-    for box in sorted(boxes, key=lambda one: -np.prod(_sides(one))):
+    for box in sorted(boxes, key=lambda one: -np.prod(sides(one))):
         for part, inside in _parts_inside(_reading_box(box), place):
             found.append(_line(rgb, part, inside))
         if len(found) >= MAX_LINES:
@@ -149,7 +149,7 @@ def fits(lines: Sequence[Line], rows: int, place: Place) -> bool:
 
 
 def _line(rgb: np.ndarray, box: np.ndarray, inside: float) -> Line:
-    width, height = _sides(box)
+    width, height = sides(box)
     upright = cut_out(rgb, box)
     if height < _TALL * width:
         return Line((upright,), (box,), inside)
@@ -168,7 +168,7 @@ def _line(rgb: np.ndarray, box: np.ndarray, inside: float) -> Line:
 
 def cut_out(rgb: np.ndarray, box: np.ndarray) -> np.ndarray:
     """Return what a box shows, upright, uint8 [h, w, 3]."""
-    width, height = (max(round(side), 1) for side in _sides(box))
+    width, height = (max(round(side), 1) for side in sides(box))
     corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], dtype=np.float32)
     turn = cv2.getPerspectiveTransform(box.astype(np.float32), corners)
     return cv2.warpPerspective(
@@ -183,7 +183,7 @@ def _parts_inside(box: np.ndarray, place: Place) -> list[tuple[np.ndarray, float
     """
     if place.mask is None:
         return [(box, 1.0)]
-    width, height = (max(round(side), 1) for side in _sides(box))
+    width, height = (max(round(side), 1) for side in sides(box))
     along = width >= height  # cut across the longer side
     length, thickness = max(width, height), min(width, height)
     seen = _mask_of(box, place.mask, width, height)
@@ -272,6 +272,11 @@ def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
+def longest_run(flags: np.ndarray) -> int:
+    """How many True follow each other at most."""
+    return max((stop - start for start, stop in _runs(flags)), default=0)
+
+
 def _reading_box(box: np.ndarray) -> np.ndarray:
     """Corners clockwise from the text's top left, if it is read to the right or is a column.
 
@@ -284,13 +289,13 @@ def _reading_box(box: np.ndarray) -> np.ndarray:
     corners = corners[order]
     turns = [np.roll(corners, -turn, axis=0) for turn in range(4)]
     for turned in turns:
-        width, height = _sides(turned)
+        width, height = sides(turned)
         if width >= _TALL * height and abs(_angle(turned)) <= _STEEP:
             return turned
     return min(turns, key=lambda turned: abs(_angle(turned)))
 
 
-def _sides(box: np.ndarray) -> tuple[float, float]:
+def sides(box: np.ndarray) -> tuple[float, float]:
     """Length along the text and across it."""
     box = np.asarray(box, dtype=np.float64)
     along = (np.linalg.norm(box[1] - box[0]) + np.linalg.norm(box[2] - box[3])) / 2

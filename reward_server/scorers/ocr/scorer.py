@@ -7,7 +7,7 @@ that does not change a bit of it (`Recogniser.probs`). `num_threads` batches are
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,37 +15,14 @@ from PIL import Image
 
 from reward_server.scorers.base import Item, Outcome
 from reward_server.scorers.ocr.ctc import Alphabet, likelihood_per_character
-from reward_server.scorers.ocr.lines import (
-    Line,
-    Place,
-    fits,
-    lines_in,
-    region_around,
-    whole_place,
-)
-from reward_server.scorers.ocr.models import load_detector, load_recogniser, rows_of
-from reward_server.text import normalise, ocr_accuracy, picture_order
+from reward_server.scorers.ocr.aspects import NAMES, Aspects
+from reward_server.scorers.ocr.models import load_detector, load_recogniser
+from reward_server.scorers.ocr.reading import Picture, Reader, Reading
+from reward_server.text import Match, normalise, ocr_accuracy, picture_order
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What was read on one picture."""
-
-    text: str  # rows joined by a space
-    confidence: (
-        float  # mean over the lines of the mean over their characters; 0 when nothing was read
-    )
-    probs: np.ndarray  # [T frames, C classes] CTC output of all lines
-    rows: int
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What is to be read: the whole picture, the mask in it, whether lines are looked for."""
-
-    rgb: np.ndarray  # uint8 [H, W, 3]
-    mask: np.ndarray | None  # bool [H, W]; None = all of it
-    search: bool
+_NO_LINES = "no lines are looked for with --ocr-mode line"
+_NO_MASK = "the item has no mask"
 
 
 @dataclass(frozen=True)
@@ -57,9 +34,10 @@ class OCRScore:
 
     text: str
     confidence: float
-    accuracy: float | None
-    likelihood: float | None  # geometric mean per character of the target's CTC probability
-    errors: dict[str, str]
+    aspects: Aspects | None = None  # None: no lines were looked for
+    accuracy: float | None = None
+    likelihood: float | None = None  # geometric mean per character of the target's CTC probability
+    errors: dict[str, str] = field(default_factory=dict)
 
 
 class OCRScorer:
@@ -71,7 +49,13 @@ class OCRScorer:
     """
 
     name = "ocr"
-    fields = ("ocr_text", "ocr_confidence", "ocr_accuracy", "ocr_likelihood")
+    fields = (
+        "ocr_text",
+        "ocr_confidence",
+        "ocr_accuracy",
+        "ocr_likelihood",
+        *(f"ocr_{name}" for name in NAMES),
+    )
     max_batch, max_wait_s = 8, 0.0
 
     def __init__(
@@ -79,6 +63,7 @@ class OCRScorer:
         *,
         num_threads: int = 1,
         mode: str = "line",
+        match: Match = "loose",
         engine: str = "onnxruntime",
         model_dir: Path | None = None,
         det_model_dir: Path | None = None,
@@ -92,7 +77,7 @@ class OCRScorer:
             )
         # A Paddle predictor serves one thread at a time; it may use several itself.
         self.parallel = num_threads if engine == "onnxruntime" else 1
-        self.mode = mode
+        self.mode, self.match = mode, match
         self._recogniser = load_recogniser(
             engine, model_dir=model_dir, device=device, threads=num_threads
         )
@@ -101,7 +86,8 @@ class OCRScorer:
             self._detector = load_detector(
                 engine, model_dir=det_model_dir, device=device, threads=num_threads
             )
-        self.alphabet = Alphabet(self._recogniser.characters)
+        self.alphabet = Alphabet(self._recogniser.characters, match)
+        self._reader = Reader(self._recogniser, self._detector, always_find=mode == "scene")
         self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="ocr-read")
 
     @property
@@ -114,7 +100,7 @@ class OCRScorer:
             if model
             for key, text in model.info.items()
         }
-        return {"mode": self.mode, **told}
+        return {"mode": self.mode, "match": self.match, **told}
 
     def score(
         self,
@@ -130,7 +116,7 @@ class OCRScorer:
             )
         # Here and not in the pool: one lazy PIL image must not be loaded by two threads.
         asked = [
-            (Picture(_rgb(image), None, scene), target)
+            (Picture(_rgb(image), search=scene), target)
             for image, target in zip(images, targets, strict=True)
         ]
         batches = [
@@ -148,9 +134,11 @@ class OCRScorer:
         self._pool.shutdown()
 
     def _picture(self, item: Item) -> Picture:
-        if self.mode == "line" or (item.has_mask and item.mask is None):
-            return Picture(item.crop, None, self.mode != "line")
-        return Picture(item.image, item.mask, True)
+        if self.mode == "line":
+            return Picture(item.crop)
+        if item.has_mask and item.mask is None:
+            return Picture(item.crop, masked=True, search=True)
+        return Picture(item.image, item.mask, masked=item.has_mask, search=True)
 
     def _score_batch(self, asked: Sequence[tuple[Picture, str]]) -> list[OCRScore]:
         """Score pictures with their targets. Order kept."""
@@ -159,77 +147,45 @@ class OCRScorer:
                 raise ValueError(
                     f"text must hold at least one character that is not a space. Got {target!r}."
                 )
-        pages = [self._lines(picture) for picture, _ in asked]
-        outputs = iter(
-            self._recogniser.probs([way for lines in pages for line in lines for way in line.ways])
-        )
-        readings = [
-            self._read([[next(outputs) for _ in line.ways] for line in lines], lines)
-            for lines in pages
-        ]
+        readings = self._reader.read([picture for picture, _ in asked])
         return [
             self._compare(reading, target)
             for reading, (_, target) in zip(readings, asked, strict=True)
         ]
 
-    def _lines(self, picture: Picture) -> list[Line]:
-        """Return the lines to be read."""
-        place = Place.of(picture.rgb, picture.mask)
-        if not picture.search:
-            return [Line((picture.rgb,), (place.box(),), 1.0)]
-        assert self._detector is not None, "looking for lines needs mode scene or auto"
-        region = region_around(picture.rgb, place)
-        boxes = [region.to_picture(box) for box in self._detector.boxes(region.pixels)]
-        lines = lines_in(picture.rgb, boxes, place)
-        if picture.mask is not None and not lines:
-            return [whole_place(picture.rgb, place)]
-        if picture.mask is not None and self.mode == "auto":
-            rows = len(rows_of([line.boxes[0] for line in lines]))
-            if fits(lines, rows, place):
-                return [whole_place(picture.rgb, place)]
-        return lines
-
-    def _read(self, outputs: Sequence[Sequence[np.ndarray]], lines: Sequence[Line]) -> Reading:
-        """What the CTC outputs of a picture's lines, each in each of its ways, say."""
-        readings = []
-        for probs_of_ways, line in zip(outputs, lines, strict=True):
-            ways = [(*self._recogniser.decode(probs), probs) for probs in probs_of_ways]
-            best = max(range(len(ways)), key=lambda place: ways[place][1])
-            readings.append((*ways[best], line.boxes[best]))
-        rows = rows_of([box for *_, box in readings])
-        by_box = {id(reading[3]): reading for reading in readings}
-        ordered = [[by_box[id(box)] for box in row] for row in rows]
-        confidences = [confidence for _, confidence, *_ in readings]
-        return Reading(
-            text=" ".join(picture_order(" ".join(text for text, *_ in row)) for row in ordered),
-            confidence=float(np.mean(confidences)) if confidences else 0.0,
-            probs=self._joined([probs for row in ordered for _, _, probs, _ in row]),
-            rows=len(rows),
-        )
-
-    def _joined(self, outputs: list[np.ndarray]) -> np.ndarray:
-        """One CTC output for all lines: a certain blank between them keeps their letters apart."""
-        if len(outputs) == 1:
-            return outputs[0]
-        blank = np.zeros((1, len(self._recogniser.characters)), dtype=np.float32)
-        blank[0, 0] = 1
-        return np.concatenate([blank, *(rows for probs in outputs for rows in (probs, blank))])
-
     def _compare(self, reading: Reading, target: str) -> OCRScore:
+        told = OCRScore(reading.text, reading.confidence, reading.aspects)
         absent = self.alphabet.missing(target)
         if absent:
             # What no picture can be read as is a failure, not a low score.
             reason = f"the recogniser's alphabet has no {' '.join(absent)!r}"
-            errors = {"ocr_accuracy": reason, "ocr_likelihood": reason}
-            return OCRScore(reading.text, reading.confidence, None, None, errors)
-        accuracy = ocr_accuracy(target, reading.text)
+            return replace(told, errors={"ocr_accuracy": reason, "ocr_likelihood": reason})
+        told = replace(told, accuracy=ocr_accuracy(target, reading.text, self.match))
         if reading.rows > 1 and picture_order(target) != target:
             reason = "right-to-left text in several rows has no one order of frames"
-            return OCRScore(
-                reading.text, reading.confidence, accuracy, None, {"ocr_likelihood": reason}
-            )
-        likelihood = likelihood_per_character(reading.probs, picture_order(target), self.alphabet)
-        return OCRScore(reading.text, reading.confidence, accuracy, likelihood, {})
+            return replace(told, errors={"ocr_likelihood": reason})
+        probs = self._joined(reading.pieces)
+        likelihood = likelihood_per_character(probs, picture_order(target), self.alphabet)
+        clarity = reading.aspects.clarity if reading.aspects and reading.any_text else 1.0
+        return replace(told, likelihood=likelihood * clarity)
+
+    def _joined(self, pieces: Sequence[tuple[np.ndarray, bool]]) -> np.ndarray:
+        """One CTC output for all lines: a certain blank between them keeps their letters apart.
+
+        Where spaces count, a certain space stands between words as well.
+        """
+        if len(pieces) == 1:
+            return pieces[0][0]
+        blank = np.zeros((1, len(self._recogniser.characters)), dtype=np.float32)
+        blank[0, 0] = 1
+        parts = [blank]
+        for place, (probs, space) in enumerate(pieces):
+            if place and space and self.alphabet.spaces:
+                between = np.zeros_like(blank)
+                between[0, self.alphabet.spaces[0]] = 1
+                parts += [between, blank]
+            parts += [probs, blank]
+        return np.concatenate(parts)
 
 
 def _rgb(image: Image.Image | np.ndarray) -> np.ndarray:
@@ -238,8 +194,15 @@ def _rgb(image: Image.Image | np.ndarray) -> np.ndarray:
 
 def _outcome(score: OCRScore) -> Outcome:
     values: dict[str, float | str] = {"ocr_text": score.text, "ocr_confidence": score.confidence}
+    errors = dict(score.errors)
     if score.accuracy is not None:
         values["ocr_accuracy"] = score.accuracy
     if score.likelihood is not None:
         values["ocr_likelihood"] = score.likelihood
-    return Outcome(values, score.errors)
+    for name in NAMES:
+        value = getattr(score.aspects, name) if score.aspects else None
+        if value is not None:
+            values[f"ocr_{name}"] = value
+        else:
+            errors[f"ocr_{name}"] = _NO_LINES if score.aspects is None else _NO_MASK
+    return Outcome(values, errors)
