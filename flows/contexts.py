@@ -94,7 +94,8 @@ def identity_note(params: RunParams, data_dir: Path) -> Path:
         "identity",
         1,
         {"versions": {name: version(name) for name in ENGINES}, "code": code_version()},
-        {name: path_digest(folder) for name, folder in own_server_models(params).items()},
+        {name: path_digest(folder) for name, folder in own_server_models(params).items()}
+        | {f"scorer {name}": own.identity() for name, own in params.reward.scorer_files.items()},
     )
     return data_dir / "reward-identity" / f"{key[:16]}.json"
 
@@ -134,6 +135,7 @@ def reward_urls(params: RunParams, run_folder: Path) -> Iterator[list[str]]:
     flags = [
         f"{OWN_SERVER_FLAGS[name]}={folder}" for name, folder in own_server_models(params).items()
     ]
+    flags += [f"--scorer={name}={text}" for name, text in reward.scorers.items()]
     with ExitStack() as stack:
         server = local_server(flags=flags, log_path=run_folder / "reward-server.log")
         try:
