@@ -16,7 +16,8 @@ def pytest_runtest_makereport():
     """What a test printed reaches the process that reports, also where it is no UTF-8."""
     report = yield
     report.sections = [
-        (title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections
+        (title, text.encode("utf-8", "backslashreplace").decode())
+        for title, text in report.sections
     ]
     return report
 
