@@ -14,6 +14,7 @@ from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, load_rgb, mask_to_tensor, png_bytes, to_image
 from calligrapher.durable import atomic_write
 from calligrapher.errors import ParamsError, RewardError
+from calligrapher.tables.schema import SCORE_COLUMNS
 from reward_server.client import (
     TOKEN_VARIABLE,
     RewardClient,
@@ -60,6 +61,7 @@ class RewardScorer:
         self.params, self.canvas = params, canvas
         self._urls, self._rank, self._note = urls, rank, identity_note
         self._token = _token(params)
+        self._checked = False
 
     @cached_property
     def client(self) -> RewardClient | None:
@@ -85,12 +87,7 @@ class RewardScorer:
             return json.loads(self._note.read_bytes())
         if self.client is None:
             return {"disabled": True}
-        try:
-            info = self.client.info()
-        except RewardClientError as error:
-            raise RewardError(
-                f"The reward servers must say what they score with. {error}"
-            ) from error
+        info = self._info()
         _check_info(info, self.params)
         identity = {"scorers": info["scorers"]}
         if self._note is not None:
@@ -108,6 +105,7 @@ class RewardScorer:
             return [
                 dict.fromkeys(NAMES) | {"reward": DISABLED_REWARD, "reason": None} for _ in images
             ]
+        self._check_scorers_unchanged()
         # By the case, not by its id: training and held-out cases may both be numbered from 1.
         pictures = {case: self._pictures(case) for case in dict.fromkeys(cases)}
         items = [
@@ -124,6 +122,32 @@ class RewardScorer:
         if any(result.reward_model_disabled for result in results):
             raise RewardError(MADE_UP)
         return self.weigh(results)
+
+    def _check_scorers_unchanged(self) -> None:
+        """Raise RewardError when the run's own server has loaded other files than were named.
+
+        Its identity was noted, maybe by an earlier start, and stands in what is made; the server
+        reads the files when it is first needed.
+        """
+        if self._note is None or not self.params.scorers or self._checked:
+            return
+        noted, loaded = self.identity()["scorers"], self._info()["scorers"]
+        for name in self.params.scorers:
+            if noted.get(name) != loaded.get(name):
+                raise RewardError(
+                    f"The file of the scorer {name} must stay as it is while a run goes on. It has"
+                    " changed. Start the run again; scores by the earlier file are then stale."
+                )
+        self._checked = True
+
+    def _info(self) -> dict[str, Any]:
+        assert self.client is not None
+        try:
+            return self.client.info()
+        except RewardClientError as error:
+            raise RewardError(
+                f"The reward servers must say what they score with. {error}"
+            ) from error
 
     def weigh(self, results: Sequence[RewardResult]) -> list[dict[str, Any]]:
         """Rows of the score table: what was measured, and the reward that it gives."""
@@ -156,7 +180,7 @@ def reward_of(
     """Return `sum(weight * component)` as `reward`; null, with a `reason`, when one is missing."""
     total, missing = 0.0, []
     for component, weight in params.component_weights.items():
-        if row[component] is None:
+        if row.get(component) is None:
             missing.append(f"{component}: {errors.get(component, _no_reason(errors))}")
         else:
             total += weight * row[component]
@@ -171,10 +195,37 @@ def measured_numbers(columns: Iterable[str]) -> list[str]:
     return [name for name in WEIGHABLE if name in columns] + own
 
 
+def further_numbers(columns: Iterable[str]) -> list[str]:
+    """Return the components of `measured_numbers` that stand in no fixed column of the table."""
+    return [name for name in measured_numbers(columns) if name not in SCORE_COLUMNS.names]
+
+
 def _no_reason(errors: Mapping[str, str]) -> str:
     """Return the reason of a component that `errors` does not know: that of a refused item."""
     reasons = set(errors.values())
     return reasons.pop() if set(NAMES) <= set(errors) and len(reasons) == 1 else _GAVE_NONE
+
+
+def check_scorers(params: RewardParams) -> None:
+    """Raise ParamsError unless each of `scorers` names a readable file and a class in it.
+
+    Nothing is run. Without a server of the run's own nobody loads them.
+    """
+    if params.disable_reward_model or params.server_urls:
+        return
+    for file in params.scorer_files.values():
+        try:
+            file.check()
+        except ValueError as error:
+            raise ParamsError(f"reward.scorers: {error}") from None
+
+
+def scorer_identities(params: RewardParams) -> dict[str, dict[str, str]]:
+    """Return what decides the numbers of each of `scorers`. Raises ParamsError."""
+    try:
+        return {name: file.identity() for name, file in params.scorer_files.items()}
+    except ValueError as error:
+        raise ParamsError(f"reward.scorers: {error}") from None
 
 
 def check_servers(params: RewardParams) -> None:

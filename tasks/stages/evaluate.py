@@ -10,11 +10,10 @@ from calligrapher.model.policy import Weights
 from calligrapher.rl.train_state import EMA, NO_TENSORS, TRAINED
 from calligrapher.sampling.sampler import sample_seed
 from calligrapher.tables.parquet import encode_png, write_scores, write_shard
-from calligrapher.tables.schema import SCORE_COLUMNS
 from tasks.artifacts.artifact import Artifact
 from tasks.pictures.grids import image_grid, reward_label
 from tasks.resources.resources import Resources
-from tasks.resources.rewards import measured_numbers
+from tasks.resources.rewards import further_numbers
 from tasks.stages.sampling import rows_of, sample_batches, table_columns
 from tasks.stages.statistics import group_means, means_with_intervals
 
@@ -129,8 +128,7 @@ def summarise(scored: list[dict[str, Any]], group: int) -> dict[str, Any]:
         name: [row[name] for row in scored]
         for name in ("ocr_accuracy", "ocr_likelihood", "style_score", "reward")
     }
-    further = [name for name in measured_numbers(scored[0]) if name not in SCORE_COLUMNS.names]
-    columns |= {name: [row[name] for row in scored] for name in further}
+    columns |= {name: [row[name] for row in scored] for name in further_numbers(scored[0])}
     columns["exact_match"] = exact
     return found | means_with_intervals(
         {name: group_means(values, group) for name, values in columns.items()}
