@@ -154,10 +154,19 @@ _NO_RESULT: dict[str, set[str]] = {
         "offload_text_encoder_two",
     },
     "warmup": {"checkpointing_steps"},
-    "reward": {"server_urls", "vlm", "token_file", "timeout_s", "max_unscored_share"},
+    "reward": {
+        "server_urls",
+        "vlm",
+        "scorers",
+        "token_file",
+        "timeout_s",
+        "max_unscored_share",
+    },
     "update": {"checkpointing_steps"},
     "evaluate": {"every"},
 }
+# Only where they are set: what was made before there were such keys is not stale.
+_WHEN_SET: dict[str, set[str]] = {"reward": {"weights"}}
 
 
 def _horizon(params: RunParams) -> dict[str, Any]:
@@ -210,7 +219,9 @@ def _section(params: RunParams, name: str) -> dict[str, Any]:
     """Return the section (or single key) `name` without what decides no result."""
     value = params.model_dump(mode="json", include={name})[name]
     if isinstance(value, dict):
-        value = {k: v for k, v in value.items() if k not in _NO_RESULT.get(name, ())}
+        idle = {key for key in _WHEN_SET.get(name, ()) if not value[key]}
+        idle |= _NO_RESULT.get(name, set())
+        value = {k: v for k, v in value.items() if k not in idle}
     if name == "ema":
         value["decay"] = params.ema_decay
     return {name: value}

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from reward_server.client.failover import (
@@ -55,10 +55,18 @@ class RewardItem:
 
 @dataclass(frozen=True)
 class RewardResult(Measured):
-    """What one picture was measured to be; None exactly where `errors` says why, by field name."""
+    """What one picture was measured to be; None exactly where `errors` says why, by field name.
 
+    own: components that scorers of the user's own measure.
+    """
+
+    own: dict[str, float | None] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     reward_model_disabled: bool = False
+
+    def components(self) -> dict[str, float | str | None]:
+        """Return every component by name, the user's own last."""
+        return {name: getattr(self, name) for name in NAMES} | self.own
 
 
 def server_urls(host: str, first_port: int, count: int) -> list[str]:
@@ -244,4 +252,15 @@ def _result(one: dict) -> RewardResult:
         return RewardResult(
             errors=dict.fromkeys(NAMES, f"the server refused the item: {one['error']}")
         )
-    return RewardResult(**one["score"])
+    known = {name: one["score"][name] for name in _RESULT if name in one["score"]}
+    # What a newer server says besides is no component unless it is a number, or null with a reason.
+    own = {
+        name: value
+        for name, value in one["score"].items()
+        if name not in _RESULT
+        and (type(value) in (int, float) or (value is None and name in known["errors"]))
+    }
+    return RewardResult(**known, own=own)
+
+
+_RESULT = {one.name for one in fields(RewardResult)} - {"own"}

@@ -15,11 +15,12 @@ class Item:
     crop: np.ndarray  # [h, w, 3] uint8 RGB, the mask's bounding box; all of it without a mask
     text: str  # what it should show
     has_mask: bool = True
-    # [H, W] bool, white where the text was to be painted; None: the crop's edges are all that is known
-    mask: np.ndarray | None = None
+    mask: np.ndarray | None = None  # [H, W] bool, the painted part; None without a mask
+    box: tuple[int, int, int, int] | None = None  # top, bottom, left, right of the mask; ends excl.
     reference: np.ndarray | None = None  # [H', W', 3] uint8 RGB, the picture whose style was wanted
     # Why the reference that was sent cannot be used: who looks at one is not asked about this item.
     reference_error: str | None = None
+    prompt: str = ""  # what the model was told
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class Scorer(Protocol):
 def failed(fields: Sequence[str], reason: str, kind: str = "refused") -> Outcome:
     """The outcome of an item that could not be scored."""
     return Outcome(errors=dict.fromkeys(fields, reason), kind=kind)
+
+
+def is_remote(scorer: Scorer) -> bool:
+    """Whether another server does the work: `remote = True` in the scorer's class says so."""
+    return getattr(scorer, "remote", False)
 
 
 def probe_item() -> Item:

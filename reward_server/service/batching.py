@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from reward_server.scorers.base import Item, Outcome, Scorer, failed
+from reward_server.scorers.base import Item, Outcome, Scorer, failed, is_remote
 from reward_server.scorers.safely import probe, score_safely
 
 _SUSPECT = ("exception", "no_number")  # kinds of errors that a broken scorer makes
@@ -98,7 +98,7 @@ class Batcher:
         self._taken_at[me] = started
         outcomes = score_safely(self.scorer, items)
         # An item may fail by its own fault; if the probe picture fails too, the scorer is broken.
-        if any(outcome.kind in _SUSPECT for outcome in outcomes):
+        if not is_remote(self.scorer) and any(one.kind in _SUSPECT for one in outcomes):
             shown = probe(self.scorer)
             if shown.errors and shown.kind in _SUSPECT:
                 self._on_broken(self.scorer.name, next(iter(shown.errors.values())))

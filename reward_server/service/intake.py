@@ -55,13 +55,16 @@ def decode(request: ScoreRequest, opened: Opened) -> Item:
     """Return the item of a request. Raises ItemError: no text, a damaged picture, a black mask."""
     text = _target(request)
     try:
-        image = crop = decode_rgb(opened.image, field="image")
+        mask = box = None
+        image = decode_rgb(opened.image, field="image")
+        crop = image
         if opened.mask is not None:
-            top, bottom, left, right = bounding_box(decode_mask(opened.mask))
+            mask = decode_mask(opened.mask)
+            box = top, bottom, left, right = bounding_box(mask)
             crop = image[top:bottom, left:right]
     except ImageError as error:
         raise ItemError(str(error)) from None
-    item = Item(image=image, crop=crop, text=text, has_mask=opened.mask is not None)
+    item = Item(image, crop, text, mask is not None, mask, box, prompt=request.prompt)
     if opened.reference is None:
         return item
     try:
