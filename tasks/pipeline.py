@@ -157,6 +157,7 @@ _NO_RESULT: dict[str, set[str]] = {
     "reward": {
         "server_urls",
         "vlm",
+        "ocr_mode",  # who scores says how it reads
         "scorers",
         "token_file",
         "timeout_s",
@@ -166,7 +167,7 @@ _NO_RESULT: dict[str, set[str]] = {
     "evaluate": {"every"},
 }
 # Only where they are set: what was made before there were such keys is not stale.
-_WHEN_SET: dict[str, set[str]] = {"reward": {"weights"}}
+_WHEN_SET: dict[str, set[str]] = {"reward": {"weights", "factors", "ocr_match"}}
 
 
 def _horizon(params: RunParams) -> dict[str, Any]:

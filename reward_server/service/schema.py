@@ -41,7 +41,8 @@ class ScoreRequest(Wire):
     mask: Base64PNG | None = Field(
         None,
         description=(
-            "white = the painted text area; of the image's size. OCR and style see its bounding box"
+            "white = the painted text area; of the image's size. OCR reads what lies in it; style sees its"
+            " bounding box"
         ),
     )
     timestep: float | None = Field(
@@ -84,6 +85,20 @@ class ScoreResponse(Wire):
             "probability of the target text in the recogniser's output, geometric mean per"
             " character"
         )
+    )
+    ocr_visibility: Share | None = Field(
+        description="the text stands out from its ground: 0 at a CIELAB distance of 1, 1 from 6"
+    )
+    ocr_upright: Share | None = Field(
+        description="0 where the text is read far more surely turned by 180 degrees"
+    )
+    ocr_unstruck: Share | None = Field(description="0 where a stroke runs through the whole text")
+    ocr_sharpness: Share | None = Field(
+        description="edges against the letters' size: 0 at 0.3 of the line's height, 1 to 0.12"
+    )
+    ocr_inside: Share | None = Field(description="share of the lines' length that is in the mask")
+    ocr_size: Share | None = Field(
+        description="0 where the text fills a tenth of the mask's width and height, 1 from 0.3"
     )
     style_score: Cosine | None = Field(
         description="cosine of the crop's and the reference's embedding"

@@ -50,7 +50,9 @@ class Aspects:
 
         Upside-down text is unlikely as it stands.
         """
-        return min(1.0 if one is None else one for one in (self.visibility, self.unstruck, self.size))
+        return min(
+            1.0 if one is None else one for one in (self.visibility, self.unstruck, self.size)
+        )
 
     def legible(self) -> bool:
         """Whether a person would take it for text: none of `GATES` is low."""

@@ -14,6 +14,7 @@ _SMALL = 24  # px; a mask that is lower is enlarged before lines are looked for
 _ENLARGED = 32  # px, to this
 _STEP = 32  # px; the detector's sides are multiples of this
 _STEEP = 50  # degrees; a longer side that is steeper is read up, down, or as a column of letters
+_NARROW = 8  # px; what is narrower is no column: no letter in it could be read
 _TALL = 1.5  # times its width: how high a box is that may be a column
 _CORE = (0.2, 0.8)  # the share of a line's height that decides whether a column of it is inside
 _INSIDE = 0.75  # of the core: how much of a column must be inside; less is text of the scene
@@ -131,7 +132,7 @@ def lines_in(rgb: np.ndarray, boxes: Sequence[np.ndarray], place: Place) -> list
 
 def whole_place(rgb: np.ndarray, place: Place) -> Line:
     """The place's bounding box as a line."""
-    if place.height < _TALL * place.width:
+    if place.height < _TALL * place.width or place.width < _NARROW:
         return Line((place.crop(rgb),), (place.box(),), 1.0)
     return _line(rgb, place.box(), 1.0)
 
@@ -151,7 +152,7 @@ def fits(lines: Sequence[Line], rows: int, place: Place) -> bool:
 def _line(rgb: np.ndarray, box: np.ndarray, inside: float) -> Line:
     width, height = sides(box)
     upright = cut_out(rgb, box)
-    if height < _TALL * width:
+    if height < _TALL * width or width < _NARROW:
         return Line((upright,), (box,), inside)
     # A high box: a word that runs down or up, a column of letters, or one narrow letter.
     boxes = [np.roll(box, 1, axis=0), np.roll(box, -1, axis=0)]
@@ -198,7 +199,9 @@ def _parts_inside(box: np.ndarray, place: Place) -> list[tuple[np.ndarray, float
         start = 0 if start <= slack else start
         stop = length if length - stop <= slack else stop
         share = (stop - start) / length
-        parts.append((box if share == 1 else _slice(box, start / length, stop / length, along), share))
+        parts.append(
+            (box if share == 1 else _slice(box, start / length, stop / length, along), share)
+        )
     return parts
 
 

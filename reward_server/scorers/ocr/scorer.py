@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from PIL import Image
@@ -21,8 +22,9 @@ from reward_server.scorers.ocr.reading import Picture, Reader, Reading
 from reward_server.text import Match, normalise, ocr_accuracy, picture_order
 
 
-_NO_LINES = "no lines are looked for with --ocr-mode line"
-_NO_MASK = "the item has no mask"
+# Raised with every change of what is read: part of a server's setup.
+READING = 2
+_READ = ("ocr_text", "ocr_confidence", "ocr_accuracy", "ocr_likelihood")
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,13 @@ class OCRScore:
 class OCRScorer:
     """PaddleOCR as a Scorer, also usable by itself through `score`.
 
-    `mode`: line (the picture is one line of text), scene (lines are found first), auto (line for
-    items with a mask). `engine`: onnxruntime with bundled weights, or paddle with `model_dir` (and
-    `det_model_dir` for scene).
+    `mode`: auto (lines are found around the mask; one that fills it is read as the mask's box),
+    scene (lines are always read as found), line (the mask's box is one line of text). `match`:
+    whether case and spaces count, where an item does not say. `engine`: onnxruntime with bundled
+    weights, or paddle with `model_dir` (and `det_model_dir` unless `mode` is line).
     """
 
     name = "ocr"
-    fields = (
-        "ocr_text",
-        "ocr_confidence",
-        "ocr_accuracy",
-        "ocr_likelihood",
-        *(f"ocr_{name}" for name in NAMES),
-    )
     max_batch, max_wait_s = 8, 0.0
 
     def __init__(
@@ -86,9 +82,16 @@ class OCRScorer:
             self._detector = load_detector(
                 engine, model_dir=det_model_dir, device=device, threads=num_threads
             )
-        self.alphabet = Alphabet(self._recogniser.characters, match)
+        self._alphabets = {
+            match: Alphabet(self._recogniser.characters, match) for match in get_args(Match)
+        }
         self._reader = Reader(self._recogniser, self._detector, always_find=mode == "scene")
         self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="ocr-read")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """See Scorer: with `mode` line nothing is known of lines."""
+        return _READ if self.mode == "line" else (*_READ, *(f"ocr_{name}" for name in NAMES))
 
     @property
     def info(self) -> dict[str, str]:
@@ -100,7 +103,7 @@ class OCRScorer:
             if model
             for key, text in model.info.items()
         }
-        return {"mode": self.mode, "match": self.match, **told}
+        return {"mode": self.mode, "match": self.match, "reading": str(READING), **told}
 
     def score(
         self,
@@ -116,7 +119,7 @@ class OCRScorer:
             )
         # Here and not in the pool: one lazy PIL image must not be loaded by two threads.
         asked = [
-            (Picture(_rgb(image), search=scene), target)
+            (Picture(_rgb(image), search=scene), target, self.match)
             for image, target in zip(images, targets, strict=True)
         ]
         batches = [
@@ -126,8 +129,8 @@ class OCRScorer:
 
     def score_items(self, items: Sequence[Item]) -> list[Outcome]:
         """See Scorer."""
-        scores = self._score_batch([(self._picture(item), item.text) for item in items])
-        return [_outcome(score) for score in scores]
+        asked = [(self._picture(item), item.text, item.match or self.match) for item in items]
+        return [_outcome(score) for score in self._score_batch(asked)]
 
     def close(self) -> None:
         """Stop the worker threads."""
@@ -140,36 +143,37 @@ class OCRScorer:
             return Picture(item.crop, masked=True, search=True)
         return Picture(item.image, item.mask, masked=item.has_mask, search=True)
 
-    def _score_batch(self, asked: Sequence[tuple[Picture, str]]) -> list[OCRScore]:
+    def _score_batch(self, asked: Sequence[tuple[Picture, str, Match]]) -> list[OCRScore]:
         """Score pictures with their targets. Order kept."""
-        for _, target in asked:
+        for _, target, _ in asked:
             if not normalise(target):
                 raise ValueError(
                     f"text must hold at least one character that is not a space. Got {target!r}."
                 )
-        readings = self._reader.read([picture for picture, _ in asked])
+        readings = self._reader.read([picture for picture, _, _ in asked])
         return [
-            self._compare(reading, target)
-            for reading, (_, target) in zip(readings, asked, strict=True)
+            self._compare(reading, target, match)
+            for reading, (_, target, match) in zip(readings, asked, strict=True)
         ]
 
-    def _compare(self, reading: Reading, target: str) -> OCRScore:
+    def _compare(self, reading: Reading, target: str, match: Match) -> OCRScore:
+        alphabet = self._alphabets[match]
         told = OCRScore(reading.text, reading.confidence, reading.aspects)
-        absent = self.alphabet.missing(target)
+        absent = alphabet.missing(target)
         if absent:
             # What no picture can be read as is a failure, not a low score.
             reason = f"the recogniser's alphabet has no {' '.join(absent)!r}"
             return replace(told, errors={"ocr_accuracy": reason, "ocr_likelihood": reason})
-        told = replace(told, accuracy=ocr_accuracy(target, reading.text, self.match))
+        told = replace(told, accuracy=ocr_accuracy(target, reading.text, match))
         if reading.rows > 1 and picture_order(target) != target:
             reason = "right-to-left text in several rows has no one order of frames"
             return replace(told, errors={"ocr_likelihood": reason})
-        probs = self._joined(reading.pieces)
-        likelihood = likelihood_per_character(probs, picture_order(target), self.alphabet)
+        probs = self._joined(reading.pieces, alphabet)
+        likelihood = likelihood_per_character(probs, picture_order(target), alphabet)
         clarity = reading.aspects.clarity if reading.aspects and reading.any_text else 1.0
         return replace(told, likelihood=likelihood * clarity)
 
-    def _joined(self, pieces: Sequence[tuple[np.ndarray, bool]]) -> np.ndarray:
+    def _joined(self, pieces: Sequence[tuple[np.ndarray, bool]], alphabet: Alphabet) -> np.ndarray:
         """One CTC output for all lines: a certain blank between them keeps their letters apart.
 
         Where spaces count, a certain space stands between words as well.
@@ -180,9 +184,9 @@ class OCRScorer:
         blank[0, 0] = 1
         parts = [blank]
         for place, (probs, space) in enumerate(pieces):
-            if place and space and self.alphabet.spaces:
+            if place and space and alphabet.spaces:
                 between = np.zeros_like(blank)
-                between[0, self.alphabet.spaces[0]] = 1
+                between[0, alphabet.spaces[0]] = 1
                 parts += [between, blank]
             parts += [probs, blank]
         return np.concatenate(parts)
@@ -199,10 +203,10 @@ def _outcome(score: OCRScore) -> Outcome:
         values["ocr_accuracy"] = score.accuracy
     if score.likelihood is not None:
         values["ocr_likelihood"] = score.likelihood
-    for name in NAMES:
-        value = getattr(score.aspects, name) if score.aspects else None
-        if value is not None:
-            values[f"ocr_{name}"] = value
+    for name in NAMES if score.aspects else ():
+        value = getattr(score.aspects, name)
+        if value is None:
+            errors[f"ocr_{name}"] = "the item has no mask"
         else:
-            errors[f"ocr_{name}"] = _NO_LINES if score.aspects is None else _NO_MASK
+            values[f"ocr_{name}"] = value
     return Outcome(values, errors)
