@@ -178,7 +178,10 @@ def _exploration(params: RunParams) -> dict[str, Any]:
 
 # Keys that came later, with the value that leaves results as they were: only another is read, so
 # that what was made before there was such a key is not stale.
-_LATER: dict[str, dict[str, Any]] = {"advantage": {"combine": "sum", "drop_solved": False}}
+_LATER: dict[str, dict[str, Any]] = {
+    "advantage": {"combine": "sum", "drop_solved": False},
+    "evaluate": {"num_inference_steps": None},
+}
 
 
 def _component_weights(params: RunParams) -> dict[str, Any]:

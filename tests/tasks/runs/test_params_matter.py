@@ -111,6 +111,7 @@ CHANGES = {
     "evaluate.grid_cases": (2, "evaluate", {}),
     "evaluate.seed": (1, "evaluate", {}),
     "evaluate.num_images_per_case": (2, "evaluate", {}),
+    "evaluate.num_inference_steps": (5, "evaluate", {}),
 }
 # Key -> (value, the stage up to which the transformer must be run another number of times).
 CALLS = {
