@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 # Header of every answer: a digest of what decides the server's scores (`fingerprint` of `/info`).
 FINGERPRINT_HEADER = "X-Reward-Fingerprint"
+# Header of every answer of a server that has `/score_files` and knows an item's `components`.
+PROTOCOL_HEADER, PROTOCOL = "X-Reward-Protocol", 2
+REQUEST_ID_HEADER = "X-Request-Id"
 
 _CONNECT_S = 5.0
 _MAX_BACKOFF_S = 10.0
