@@ -20,6 +20,7 @@ class Item:
     reference: np.ndarray | None = None  # [H', W', 3] uint8 RGB, the picture whose style was wanted
     # Why the reference that was sent cannot be used: who looks at one is not asked about this item.
     reference_error: str | None = None
+    prompt: str = ""  # what the model was told
 
 
 @dataclass(frozen=True)

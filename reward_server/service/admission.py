@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 
 class OverloadedError(RuntimeError):
@@ -11,6 +11,9 @@ class OverloadedError(RuntimeError):
     def __init__(self, reason: str, retry_after: int = 1):
         super().__init__(reason)
         self.retry_after = retry_after
+
+
+_NONE: Mapping[str, int] = {}
 
 
 class Admission:
@@ -30,14 +33,13 @@ class Admission:
         """How many are in the longest queue."""
         return max(self._queued.values(), default=0)
 
-    def enter(self, queues: Iterable[str] = (), *, pixels: int = 0) -> None:
+    def enter(self, places: Mapping[str, int] = _NONE, *, pixels: int = 0) -> None:
         """Take room or raise OverloadedError. An empty house admits any single request.
 
-        queues: the name of a queue for each place that is needed in it.
+        places: how many are needed in each queue.
         """
-        wanted = Counter(queues)
         with self._lock:
-            for name, items in wanted.items():
+            for name, items in places.items():
                 if self._queued[name] and self._queued[name] + items > self.max_items:
                     raise OverloadedError(
                         f"{self._queued[name]} items are in the queue of {name}, {self.max_items}"
@@ -47,11 +49,11 @@ class Admission:
                 raise OverloadedError(
                     f"{self.pixels} pixels are in the queue, {self.max_pixels} may be"
                 )
-            self._queued.update(wanted)
+            self._queued.update(places)
             self.pixels += pixels
 
-    def leave(self, queues: Iterable[str] = (), *, pixels: int = 0) -> None:
+    def leave(self, places: Mapping[str, int] = _NONE, *, pixels: int = 0) -> None:
         """Give room back."""
         with self._lock:
-            self._queued.subtract(Counter(queues))
+            self._queued.subtract(places)
             self.pixels -= pixels

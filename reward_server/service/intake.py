@@ -41,6 +41,7 @@ class Ask:
 
     image: Picture
     text: str  # the target
+    prompt: str = ""
     mask: Picture | None = None
     reference: Picture | None = None
     components: tuple[str, ...] | None = None  # None: all
@@ -63,7 +64,7 @@ class Ask:
     def digest(self, *, reference: bool) -> tuple:
         """Stands for all that decides the score; the reference where somebody looks at it."""
         seen = self.reference_digest if reference else b""
-        return self.image_digest, self.mask_digest, seen, self.text, self.components
+        return self.image_digest, self.mask_digest, seen, self.text, self.prompt, self.components
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def ask_of(request: ScoreRequest, files: Mapping[str, bytes] | None = None) -> A
     return Ask(
         image,
         text,
+        request.prompt,
         picture(request.mask),
         picture(request.reference),
         None if components is None else tuple(sorted(set(components))),
@@ -195,7 +197,7 @@ def decode(ask: Ask, opened: Opened, shared: LRU) -> Item:
             shared.put(("mask", ask.mask_digest), mask)
     except ImageError as error:
         raise ItemError(str(error)) from None
-    item = Item(image, image, ask.text, has_mask=False)
+    item = Item(image, image, ask.text, has_mask=False, prompt=ask.prompt)
     if mask is not None:
         top, bottom, left, right = mask.box
         crop = image[top:bottom, left:right]
@@ -234,6 +236,8 @@ def _target(request: ScoreRequest) -> str:
     ):
         if len(value) > limit:
             raise ItemError(f"{field} must have at most {limit} characters. Got {len(value)}.")
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            raise ItemError(f"{field} must be Unicode. Got half of a surrogate pair in it.")
     try:
         text = request.text if request.text is not None else text_from_prompt(request.prompt)
     except ValueError as error:

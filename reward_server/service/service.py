@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -187,13 +188,14 @@ class RewardService:
         self.must_be_ready()
         loop = asyncio.get_running_loop()
         pixels = 0
-        queues = [
+        # A place in a queue is given back as soon as its scorer is done with the item.
+        places = Counter(
             batcher.scorer.name
             for ask in asked
             if isinstance(ask, Ask)
             for batcher in self._asked(ask)
-        ]
-        self.admission.enter(queues)
+        )
+        self.admission.enter(places)
         try:
             opened = await loop.run_in_executor(self._decoders, self._open_all, asked)
             wanted = sum(one.pixels for one in opened if not isinstance(one, ItemError))
@@ -204,9 +206,11 @@ class RewardService:
                 )
             self.admission.enter(pixels=wanted)
             pixels = wanted
-            results = await asyncio.gather(*map(self._score_one, asked, opened))
+            results = await asyncio.gather(
+                *(self._score_one(*pair, places) for pair in zip(asked, opened, strict=True))
+            )
         finally:
-            self.admission.leave(queues, pixels=pixels)
+            self.admission.leave(places, pixels=pixels)
         if self._state == "broken":
             self.must_be_ready()
         return results
@@ -241,7 +245,7 @@ class RewardService:
         return opened
 
     async def _score_one(
-        self, ask: Ask | ItemError, opened: Opened | Known | ItemError
+        self, ask: Ask | ItemError, opened: Opened | Known | ItemError, places: Counter[str]
     ) -> ScoreResponse | ItemError:
         if isinstance(opened, Known):
             return opened.answer
@@ -256,7 +260,7 @@ class RewardService:
             return error
         batchers = self._asked(ask)
         answer = self._response(
-            await asyncio.gather(*(self._outcome(batcher, item) for batcher in batchers)),
+            await asyncio.gather(*(self._outcome(batcher, item, places) for batcher in batchers)),
             not_asked=[one.scorer for one in self._batchers if one not in batchers],
         )
         if self._answers.capacity and _FINAL.issuperset(answer.kinds.values()):
@@ -264,7 +268,14 @@ class RewardService:
             self._answers.put(ask.digest(reference=self._looks_at_reference(ask)), known)
         return answer
 
-    async def _outcome(self, batcher: Batcher, item: Item) -> Outcome:
+    async def _outcome(self, batcher: Batcher, item: Item, places: Counter[str]) -> Outcome:
+        outcome = await self._scored(batcher, item)
+        name = batcher.scorer.name
+        places[name] -= 1
+        self.admission.leave({name: 1})
+        return outcome
+
+    async def _scored(self, batcher: Batcher, item: Item) -> Outcome:
         scorer, limit = batcher.scorer, self.settings.score_timeout
         if item.reference_error is not None and SEES_REFERENCE.intersection(scorer.fields):
             outcome = failed(scorer.fields, item.reference_error)
