@@ -154,7 +154,14 @@ _NO_RESULT: dict[str, set[str]] = {
         "offload_text_encoder_two",
     },
     "warmup": {"checkpointing_steps"},
-    "reward": {"server_urls", "vlm", "token_file", "timeout_s", "max_unscored_share"},
+    "reward": {
+        "server_urls",
+        "vlm",
+        "scorers",
+        "token_file",
+        "timeout_s",
+        "max_unscored_share",
+    },
     "update": {"checkpointing_steps"},
     "evaluate": {"every"},
 }
@@ -181,6 +188,7 @@ def _exploration(params: RunParams) -> dict[str, Any]:
 _LATER: dict[str, dict[str, Any]] = {
     "advantage": {"combine": "sum", "drop_solved": False},
     "evaluate": {"num_inference_steps": None},
+    "reward": {"weights": {}},
 }
 
 
