@@ -1,7 +1,7 @@
 """Labelled pictures of text in scenes: which are scored as a person would, kind by kind.
 
-A folder holds `cases.json`, a list of `{id, kind, verdict: right | wrong, target, ...}`, and for each
-`ID.jpg` (or `.png`) and `ID.mask.png`, white where the text was to be painted.
+A folder holds `cases.json`, a list of `{id, kind, verdict: right | wrong, target, ...}`, and for
+each `ID.jpg` (or `.png`) and `ID.mask.png`, white where the text was to be painted.
 """
 
 import json
@@ -105,7 +105,7 @@ def _shares(
 
 
 def _ordered(labelled: Sequence[Mapping], outcomes: Sequence[Outcome]) -> dict[str, float | int]:
-    """Of pairs of one target, how many have the right picture's likelihood above the wrong one's."""
+    """Of pairs of one target: how many have the right picture's likelihood above the wrong one's."""
     by_target: dict[str, dict[str, list[float]]] = {}
     for case, outcome in zip(labelled, outcomes, strict=True):
         if "ocr_likelihood" in outcome.values:

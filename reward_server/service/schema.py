@@ -1,10 +1,12 @@
 """The wire types: what a request and an answer look like."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from reward_server.components import LOWEST
+from reward_server.scorers.base import KINDS
+from reward_server.text import Match
 
 MAX_PROMPT_CHARS = 4096
 MAX_TEXT_CHARS = 256
@@ -16,13 +18,22 @@ Base64PNG = Annotated[
         json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
     ),
 ]
+Kind = Annotated[
+    str,
+    Field(
+        description="; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items()),
+        json_schema_extra={"enum": list(KINDS)},
+    ),
+]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=LOWEST["style_score"], le=1)]
 
 
 class Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """Fields that are not known are passed over: either side may be newer than the other."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class ScoreRequest(Wire):
@@ -41,8 +52,8 @@ class ScoreRequest(Wire):
     mask: Base64PNG | None = Field(
         None,
         description=(
-            "white = the painted text area; of the image's size. OCR reads what lies in it; style sees its"
-            " bounding box"
+            "white = the painted text area; of the image's size. OCR reads what lies in it; style sees"
+            " its bounding box"
         ),
     )
     timestep: float | None = Field(
@@ -59,6 +70,17 @@ class ScoreRequest(Wire):
     )
     reference: Base64PNG | None = Field(
         None, description="the picture whose style was wanted (style, VLM)"
+    )
+    match: Match | None = Field(
+        None,
+        description="exact: case and spaces count; loose: they do not; default: as the server's",
+    )
+    components: list[str] | None = Field(
+        None,
+        description=(
+            "measure only these: what is not asked for costs no time and waits in no queue;"
+            " default: all"
+        ),
     )
 
 
@@ -87,14 +109,14 @@ class ScoreResponse(Wire):
         )
     )
     ocr_visibility: Share | None = Field(
-        description="the text stands out from its ground: 0 at a CIELAB distance of 1, 1 from 6"
+        description="the text stands out: 0 at a CIELAB distance of 1 from its ground, 1 from 6"
     )
     ocr_upright: Share | None = Field(
         description="0 where the text is read far more surely turned by 180 degrees"
     )
     ocr_unstruck: Share | None = Field(description="0 where a stroke runs through the whole text")
     ocr_sharpness: Share | None = Field(
-        description="edges against the letters' size: 0 at 0.3 of the line's height, 1 to 0.12"
+        description="edges are narrow: 1 up to 0.12 of the line's height, 0 from 0.3"
     )
     ocr_inside: Share | None = Field(description="share of the lines' length that is in the mask")
     ocr_size: Share | None = Field(
@@ -103,16 +125,23 @@ class ScoreResponse(Wire):
     style_score: Cosine | None = Field(
         description="cosine of the crop's and the reference's embedding"
     )
-    errors: dict[str, str]
+    errors: dict[str, str] = Field(description="field -> why it is null")
+    kinds: dict[str, Kind] = Field(description="field -> of what kind its error is")
     reward_model_disabled: bool = Field(
         description="debug mode: the numbers are made up from the picture's bytes"
     )
 
 
 class BatchRequest(Wire):
-    """Several pictures; the answer keeps their order."""
+    """Several pictures; the answer keeps their order.
 
-    items: list[ScoreRequest] = Field(min_length=1)
+    Each item is checked by itself: one of a wrong form is answered with its `error`.
+    """
+
+    items: list[Any] = Field(
+        min_length=1,
+        json_schema_extra={"items": {"anyOf": [{"$ref": "#/components/schemas/ScoreRequest"}, {}]}},
+    )
 
 
 class ItemResult(Wire):
@@ -124,6 +153,11 @@ class ItemResult(Wire):
 
 class BatchResponse(Wire):
     results: list[ItemResult]
+
+
+class Alive(Wire):
+    status: str = Field(description="alive")
+    pid: int
 
 
 class Health(Wire):

@@ -77,6 +77,7 @@ class RewardScorer:
             token=self._token,
             request_timeout_s=params.timeout_s,
             deadline_s=10 * params.timeout_s,
+            needed=tuple(params.weights),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -111,7 +112,13 @@ class RewardScorer:
         # By the case, not by its id: training and held-out cases may both be numbered from 1.
         pictures = {case: self._pictures(case) for case in dict.fromkeys(cases)}
         items = [
-            RewardItem(image=image, prompt=case.prompt, text=case.text, **pictures[case])
+            RewardItem(
+                image=image,
+                prompt=case.prompt,
+                text=case.text,
+                match=case.ocr_match or self.params.ocr_match,
+                **pictures[case],
+            )
             for image, case in zip(images, cases, strict=True)
         ]
         try:

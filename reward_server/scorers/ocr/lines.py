@@ -5,6 +5,7 @@ A mask is bool [H, W]; boxes are float [4 corners, 2 px], clockwise from the tex
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -254,7 +255,7 @@ def _column(upright: np.ndarray) -> np.ndarray | None:
     for start, stop in pieces:
         count = max(round((stop - start) / width), 1) if stop - start > 1.6 * width else 1
         edges = np.linspace(start, stop, count + 1).round().astype(int)
-        letters += [(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        letters += [(a, b) for a, b in pairwise(edges)]
     letters = [(a, b) for a, b in letters if b - a >= 0.2 * width]
     if len(letters) < 2:
         return None

@@ -15,12 +15,11 @@ import numpy as np
 from PIL import Image
 
 from reward_server.scorers.base import Item, Outcome
-from reward_server.scorers.ocr.ctc import Alphabet, likelihood_per_character
 from reward_server.scorers.ocr.aspects import NAMES, Aspects
+from reward_server.scorers.ocr.ctc import Alphabet, likelihood_per_character
 from reward_server.scorers.ocr.models import load_detector, load_recogniser
 from reward_server.scorers.ocr.reading import Picture, Reader, Reading
 from reward_server.text import Match, normalise, ocr_accuracy, picture_order
-
 
 # Raised with every change of what is read: part of a server's setup.
 READING = 2
