@@ -4,6 +4,8 @@ Legend: B rows, K noise levels drawn per row. `v_old` sampled the rollouts; the 
 relative to it.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +17,7 @@ from calligrapher.model.policy import Policy, Weights
 from calligrapher.rl.algorithm import Algorithm, Losses
 from calligrapher.rl.ema import OldPolicy, old_policy_decay
 from calligrapher.rl.rows import TrainRows, noised
+from calligrapher.rl.seeds import seeded
 from calligrapher.sampling.schedule import sigma_schedule, trained_steps
 
 AdvMode = Literal["normal", "positive_only", "negative_only", "one_only", "binary"]
@@ -76,6 +79,7 @@ class NFTParams(Algorithm):
         description=(
             "Noise and noise levels are drawn for every image, or once for all images of a group: "
             "what does not depend on the image then cancels, for a group's advantages add up to 0."
+            " What is drawn does not depend on batches."
         ),
     )
     old_policy: OldPolicy = Field(
@@ -99,6 +103,7 @@ class NFTParams(Algorithm):
     default_ema_decay: ClassVar[float] = 0.999
     usual: ClassVar[dict[str, Any]] = {"old_policy": "slow"}
     needs_old: ClassVar[bool] = True
+    update_version: ClassVar[int] = 2  # 1 drew noise batch by batch
 
     @property
     def exploration(self) -> None:
@@ -116,7 +121,7 @@ class NFTParams(Algorithm):
         self,
         policy: Policy,
         rows: TrainRows,
-        generator: torch.Generator,
+        key: str,
         *,
         num_steps: int,
         old: Weights | None,
@@ -124,18 +129,19 @@ class NFTParams(Algorithm):
     ) -> Losses:
         """Yield a loss for each of `num_train_sigmas` noise levels.
 
-        Noise is fresh per row or group. With `reference` None the old policy's forward is the
-        reference's as well; with `kl_coef` 0 the reference is not run at all.
+        Noise and levels are fresh in each pass, per row or group. With `reference` None the old
+        policy's forward is the reference's as well; with `kl_coef` 0 the reference is not run.
         """
         schedule = sigma_schedule(num_steps, rows.x0.shape[1])
-        draw = torch.arange(len(rows))
+        # Rows of one name share what is drawn.
+        names = [f"{key}/{group}/{member}" for group, member in rows.places.tolist()]
         if self.noise == "group":
-            draw = rows.groups.unique(return_inverse=True)[1].cpu()
-        sigmas_KB = train_sigmas(schedule, int(draw.max()) + 1, self, generator)[:, draw].to(
-            rows.x0.device
-        )
-        for sigma in sigmas_KB:
-            x, _ = noised(rows.x0, sigma, generator, draw)
+            names = [f"{key}/{group}" for group, _ in rows.places.tolist()]
+        sigmas_KB = _drawn(names, lambda name: train_sigmas(schedule, self, seeded(name, "sigmas")))
+        sigmas_KB = sigmas_KB.T.to(rows.x0.device)
+        for k, sigma in enumerate(sigmas_KB):
+            noise = _drawn(names, partial(_noise, rows.x0.shape[1:], k)).to(rows.x0.device)
+            x = noised(rows.x0, sigma, noise)
             with policy.use(old):
                 velocity_old = velocity_ref = policy.velocity(x, sigma, rows.conditioning)
             if self.kl_coef == 0:
@@ -249,10 +255,8 @@ def reward_weight(advantages: Tensor, params: NFTParams) -> Tensor:
     return (clipped / c / 2.0 + 0.5).clamp(0.0, 1.0)
 
 
-def train_sigmas(
-    sigmas: Tensor, rows: int, params: NFTParams, generator: torch.Generator | None = None
-) -> Tensor:
-    """Noise levels to train on, [K, B]: K different ones for each row, drawn without replacement.
+def train_sigmas(sigmas: Tensor, params: NFTParams, generator: torch.Generator) -> Tensor:
+    """Noise levels to train a row on, [K]: different ones, drawn without replacement.
 
     sigmas: the schedule [N + 1], ending in 0, which is never drawn. K = num_train_sigmas, or all
     that timestep_fraction leaves. Raises InputError when more are asked for than there are.
@@ -264,10 +268,18 @@ def train_sigmas(
             f"num_train_sigmas must be at most {available} (timestep_fraction of {len(sigmas) - 1}"
             f" steps). Got {count}. Lower it, or raise the number of steps or timestep_fraction."
         )
-    drawn = torch.stack(
-        [torch.randperm(available, generator=generator)[:count] for _ in range(rows)], dim=1
-    )
-    return sigmas[drawn.to(sigmas.device)]
+    return sigmas[torch.randperm(available, generator=generator)[:count].to(sigmas.device)]
+
+
+def _drawn(names: list[str], draw: Callable[[str], Tensor]) -> Tensor:
+    """Return what `draw` gives for each name, [B, ...]; equal names share one draw."""
+    drawn = {name: draw(name) for name in dict.fromkeys(names)}
+    return torch.stack([drawn[name] for name in names])
+
+
+def _noise(shape: torch.Size, k: int, name: str) -> Tensor:
+    """Return the noise of a row's k-th noise level, drawn on the CPU."""
+    return torch.randn(shape, generator=seeded(name, k))
 
 
 def _normalised_error(x0_hat: Tensor, x0: Tensor) -> Tensor:
