@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from calligrapher.errors import InputError
-from calligrapher.rl.nft import NFTParams, nft_loss, reward_weight, train_sigmas
+from calligrapher.rl.forward_process import train_sigmas
+from calligrapher.rl.nft import NFTParams, nft_loss, reward_weight
 from calligrapher.sampling.schedule import sigma_schedule
 
 GOLDEN = Path(__file__).parents[2] / "golden"

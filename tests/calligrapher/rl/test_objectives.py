@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from calligrapher.model.policy import Conditioning, Policy
+from calligrapher.rl.forward_process import train_sigmas
 from calligrapher.rl.grpo import GRPOParams
-from calligrapher.rl.nft import NFTParams, nft_loss, train_sigmas
+from calligrapher.rl.nft import NFTParams, nft_loss
 from calligrapher.rl.rows import TrainRows, noised
 from calligrapher.rl.seeds import seeded as named
 from calligrapher.rl.supervised import supervised
