@@ -109,7 +109,8 @@ class ForwardProcess(Algorithm):
         if self.num_train_sigmas is not None and self.num_train_sigmas > available:
             raise ValueError(
                 f"{self.name}.num_train_sigmas must be at most {available}"
-                f" ({self.name}.timestep_fraction of {num_steps} rollout.num_inference_steps). Got {self.num_train_sigmas}."
+                f" ({self.name}.timestep_fraction of {num_steps} rollout.num_inference_steps)."
+                f" Got {self.num_train_sigmas}."
             )
 
     def noised_rows(self, rows: TrainRows, key: str, num_steps: int) -> Iterator[Noised]:
