@@ -196,7 +196,7 @@ _LATER: dict[str, dict[str, Any]] = {
 def _component_weights(params: RunParams) -> dict[str, Any]:
     settings = params.advantage
     weighed = settings.combine == "standardized" or settings.drop_solved
-    return {"weights": params.reward.weights} if weighed else {}
+    return {"weights": params.reward.component_weights} if weighed else {}
 
 
 # What `reads` names beside sections and single keys of the params.
