@@ -50,7 +50,14 @@ def warmup(resources: Resources, round_index: None, out: Path) -> dict[str, Any]
     def objective(batch: TrainRows, generator: torch.Generator):
         return supervised(policy, batch, generator, settings.style_dropout)
 
-    loop = TrainLoop(policy, state, settings, objective, total_steps=settings.steps)
+    loop = TrainLoop(
+        policy,
+        state,
+        settings,
+        objective,
+        total_steps=settings.steps,
+        ranks=resources.ranks,
+    )
     with resources.progress("warmup", total=settings.steps, unit="step") as bar:
         return run_with_checkpoints(
             loop,
