@@ -43,12 +43,13 @@ def checked(outcome: Outcome) -> Outcome:
     bad = {
         field: f"the scorer gave {value}, which is no number in {LOWEST[field]:g}..1"
         for field, value in outcome.values.items()
-        if not isinstance(value, str) and not LOWEST[field] <= value <= 1
+        if field in LOWEST and not LOWEST[field] <= value <= 1
     }
     if not bad:
         return outcome
     values = {field: value for field, value in outcome.values.items() if field not in bad}
-    return Outcome(values, {**outcome.errors, **bad}, "no_number")
+    kinds = {**outcome.kinds, **dict.fromkeys(bad, "no_number")}
+    return Outcome(values, {**outcome.errors, **bad}, outcome.kind, kinds)
 
 
 def probe(scorer: Scorer) -> Outcome:

@@ -1,10 +1,11 @@
 """The wire types: what a request and an answer look like."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from reward_server.components import LOWEST
+from reward_server.scorers.base import KINDS
 
 MAX_PROMPT_CHARS = 4096
 MAX_TEXT_CHARS = 256
@@ -16,12 +17,22 @@ Base64PNG = Annotated[
         json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
     ),
 ]
+Kind = Annotated[
+    str,
+    Field(
+        description="; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items()),
+        json_schema_extra={"enum": list(KINDS)},
+    ),
+]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=LOWEST["style_score"], le=1)]
 
 
 class Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """Fields that are not known are passed over: either side may be newer than the other."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class ScoreRequest(Wire):
@@ -58,13 +69,24 @@ class ScoreRequest(Wire):
     reference: Base64PNG | None = Field(
         None, description="the picture whose style was wanted (style, VLM)"
     )
+    components: list[str] | None = Field(
+        None,
+        description=(
+            "measure only these: what is not asked for costs no time and waits in no queue;"
+            " default: all"
+        ),
+    )
 
 
 class ScoreResponse(Wire):
     """Every component of one picture's score; one is null exactly when `errors` says why.
 
-    Its fields are those of `components.Measured`, described.
+    Its fields are those of `components.Measured`, described, and one for each component that a
+    scorer of the user's own measures.
     """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Number | None] = Field(init=False)
 
     vlm_score: Share | None
     ocr_text: str | None
@@ -83,16 +105,23 @@ class ScoreResponse(Wire):
     style_score: Cosine | None = Field(
         description="cosine of the crop's and the reference's embedding"
     )
-    errors: dict[str, str]
+    errors: dict[str, str] = Field(description="field -> why it is null")
+    kinds: dict[str, Kind] = Field(description="field -> of what kind its error is")
     reward_model_disabled: bool = Field(
         description="debug mode: the numbers are made up from the picture's bytes"
     )
 
 
 class BatchRequest(Wire):
-    """Several pictures; the answer keeps their order."""
+    """Several pictures; the answer keeps their order.
 
-    items: list[ScoreRequest] = Field(min_length=1)
+    Each item is checked by itself: one of a wrong form is answered with its `error`.
+    """
+
+    items: list[Any] = Field(
+        min_length=1,
+        json_schema_extra={"items": {"anyOf": [{"$ref": "#/components/schemas/ScoreRequest"}, {}]}},
+    )
 
 
 class ItemResult(Wire):
@@ -104,6 +133,11 @@ class ItemResult(Wire):
 
 class BatchResponse(Wire):
     results: list[ItemResult]
+
+
+class Alive(Wire):
+    status: str = Field(description="alive")
+    pid: int
 
 
 class Health(Wire):

@@ -129,6 +129,11 @@ class RunParams(Section):
             return self.ema.decay
         return self.rl.default_ema_decay
 
+    @property
+    def evaluation_steps(self) -> int:
+        """Sampling steps of what is looked at rather than trained on."""
+        return self.evaluate.num_inference_steps or self.rollout.num_inference_steps
+
     def resolved(self) -> dict[str, Any]:
         """All values, defaults included, as plain JSON: stored with the run."""
         return self.model_dump(mode="json")
@@ -140,6 +145,8 @@ class RunParams(Section):
             texts = {key: getattr(getattr(self, section), key) for key in keys}
             paths = {k: absolute_path(t) for k, t in texts.items() if t not in (None, "tiny")}
             sections[section] = getattr(self, section).model_copy(update=paths)
+        own = {n: file.text(absolute_path) for n, file in self.reward.scorer_files.items()}
+        sections["reward"] = sections["reward"].model_copy(update={"scorers": own})
         return self.model_copy(update=sections)
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from calligrapher.tables.parquet import decode_png, encode_png, write_scores, wr
 from tasks.artifacts.artifact import Artifact
 from tasks.pictures.grids import image_grid, reward_label
 from tasks.resources.resources import Resources
+from tasks.resources.rewards import further_numbers
 from tasks.stages.sampling import rows_of, sample_batches, table_columns
 from tasks.stages.statistics import group_means, means_with_intervals
 from tasks.stages.turns import turns
@@ -75,7 +76,7 @@ def evaluate_weights(
     `images.parquet`, `scores.parquet`, `grid.png` (the first `grid_cases`), `metrics.json`. Meta:
     the metrics; a mean without a scored image is absent, never 0.
     """
-    settings = resources.params.evaluate
+    settings, num_steps = resources.params.evaluate, resources.params.evaluation_steps
     group = settings.num_images_per_case
     rows = rows_of(resources.cases.evaluation[:num_cases], group)
     seeds = [sample_seed(settings.seed, 0, row.case.case_id, row.member) for row in rows]
@@ -85,7 +86,12 @@ def evaluate_weights(
     if not resources.ranks.is_first:
         return metrics
     columns = table_columns(
-        resources, rows, round_index=round_index, seeds=seeds, policy_digest=policy_digest
+        resources,
+        rows,
+        round_index=round_index,
+        seeds=seeds,
+        policy_digest=policy_digest,
+        num_steps=num_steps,
     )
     write_shard(out / IMAGES, columns, pngs, {})
     write_scores(
@@ -121,6 +127,7 @@ def _paint(
                 [cases[i] for i in batch],
                 seeds=[seeds[i] for i in batch],
                 weights=weights,
+                num_steps=resources.params.evaluation_steps,
             )
             if turn.own:
                 shown = pictures(resources.model, sampled.x0, canvas)
@@ -156,6 +163,7 @@ def summarise(scored: list[dict[str, Any]], group: int) -> dict[str, Any]:
         name: [row[name] for row in scored]
         for name in ("ocr_accuracy", "ocr_likelihood", "style_score", "reward")
     }
+    columns |= {name: [row[name] for row in scored] for name in further_numbers(scored[0])}
     columns["exact_match"] = exact
     return found | means_with_intervals(
         {name: group_means(values, group) for name, values in columns.items()}

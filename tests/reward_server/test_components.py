@@ -12,7 +12,7 @@ from reward_server.settings import Settings
 
 def test_the_wire_type_has_every_component_in_its_range():
     properties = ScoreResponse.model_json_schema()["properties"]
-    assert set(properties) == {*NAMES, "errors", "reward_model_disabled"}
+    assert set(properties) == {*NAMES, "errors", "kinds", "reward_model_disabled"}
     ranges = {
         name: (kind["minimum"], kind["maximum"])
         for name in NAMES
@@ -41,7 +41,7 @@ def test_the_option_that_measures_a_component_is_one_of_a_server():
 
 def test_client_and_debug_scorer_know_every_component():
     assert [getattr(RewardResult(), name) for name in NAMES] == [None] * len(NAMES)
-    assert DebugScorer.fields == NAMES
+    assert DebugScorer().fields == NAMES
 
 
 def test_the_table_needs_nothing_but_the_standard_library():

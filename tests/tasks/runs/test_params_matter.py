@@ -7,6 +7,7 @@ import pytest
 
 from calligrapher.errors import DataError, ParamsError, RewardError
 from reward_server.client import RewardResult
+from tasks.artifacts.artifact import Artifact
 from tasks.params.errors import valid_keys
 from tasks.params.run_params import RunParams
 from tasks.pipeline import ROUND, name_of, stage_of
@@ -66,6 +67,7 @@ CHANGES = {
     "reward.disable_reward_model": (True, "score", {}),
     "advantage.baseline": ("round", "advantage", {}),
     "advantage.global_std": (False, "advantage", {}),
+    "advantage.combine": ("standardized", "advantage", {}),
     "nft.nft_beta": (0.3, "update", {}),
     "nft.kl_coef": (0.5, "update", {}),
     "nft.adv_clip_max": (0.5, "update", {}),
@@ -109,6 +111,7 @@ CHANGES = {
     "evaluate.grid_cases": (2, "evaluate", {}),
     "evaluate.seed": (1, "evaluate", {}),
     "evaluate.num_images_per_case": (2, "evaluate", {}),
+    "evaluate.num_inference_steps": (5, "evaluate", {}),
 }
 # Key -> (value, the stage up to which the transformer must be run another number of times).
 CALLS = {
@@ -131,11 +134,14 @@ PLACES = {
     "update.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
     "reward.server_urls": "test_servers_that_are_named_are_asked_and_no_own_one_is_started",
     "reward.token_file": "test_the_token_of_a_file_is_sent_to_the_servers",
-    "reward.vlm": "test_the_vlm_is_told_to_the_runs_own_server",
+    "reward.vlm": "test_models_and_scorers_are_told_to_the_runs_own_server",
+    "reward.scorers": "test_models_and_scorers_are_told_to_the_runs_own_server",
+    "reward.weights": "test_weights_of_components_without_a_key_of_their_own_count",
     "reward.timeout_s": "test_a_server_that_does_not_answer_is_given_up",
     "reward.max_unscored_share": (
         "test_the_share_of_unscored_images_decides_whether_a_round_goes_on"
     ),
+    "advantage.drop_solved": "test_groups_that_can_hardly_do_better_are_left_out_and_counted",
     "data.reconstruct": "test_a_source_is_learned_in_place_of_a_target_only_where_the_data_says_so",
     "tracking.uri": "test_tracking_goes_where_it_is_told",
     "tracking.experiment": "test_tracking_goes_where_it_is_told",
@@ -410,7 +416,7 @@ def test_servers_that_are_named_are_asked_and_no_own_one_is_started(values, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_vlm_is_told_to_the_runs_own_server(values, tmp_path, monkeypatch):
+def test_models_and_scorers_are_told_to_the_runs_own_server(values, tmp_path, monkeypatch):
     from contextlib import contextmanager
 
     from flows.contexts import reward_urls
@@ -425,12 +431,30 @@ def test_the_vlm_is_told_to_the_runs_own_server(values, tmp_path, monkeypatch):
 
     monkeypatch.setattr(launch, "local_server", local_server)
     params = RunParams.model_validate(
-        values("nft", reward={"vlm": "/models/vlm", "vlm_weight": 0.3})
+        values(
+            "nft",
+            reward={"vlm": "/models/vlm", "vlm_weight": 0.3, "scorers": {"mine": "/r.py:A?b=1"}},
+        )
     )
     with reward_urls(params, tmp_path / "a") as found:
         assert found == ["http://own:1"]
-    assert asked["flags"] == ["--vlm-model-path=/models/vlm"]
+    assert asked["flags"] == ["--vlm-model-path=/models/vlm", "--scorer=mine=/r.py:A?b=1"]
     assert asked["log_path"] == tmp_path / "a/reward-server.log"
+
+
+def test_weights_of_components_without_a_key_of_their_own_count(values):
+    from tasks.resources.rewards import RewardScorer
+
+    reward = {"ocr_weight": 0.5, "scorers": {"mine": "r.py:A"}, "weights": {"mine": 0.25}}
+    params = RunParams.model_validate(values("nft", reward=reward))
+    results = [
+        RewardResult(ocr_accuracy=1.0, own={"mine": 0.5}),
+        RewardResult(ocr_accuracy=1.0, own={"mine": None}, errors={"mine": "it slept"}),
+    ]
+    rows = RewardScorer(params.reward, [], None).weigh(results)
+    assert [row["reward"] for row in rows] == [0.625, None]
+    assert [row["mine"] for row in rows] == [0.5, None]
+    assert rows[1]["reason"] == "mine: it slept"
 
 
 def test_a_server_that_does_not_answer_is_given_up(make_resources):
@@ -517,3 +541,26 @@ def test_the_best_round_keeps_its_weights_until_a_better_one(train, judged):
     keep = {"keep_last": 1, "keep_best": False}
     folder, _ = train("c", "nft", judged(0.2, 0.9, 0.3, 0.4), retention=keep, **EVALUATED)
     assert with_weights(folder) == [3]
+
+
+def test_groups_that_can_hardly_do_better_are_left_out_and_counted(train, scorer_class):
+    class Scorer(scorer_class):
+        rewards = (0.95, 0.95, 0.97, 0.5, 0.9, 0.1, 0.2, 0.4, 0.99)
+
+        def reward(self, image, case):
+            self.asked = getattr(self, "asked", -1) + 1
+            return self.rewards[self.asked]
+
+    found = {}
+    for drop in (False, True):
+        folder, _ = train(
+            f"drop-{drop}", scorer=Scorer(), rounds=1, advantage={"drop_solved": drop}
+        )
+        found[drop] = Artifact.load(folder / "round-0000/advantage")
+    assert "solved_groups" not in found[False].meta
+    assert found[True].meta["solved_groups"] == found[True].meta["dropped_groups"] == 1
+    assert found[True].meta["kept_share"] == pytest.approx(6 / 9)
+    # A key that is left at its default is not read: older artifacts are as fresh as ever.
+    assert set(found[False].params["advantage"]) == {"baseline", "global_std"}
+    assert "weights" not in found[False].params
+    assert found[True].params["weights"] == {"ocr_accuracy": 1.0}
