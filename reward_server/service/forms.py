@@ -20,12 +20,14 @@ def parts_of(content_type: str, body: bytes) -> dict[str, bytes]:
     boundary = _parameter(content_type, "boundary", "content-type")
     if not boundary:
         raise FormError("the header `Content-Type` must name the boundary of multipart/form-data.")
-    line = b"\r\n--" + boundary.encode("latin-1", "replace")
-    found = (b"\r\n" + body).split(line)
+    mark = b"--" + boundary.encode("latin-1", "replace")
+    before, *found = body.split(b"\r\n" + mark)
+    if before.startswith(mark):
+        found.insert(0, before.removeprefix(mark))
     if len(found) < 2 or not found[-1].startswith(b"--"):
         raise FormError("the body must end in the boundary that its `Content-Type` names.")
     parts: dict[str, bytes] = {}
-    for part in found[1:-1]:
+    for part in found[:-1]:
         head, separator, content = part.partition(b"\r\n\r\n")
         name = _name(head)
         if not separator or not name or name in parts:

@@ -83,7 +83,9 @@ class RewardService:
         self._status: dict[str, str] = {"scorers": "loading"}
         self.fingerprint = ""  # of what decides the scores, once the scorers are loaded
         self._closed = threading.Event()
-        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(
+            len(os.sched_getaffinity(0)), thread_name_prefix="decode"
+        )
         self._shared = shared_pictures(_SHARED_BYTES)
         self._answers = LRU(settings.answer_cache)
 
