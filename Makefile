@@ -14,8 +14,8 @@ RUNS ?= runs
 demo: .venv/.installed  ## train the embedded tiny model and show that it writes better than before
 	$(BIN)/calligrapher train params/tiny-nft.yaml run=demo runs_dir=$(RUNS)
 
-test: .venv/.installed check  ## the default tests: 5 to 8 minutes on two cores
-	$(BIN)/python -m pytest -m "not slow"
+test: .venv/.installed check  ## the default tests, two files at a time: under 5 minutes on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 slow: .venv/.installed  ## real servers, kills and longer runs
 	$(BIN)/python -m pytest -m slow

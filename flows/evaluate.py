@@ -14,7 +14,7 @@ from prefect.events import emit_event
 from prefect.states import Completed
 from pydantic import Field
 
-from calligrapher.errors import CalligrapherError
+from calligrapher.errors import ArtifactError, CalligrapherError
 from flows.contexts import lazy_scorer, our_logs
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import PARAMS, RunsDir
@@ -98,13 +98,34 @@ def each(
 
 
 def _evaluate(folder: Path, checkpoint: str | None, params: str) -> Verdict:
-    name = (checkpoint or newest_checkpoint(folder) or "").split("/")[0]
     with evaluation(folder, params) as this:
-        others = {other: measure(this, other) for other in this.earlier(name)}
-        measured = measure(this, name)
-        verdict = this.compare(name, measured, others)
+        verdict, measured, others = _judge(this, checkpoint, measure)
         show(this, verdict, measured, others)
         return verdict
+
+
+def evaluate_here(folder: Path, checkpoint: str | None, params: str) -> tuple[Verdict, str]:
+    """Evaluate one checkpoint of the run in `folder` without Prefect; also return the report.
+
+    Raises ArtifactError where the run has no such checkpoint, and none at all.
+    """
+    with evaluation(folder, params) as this:
+        verdict, measured, others = _judge(this, checkpoint, Evaluation.measure)
+        sheet = picture(this, verdict, measured, others)
+        _track(this, verdict, measured, sheet)
+        return verdict, verdict_report(verdict, sheet)
+
+
+def _judge(
+    this: Evaluation, checkpoint: str | None, measure: Callable[[Evaluation, str], Artifact]
+) -> tuple[Verdict, Artifact, dict[str, Artifact]]:
+    """Return the verdict, what was measured of the checkpoint, and of those before it."""
+    name = (checkpoint or newest_checkpoint(this.run) or "").split("/")[0]
+    if not name:
+        raise ArtifactError(f"{this.run} must hold a checkpoint to evaluate. It has none yet.")
+    others = {other: measure(this, other) for other in this.earlier(name)}
+    measured = measure(this, name)
+    return this.compare(name, measured, others), measured, others
 
 
 @task(cache_policy=NO_CACHE, task_run_name="measure {name}")
@@ -135,16 +156,19 @@ def show(this: Evaluation, verdict: Verdict, made: Artifact, others: dict[str, A
             {"prefect.resource.id": f"calligrapher.run.{verdict.run}"},
             payload=payload,
         )
-    if this.resources.params.tracking.enabled:
-        checkpoint = this.checkpoint(verdict.checkpoint).path
-        try:
-            track_evaluation(
-                this.run, checkpoint, verdict, [made.file(MEASURES), made.file(CASES), sheet]
-            )
-        except Exception as error:
-            logger.warning(
-                "MLflow does not show this evaluation: %s: %s", type(error).__name__, error
-            )
+    _track(this, verdict, made, sheet)
+
+
+def _track(this: Evaluation, verdict: Verdict, made: Artifact, sheet: Path) -> None:
+    if not this.resources.params.tracking.enabled:
+        return
+    checkpoint = this.checkpoint(verdict.checkpoint).path
+    try:
+        track_evaluation(
+            this.run, checkpoint, verdict, [made.file(MEASURES), made.file(CASES), sheet]
+        )
+    except Exception as error:
+        logger.warning("MLflow does not show this evaluation: %s: %s", type(error).__name__, error)
 
 
 @contextmanager

@@ -11,6 +11,17 @@ from calligrapher.threads import wait_asleep
 wait_asleep()  # before any test imports torch
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """What a test printed reaches the process that reports, also where it is no UTF-8."""
+    report = yield
+    report.sections = [
+        (title, text.encode("utf-8", "backslashreplace").decode())
+        for title, text in report.sections
+    ]
+    return report
+
+
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory) -> Path:
     """A folder with `flux-fill/`, `siglip/` and `calligrapher.bin`. Read-only: it is shared by all

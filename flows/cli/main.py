@@ -3,7 +3,11 @@
 calligrapher train tiny-nft|FILE [run=NAME] [runs_dir=DIR] [rounds=5 nft.nft_beta=0.1 ...]
 calligrapher plan nft|FILE [KEY=VALUE ...] [--gpu h100 | --gpu-memory GIB] [--json]
 calligrapher reward-server [--gpu-ids 0,1] [--port 8000] ...
+calligrapher runs
 calligrapher status|verify|gc|sync RUN
+calligrapher evaluate RUN [round-0003]
+calligrapher compare RUN RUN
+calligrapher params [KEY]
 calligrapher why RUN STAGE [KEY=VALUE ...]
 calligrapher rerun RUN STAGE [KEY=VALUE ...] --fork NAME [--downstream]
 calligrapher replay RUN [KEY=VALUE ...] --fork NAME
@@ -36,11 +40,12 @@ from flows.cli.convert import add_convert_commands
 from flows.cli.data import add_data_commands, count, positive
 from flows.cli.demo import add_demo_commands
 from flows.cli.generate import add_generate_commands
+from flows.cli.look import add_look_commands
 from flows.cli.plan import add_plan_commands
 from flows.cli.runs import add_run_commands
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # told without the name of a file
-ONLY_PRINT = {"data", "plan", "status", "verify", "why"}
+ONLY_PRINT = {"compare", "data", "params", "plan", "runs", "status", "verify", "why"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     sync.set_defaults(command=_sync)
 
     add_run_commands(commands)
+    add_look_commands(commands)
     add_data_commands(commands)
     add_convert_commands(commands)
     add_generate_commands(commands)

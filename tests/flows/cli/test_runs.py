@@ -31,7 +31,7 @@ def folder(random_model, tmp_path_factory):
         {
             "rounds": 1,
             "model": model | canvas,
-            "data": {"train": str(runs / "cases")},
+            "data": {"train": str(runs / "cases"), "evaluation": str(runs / "cases")},
             "warmup": {"steps": 0},
             "rollout": {"num_cases": 3, "num_images_per_prompt": 2, "num_inference_steps": 2},
             "reward": {"disable_reward_model": True},
@@ -166,3 +166,30 @@ def test_the_flow_makes_a_stage_anew(folder, tmp_path, monkeypatch):
             "first", "fifth", "0/update", ["nft.kl_coef=0.3"], runs_dir=str(folder.parent)
         )
     assert Path(made["artifact"]) == folder.parent / "fifth/round-0000/update"
+
+
+def test_runs_and_params_are_listed_and_a_run_is_compared_with_itself(folder, capsys):
+    status, told = run_command(capsys, "runs", "--runs-dir", folder.parent)
+    assert status == 0
+    assert [line for line in told.out.splitlines() if line.startswith("first ")] != []
+    status, told = run_command(capsys, "compare", "first", folder, "--runs-dir", folder.parent)
+    assert told.out.startswith("The params are the same.")
+    assert told.out.endswith("The last evaluations do not compare: a run has none.\n")
+    status, told = run_command(capsys, "params", "nft", "--json")
+    assert "nft.nft_beta" in [key["name"] for key in json.loads(told.out)]
+
+
+def test_a_checkpoint_is_measured_beside_the_model_it_came_from(folder, tmp_path, capsys):
+    how = tmp_path / "how.yaml"
+    how.write_text("num_cases: 2\nnum_images_per_case: 2\nsecond_ocr: none\n")
+    status, told = run_command(capsys, "evaluate", folder, "--params", how, "--json")
+    found = json.loads(told.out)
+    assert (status, found["checkpoint"]) == (0, "round-0000")
+    assert not found["champion"], "without a measured accuracy nothing is the best"
+    assert found["metrics"]["images"] == 4
+    assert set(found["minus"]) == {"base"}
+    status, told = run_command(capsys, "evaluate", folder, "round-0000", "--params", how)
+    assert told.out.startswith("## first, round-0000\n")
+    assert f"{found['metrics']['background_error']:.3f}" in told.out, "it is found, not made again"
+    status, told = run_command(capsys, "evaluate", folder, "round-0007", "--params", how)
+    assert (status, "must hold the checkpoint 'round-0007'" in told.err) == (2, True)

@@ -304,6 +304,8 @@ def _changed(key, value):
         "grpo.sampler": "cps",
         "grpo.noise": "group",
         "advantage.baseline": "round",
+        "advantage.combine": "standardized",
+        "evaluate.num_inference_steps": 5,
         "ema.decay": 0.5,
         "reward.server_urls": ["http://a:1"],
     }

@@ -1,0 +1,86 @@
+"""The commands that list and compare: all keys of the params, all runs, two runs; and evaluate."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+
+def add_look_commands(commands: argparse._SubParsersAction) -> None:
+    """Add params, runs, compare and evaluate."""
+    params = commands.add_parser(
+        "params", help="every key of a params file: default, bounds, meaning"
+    )
+    params.add_argument("key", nargs="?", default="", help="a key or a section; default: all")
+    params.add_argument("--json", action="store_true", help="for programs")
+    params.set_defaults(command=_params)
+
+    runs = commands.add_parser("runs", help="all runs, one line each")
+    runs.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    runs.add_argument("--json", action="store_true", help="for programs")
+    runs.set_defaults(command=_runs)
+
+    compare = commands.add_parser("compare", help="two runs: params, curves, last evaluations")
+    for name in ("first", "second"):
+        compare.add_argument(name, help="a run: its folder or its name")
+    compare.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    compare.add_argument("--json", action="store_true", help="for programs")
+    compare.set_defaults(command=_compare)
+
+    evaluate = commands.add_parser(
+        "evaluate", help="measure a checkpoint on the held-out cases, beside those before it"
+    )
+    evaluate.add_argument("run", help="a run: its folder or its name")
+    evaluate.add_argument(
+        "checkpoint", nargs="?", help="its round, as round-0003; default: the newest"
+    )
+    evaluate.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    evaluate.add_argument(
+        "--params", default="evaluate", help="how: a YAML file, or the name of a shipped one"
+    )
+    evaluate.add_argument("--json", action="store_true", help="for programs")
+    evaluate.set_defaults(command=_evaluate, resumes=True)
+
+
+def _params(chosen: argparse.Namespace) -> int:
+    from tasks.params.listing import find_keys
+
+    keys = find_keys(chosen.key)
+    if chosen.json:
+        print(json.dumps([asdict(key) for key in keys], indent=1))
+    else:
+        print("\n".join(key.text() for key in keys))
+    return 0
+
+
+def _runs(chosen: argparse.Namespace) -> int:
+    from tasks.reports.listing import as_table, list_runs
+
+    lines = list_runs(chosen.runs_dir)
+    if chosen.json:
+        print(json.dumps([line.model_dump() for line in lines], indent=1))
+    else:
+        print(as_table(lines, chosen.runs_dir))
+    return 0
+
+
+def _compare(chosen: argparse.Namespace) -> int:
+    from tasks.reports.compare import compare
+    from tasks.tracking.locate import locate
+
+    folders = [locate(run, chosen.runs_dir)[0] for run in (chosen.first, chosen.second)]
+    found = compare(*folders)
+    print(json.dumps(asdict(found), indent=1) if chosen.json else found.text())
+    return 0
+
+
+def _evaluate(chosen: argparse.Namespace) -> int:
+    from flows.contexts import our_logs
+    from flows.evaluate import evaluate_here
+    from tasks.tracking.locate import locate
+
+    our_logs()
+    folder, artifact = locate(chosen.run, chosen.runs_dir)
+    verdict, report = evaluate_here(folder, chosen.checkpoint or artifact, chosen.params)
+    print(json.dumps(asdict(verdict), indent=1) if chosen.json else report)
+    return 0
