@@ -16,9 +16,9 @@ from tasks.artifacts.layout import RunsDir
 from tasks.artifacts.provenance import fingerprint
 from tasks.params.files import find_params_file
 from tasks.params.names import check_run_name
-from tasks.params.run_params import RunParams, load_params
+from tasks.params.run_params import RewardParams, RunParams, load_params
 from tasks.progress import Progress
-from tasks.resources.rewards import RewardScorer, check_servers
+from tasks.resources.rewards import RewardScorer, check_servers, scorer_identities
 from tasks.runs.preflight import preflight
 from tasks.runs.run import Run, open_run, resources_of
 from tasks.weights.checkpoints import siglip_folder
@@ -94,7 +94,8 @@ def identity_note(params: RunParams, data_dir: Path) -> Path:
         "identity",
         1,
         {"versions": {name: version(name) for name in ENGINES}, "code": code_version()},
-        {name: path_digest(folder) for name, folder in own_server_models(params).items()},
+        {name: path_digest(folder) for name, folder in own_server_models(params).items()}
+        | {f"scorer {name}": told for name, told in scorer_identities(params.reward).items()},
     )
     return data_dir / "reward-identity" / f"{key[:16]}.json"
 
@@ -107,6 +108,11 @@ def own_server_models(params: RunParams) -> dict[str, str]:
     if params.reward.style_weight > 0:
         models["siglip"] = str(siglip_folder(params.model.siglip))
     return models
+
+
+def scorer_flags(reward: RewardParams) -> list[str]:
+    """Return the flags that give a reward server the scorers that the params name."""
+    return [f"--scorer={name}={text}" for name, text in reward.scorers.items()]
 
 
 def our_logs() -> None:
@@ -134,6 +140,7 @@ def reward_urls(params: RunParams, run_folder: Path) -> Iterator[list[str]]:
     flags = [
         f"{OWN_SERVER_FLAGS[name]}={folder}" for name, folder in own_server_models(params).items()
     ]
+    flags += scorer_flags(reward)
     with ExitStack() as stack:
         server = local_server(flags=flags, log_path=run_folder / "reward-server.log")
         try:

@@ -1,7 +1,8 @@
 """What is measured of a picture: names, ranges and weights, written once (standard library only).
 
 The server answers these fields, the client returns them, a training weighs them. A new one is a
-field of `Measured`, in the order in which a reward adds its parts up.
+field of `Measured`, in the order in which a reward adds its parts up. Users' scorers add components
+that stand in no table (`scorer_files`): a number up to 1 under a name that is not in `NAMES`.
 """
 
 from dataclasses import dataclass, field, fields
@@ -14,14 +15,17 @@ def _measured(
     weight: str | None = None,
     lowest: float | None = 0.0,
     sees_reference: bool = False,
+    weighable: bool = False,
 ) -> Any:
     """Declare a component.
 
     by: the option with which a server measures it. weight: the key of `params.reward` that weighs
     it, if any. lowest: it is a number of `lowest`..1; None = a text. sees_reference: whether it
-    depends on the reference picture too.
+    depends on the reference picture too. weighable: it may be part of a reward, by
+    `params.reward.weights`, without a key of its own.
     """
     facts = {"by": by, "weight": weight, "lowest": lowest, "sees_reference": sees_reference}
+    facts |= {"weighable": weighable or weight is not None}
     return field(default=None, metadata=facts)
 
 
@@ -61,3 +65,15 @@ LOWEST: dict[str, float] = {
 }
 # Those that depend on the reference picture too.
 SEES_REFERENCE = frozenset(name for name, facts in _FACTS.items() if facts["sees_reference"])
+# Those that may be part of a reward.
+WEIGHABLE = tuple(name for name, facts in _FACTS.items() if facts["weighable"])
+
+
+def is_weighable(name: str) -> bool:
+    """Whether a component may be part of a reward: one of `WEIGHABLE`, or a user's own."""
+    return name in WEIGHABLE or name not in NAMES
+
+
+def measured_by(name: str) -> str:
+    """Return the option with which a server measures a component, also a user's own."""
+    return MEASURED_BY.get(name, f"--scorer {name}=FILE:CLASS")

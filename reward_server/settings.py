@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from reward_server.scorer_files import ScorerFile
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Option -> what it must name, and the file by which that is seen.
 _LOADED = {
@@ -86,6 +88,14 @@ class Settings(BaseModel):
     vlm_timeout: float = Field(60.0, gt=0, description="seconds one request to --vlm-url may take")
     siglip_path: Path | None = Field(None, description="folder of a SigLIP, for the style score")
 
+    scorer: tuple[str, ...] = Field(
+        (),
+        description=(
+            "a scorer of your own, NAME=FILE:CLASS?KEY=VALUE&...; again for more"
+            " (docs/extending.md)"
+        ),
+    )
+
     max_wait_ms: float = Field(
         5.0, ge=0, description="how long a VLM or style batch waits for company"
     )
@@ -115,6 +125,10 @@ class Settings(BaseModel):
             raise ValueError(
                 f"token_file must be given when host is not loopback. Got host {self.host!r}."
             )
+        names = [text.partition("=")[0] for text in self.scorer]
+        if len(set(names)) != len(names):
+            raise ValueError(f"scorer must name each scorer once. Got {', '.join(names)}.")
+        _ = self.own_scorers
         if self.vlm_model_path is not None and self.vlm_url is not None:
             raise ValueError("vlm_model_path and vlm_url must not both be given.")
         if (self.vlm_url is None) != (self.vlm_model is None):
@@ -126,6 +140,12 @@ class Settings(BaseModel):
             raise ValueError("ocr_model_dir must be given with ocr_engine paddle.")
         return self
 
+    @property
+    def own_scorers(self) -> dict[str, ScorerFile]:
+        """Component -> the user's scorer that measures it. Raises ValueError."""
+        pairs = [text.partition("=") for text in self.scorer]
+        return {name: ScorerFile.parse(name, text) for name, _, text in pairs}
+
     def check_paths(self) -> None:
         """Raise ValueError when a file or folder that is to be loaded is not there.
 
@@ -133,6 +153,8 @@ class Settings(BaseModel):
         """
         if self.disable_reward_model:
             return
+        for own in self.own_scorers.values():
+            own.check()
         for name, (kind, file) in _LOADED.items():
             path = getattr(self, name)
             if path is not None and not (path / file).is_file():

@@ -154,10 +154,19 @@ _NO_RESULT: dict[str, set[str]] = {
         "offload_text_encoder_two",
     },
     "warmup": {"checkpointing_steps"},
-    "reward": {"server_urls", "vlm", "token_file", "timeout_s", "max_unscored_share"},
+    "reward": {
+        "server_urls",
+        "vlm",
+        "scorers",
+        "token_file",
+        "timeout_s",
+        "max_unscored_share",
+    },
     "update": {"checkpointing_steps"},
     "evaluate": {"every"},
 }
+# Only where they are set: what was made before there were such keys is not stale.
+_WHEN_SET: dict[str, set[str]] = {"reward": {"weights"}}
 
 
 def _horizon(params: RunParams) -> dict[str, Any]:
@@ -187,7 +196,7 @@ _LATER: dict[str, dict[str, Any]] = {
 def _component_weights(params: RunParams) -> dict[str, Any]:
     settings = params.advantage
     weighed = settings.combine == "standardized" or settings.drop_solved
-    return {"weights": params.reward.weights} if weighed else {}
+    return {"weights": params.reward.component_weights} if weighed else {}
 
 
 # What `reads` names beside sections and single keys of the params.
@@ -226,10 +235,10 @@ def _section(params: RunParams, name: str) -> dict[str, Any]:
     value = params.model_dump(mode="json", include={name})[name]
     if isinstance(value, dict):
         later = _LATER.get(name, {})
+        idle = {key for key in _WHEN_SET.get(name, ()) if not value[key]}
+        idle |= _NO_RESULT.get(name, set())
         value = {
-            k: v
-            for k, v in value.items()
-            if k not in _NO_RESULT.get(name, ()) and (k not in later or v != later[k])
+            k: v for k, v in value.items() if k not in idle and (k not in later or v != later[k])
         }
     if name == "ema":
         value["decay"] = params.ema_decay

@@ -1,5 +1,6 @@
 """docs/extending.md: what it names is there; doing what it says adds a reward, an algorithm."""
 
+import hashlib
 import json
 import os
 import re
@@ -9,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +27,7 @@ def test_every_file_that_the_page_names_is_there():
 
 def test_the_page_counts_the_places_as_it_lists_them():
     rows = re.findall(r"^\| \[[^\]]+\]\(#([a-z-]+)\) \| (\d) \|$", TEXT, re.MULTILINE)
-    assert len(rows) == 5
+    assert len(rows) == 6
     for anchor, count in rows:
         section = TEXT.split(f"## {anchor.replace('-', ' ').capitalize()}\n")[1].split("\n## ")[0]
         assert len(re.findall(r"^\d\. ", section, re.MULTILINE)) == int(count), anchor
@@ -53,6 +56,7 @@ def environment(tree):
 
 TRAIN = """
 import json, sys
+from contextlib import ExitStack
 from pathlib import Path
 from small_runs import SETTINGS, HashScorer
 from calligrapher.tiny.build import write_random
@@ -61,6 +65,7 @@ from calligrapher.data.canvas import Canvas
 from tasks.artifacts.layout import RunsDir
 from tasks.params.run_params import RunParams
 from tasks.resources.rewards import RewardScorer
+from tasks.runs.preflight import preflight
 from tasks.runs.run import open_run, resources_of
 
 place, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
@@ -76,7 +81,13 @@ for name, value in changes.items():
 params = RunParams.model_validate(values)
 urls = params.reward.server_urls
 scorer = RewardScorer(params.reward, urls, Canvas(48, 32)) if urls else HashScorer()
-with open_run(resources_of(params, RunsDir(place), scorer), place / "run") as run:
+with ExitStack() as stack:
+    if params.reward.scorers:
+        from flows.contexts import lazy_scorer
+
+        preflight(params, place / "data")
+        scorer = stack.enter_context(lazy_scorer(params, place / "run", place / "data"))
+    run = stack.enter_context(open_run(resources_of(params, RunsDir(place), scorer), place / "run"))
     run.make_planned()
     made = {name: run.folder.load(f"round-0000/{name}") for name in ("score", "update")}
     print(json.dumps({name: artifact.meta for name, artifact in made.items()}))
@@ -115,8 +126,34 @@ class LegibleScorer:
 '''
 
 
+PAGES_REWARD = re.search(r"```python\n(# my_rewards.py\n.*?)```", TEXT, re.DOTALL)[1]
+
+
 @pytest.mark.slow
-def test_a_reward_is_added_in_six_places_and_trained_with(tree, tmp_path):
+def test_the_pages_reward_of_ones_own_is_trained_with_on_the_runs_own_server(tree, tmp_path):
+    assert len(PAGES_REWARD.splitlines()) <= 20
+    (tmp_path / "my_rewards.py").write_text(PAGES_REWARD)
+    scorers = {"legible": "my_rewards.py:Legible?darker_than=90"}
+    weights = {"ocr_likelihood": 0.25, "legible": 2.0}
+    nft = {"num_train_sigmas": 1, "kl_coef": 0.0}
+    reward = {"ocr_weight": 0.5, "weights": weights, "scorers": scorers}
+    meta = train(tree, tmp_path, {"reward": reward, "nft": nft})["score"]
+    assert meta["unscored"] == 0
+    assert 0 < meta["legible_mean"] < 1
+    parts = 0.5 * meta["ocr_accuracy_mean"] + 0.25 * meta["ocr_likelihood_mean"]
+    assert meta["reward_mean"] == pytest.approx(parts + 2 * meta["legible_mean"])
+    score = tmp_path / "run" / "round-0000" / "score"
+    table = pq.read_table(next(score.glob("scores-*.parquet")))
+    assert table.schema.field("legible").type == pa.float64()
+    manifest = json.loads((score / "artifact.json").read_text())
+    told = manifest["extra"]["scored_by"]["scorers"]["legible"]
+    assert told["class"] == "Legible"
+    assert told["sha256"] == hashlib.sha256(PAGES_REWARD.encode()).hexdigest()
+    assert manifest["params"]["reward"]["weights"] == {"legible": 2.0}
+
+
+@pytest.mark.slow
+def test_a_component_is_added_in_five_places_and_trained_with(tree, tmp_path):
     server = tree / "reward_server"
     (server / "scorers" / "legible.py").write_text(LEGIBLE)
     insert(
@@ -135,17 +172,12 @@ def test_a_reward_is_added_in_six_places_and_trained_with(tree, tmp_path):
     insert(
         server / "components.py",
         "\n\n_FACTS = {",
-        '    legible: float | None = _measured(by="--darker-than", weight="legible_weight")\n',
+        '    legible: float | None = _measured(by="--darker-than", weighable=True)\n',
     )
     insert(
         server / "service" / "schema.py",
         "    errors: dict[str, str]\n    reward_model_disabled",
         "    legible: Share | None\n",
-    )
-    insert(
-        tree / "tasks" / "params" / "sections.py",
-        "    disable_reward_model: bool",
-        '    legible_weight: Weight = Field(0.0, description="Weight of legible.")\n',
     )
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -157,7 +189,7 @@ def test_a_reward_is_added_in_six_places_and_trained_with(tree, tmp_path):
         reward = {
             "server_urls": [f"http://127.0.0.1:{port}"],
             "ocr_weight": 0.0,
-            "legible_weight": 2.0,
+            "weights": {"legible": 2.0},
         }
         nft = {"num_train_sigmas": 1, "kl_coef": 0.0}
         meta = train(tree, tmp_path, {"reward": reward, "nft": nft})

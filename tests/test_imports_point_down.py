@@ -26,7 +26,9 @@ LAYERS = {
         {"processes"},
         {"service"},
         {"scorers", "client"},
-        {"components", "settings", "text"},
+        {"settings"},
+        {"scorer_files"},
+        {"components", "text"},
     ),
     "tasks": (
         {"runs"},
@@ -74,7 +76,12 @@ def allowed(path, name):
             "reward_server": False,
             "tasks": top == "calligrapher"
             or f"{name}.".startswith(
-                ("reward_server.client.", "reward_server.components.", "reward_server.text.")
+                (
+                    "reward_server.client.",
+                    "reward_server.components.",
+                    "reward_server.scorer_files.",
+                    "reward_server.text.",
+                )
             ),
             "flows": True,
         }[package]

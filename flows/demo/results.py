@@ -110,6 +110,7 @@ def _caption(reading: RewardResult) -> str:
         "accuracy": reading.ocr_accuracy,
         "confidence": reading.ocr_confidence,
         "style": reading.style_score,
+        **{name.replace("_", " "): value for name, value in reading.own.items()},
     }
     scores = " · ".join(
         f"{name} {value:.2f}" for name, value in numbers.items() if value is not None

@@ -62,12 +62,18 @@ def _unscored(reason: str) -> RewardResult:
 
 
 @contextmanager
-def picture_scorer(urls: Sequence[str], folder: Path) -> Iterator[PictureScorer]:
-    """Yield a scorer on the servers given; without any, on one that the first picture starts."""
+def picture_scorer(
+    urls: Sequence[str], folder: Path, flags: Sequence[str] = ()
+) -> Iterator[PictureScorer]:
+    """Yield a scorer on the servers given; without any, on one that the first picture starts.
+
+    flags: of that one.
+    """
     with ExitStack() as stack:
 
         def own() -> list[str]:
-            return [stack.enter_context(local_server(log_path=folder / "reward-server.log"))]
+            log = folder / "reward-server.log"
+            return [stack.enter_context(local_server(flags=flags, log_path=log))]
 
         scorer = PictureScorer((lambda: urls) if urls else own)
         try:

@@ -14,7 +14,7 @@ from calligrapher.data.case import Case
 from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError, ParamsError
 from calligrapher.tiny.pack import TINY
-from flows.contexts import our_logs
+from flows.contexts import our_logs, scorer_flags
 from flows.demo.hosts import is_loopback
 from flows.demo.scores import picture_scorer
 from flows.demo.session import DemoSession
@@ -69,7 +69,8 @@ def serve(
             data, folder, run_folder and run_folder.parent / "data" / "pictures"
         )
         urls = reward_urls or (params.reward.server_urls if params else [])
-        with picture_scorer(urls, folder) as scorer:
+        flags = scorer_flags(params.reward) if params else []
+        with picture_scorer(urls, folder, flags) as scorer:
             session = DemoSession(painter, _shown(painter, params), scorer, folder)
             ask_this_machine_directly()  # Gradio asks its own page whether it is there
             layout.Page(session, examples, _about(run_folder)).launch(host, port)

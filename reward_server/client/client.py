@@ -45,12 +45,20 @@ TOKEN_VARIABLE = "CALLIGRAPHER_REWARD_TOKEN"
 
 @dataclass(frozen=True)
 class RewardResult(Measured):
-    """What one picture was measured to be; None exactly where `errors` says why, by field name."""
+    """What one picture was measured to be; None exactly where `errors` says why, by field name.
 
+    own: components that scorers of the user's own measure.
+    """
+
+    own: dict[str, float | None] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     # Field -> of what kind its error is (`kinds` of an answer); empty from a server of before.
     kinds: dict[str, str] = field(default_factory=dict)
     reward_model_disabled: bool = False
+
+    def components(self) -> dict[str, float | str | None]:
+        """Return every component by name, the user's own last."""
+        return {name: getattr(self, name) for name in NAMES} | self.own
 
 
 def server_urls(host: str, first_port: int, count: int) -> list[str]:
@@ -254,11 +262,19 @@ def _result(one: dict) -> RewardResult:
             kinds=dict.fromkeys(NAMES, "refused"),
         )
     score = one["score"]
-    return RewardResult(**{name: score[name] for name in _RESULT if name in score})
+    known = {name: score[name] for name in _RESULT if name in score}
+    # What a newer server says besides is no component unless it is a number, or null with a reason.
+    own = {
+        name: value
+        for name, value in score.items()
+        if name not in _RESULT
+        and (type(value) in (int, float) or (value is None and name in known["errors"]))
+    }
+    return RewardResult(**known, own=own)
 
 
 def _why(result: RewardResult | None, names: set[str]) -> str:
     return "; ".join(result.errors.get(name, name) for name in sorted(names)) if result else ""
 
 
-_RESULT = {one.name for one in fields(RewardResult)}
+_RESULT = {one.name for one in fields(RewardResult)} - {"own"}

@@ -44,8 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    given = {name: value for name, value in options.items() if name not in _OWN_FLAGS}
     flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
-             for name, value in options.items() if name not in _OWN_FLAGS]  # fmt: skip
+             for name, values in given.items()
+             for value in (values if isinstance(values, list) else [values])]  # fmt: skip
     fleet = Fleet(
         gpu_ids,
         host=settings.host,

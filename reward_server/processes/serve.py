@@ -31,6 +31,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         text = f"{field.description} (default: {field.default})".replace("%", "%%")
         if field.annotation is bool:
             parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+        elif field.annotation == tuple[str, ...]:
+            parser.add_argument(flag, action="append", default=argparse.SUPPRESS, help=text)
         else:
             parser.add_argument(flag, default=argparse.SUPPRESS, help=text)
 

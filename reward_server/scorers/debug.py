@@ -14,9 +14,11 @@ class DebugScorer:
     """
 
     name = "debug"
-    fields = NAMES
     parallel, max_batch, max_wait_s = 1, 64, 0.0
     info = {"engine": "none: the reward model is disabled, the numbers mean nothing"}  # noqa: RUF012
+
+    def __init__(self, own: tuple[str, ...] = ()):
+        self.fields = NAMES + own
 
     def score_items(self, items: Sequence[Item]) -> list[Outcome]:
         """See Scorer."""
@@ -25,11 +27,10 @@ class DebugScorer:
     def close(self) -> None:
         """Nothing to release."""
 
-    @staticmethod
-    def _score_one(item: Item) -> Outcome:
+    def _score_one(self, item: Item) -> Outcome:
         digest = hashlib.sha256(item.crop.tobytes() + item.text.encode()).digest()
         values: dict[str, float | str] = {
-            field: digest[place] / 255 for place, field in enumerate(NAMES)
+            field: digest[place % len(digest)] / 255 for place, field in enumerate(self.fields)
         }
         values["ocr_text"] = item.text
         return Outcome(values)

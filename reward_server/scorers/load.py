@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from reward_server.scorers.base import Scorer
+from reward_server.scorers.own import load_own
 from reward_server.settings import Settings
 
 
@@ -11,8 +12,10 @@ def load_scorers(settings: Settings) -> list[Scorer]:
     if settings.disable_reward_model:
         from reward_server.scorers.debug import DebugScorer
 
-        return [DebugScorer()]
-    return [scorer for load in LOADERS if (scorer := load(settings)) is not None]
+        return [DebugScorer(tuple(settings.own_scorers))]
+    # A user's file comes first: its mistakes are then told before models are loaded.
+    own = [load_own(file) for file in settings.own_scorers.values()]
+    return [scorer for load in LOADERS if (scorer := load(settings)) is not None] + own
 
 
 # Each imports its library itself: what is not configured need not be installed.

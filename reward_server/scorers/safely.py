@@ -43,7 +43,7 @@ def checked(outcome: Outcome) -> Outcome:
     bad = {
         field: f"the scorer gave {value}, which is no number in {LOWEST[field]:g}..1"
         for field, value in outcome.values.items()
-        if not isinstance(value, str) and not LOWEST[field] <= value <= 1
+        if field in LOWEST and not LOWEST[field] <= value <= 1
     }
     if not bad:
         return outcome

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -133,7 +133,7 @@ def create_app(
     async def score(request: ScoreRequest, response: Response) -> ScoreResponse:
         """Score one picture."""
         try:
-            (result,) = await service.score([ask_of(request)])
+            (result,) = await service.score([ask_of(request, names=service.names)])
         except ItemError as error:
             service.metrics.rejected.labels("item").inc()
             raise HTTPException(422, str(error)) from None
@@ -169,7 +169,8 @@ def create_app(
             raise HTTPException(
                 422, f"items must be at most {settings.max_items}. Got {len(batch.items)}."
             )
-        results = await service.score([_read(item, files) for item in batch.items])
+        asked = [_read(item, files, service.names) for item in batch.items]
+        results = await service.score(asked)
         _name_setup(response)
         if any(isinstance(result, ItemError) for result in results):
             response.status_code = 207
@@ -237,9 +238,9 @@ def create_app(
     return app
 
 
-def _read(item: Any, files: Mapping[str, bytes] | None) -> Ask | ItemError:
+def _read(item: Any, files: Mapping[str, bytes] | None, names: Sequence[str]) -> Ask | ItemError:
     try:
-        return read_item(item, files)
+        return read_item(item, files, names=names)
     except ItemError as error:
         return error
 

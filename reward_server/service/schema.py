@@ -24,6 +24,7 @@ Kind = Annotated[
         json_schema_extra={"enum": list(KINDS)},
     ),
 ]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=LOWEST["style_score"], le=1)]
 
@@ -80,8 +81,12 @@ class ScoreRequest(Wire):
 class ScoreResponse(Wire):
     """Every component of one picture's score; one is null exactly when `errors` says why.
 
-    Its fields are those of `components.Measured`, described.
+    Its fields are those of `components.Measured`, described, and one for each component that a
+    scorer of the user's own measures.
     """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Number | None] = Field(init=False)
 
     vlm_score: Share | None
     ocr_text: str | None

@@ -8,14 +8,15 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from PIL import Image
 
 from reward_server.components import MEASURED_BY, NAMES, SEES_REFERENCE
-from reward_server.scorers.base import Item, Outcome, Scorer, failed, is_remote
+from reward_server.scorers.base import Item, Outcome, Scorer, failed, is_remote, probe_item
+from reward_server.scorers.own import OwnScorer
 from reward_server.scorers.safely import probe
 from reward_server.service.admission import Admission
 from reward_server.service.batching import Batcher
@@ -79,6 +80,7 @@ class RewardService:
         self.admission = Admission(settings.queue_size, _PIXELS_IN_HOUSE * settings.max_pixels)
         self._load, self._on_broken = load, on_broken
         self._batchers: list[Batcher] = []
+        self._own: list[str] = []  # components that users' scorers measure
         self._state = "loading"  # ok | broken | stopping
         self._status: dict[str, str] = {"scorers": "loading"}
         self.fingerprint = ""  # of what decides the scores, once the scorers are loaded
@@ -90,6 +92,11 @@ class RewardService:
         self._answers = LRU(settings.answer_cache)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Components that an item may ask for."""
+        return (*NAMES, *self._own)
+
+    @property
     def ready(self) -> bool:
         """True once every scorer has scored a probe picture, for as long as all of them work."""
         return self._state == "ok"
@@ -98,12 +105,16 @@ class RewardService:
         """Load and probe all scorers; blocks. Raises what waiting cannot mend."""
         scorers = self._load()
         self._status = dict.fromkeys((scorer.name for scorer in scorers), "loading")
+        self._own = [name for one in scorers for name in one.fields if name not in NAMES]
         for scorer in scorers:
-            self._probe_until_ready(scorer)
+            if not isinstance(scorer, OwnScorer):
+                self._probe_until_ready(scorer)
         for scorer in scorers:
             batcher = Batcher(scorer, on_batch=self.metrics.count_batch, on_broken=self._broke)
             self.metrics.watch_queue(scorer.name, batcher.__len__)
             self._batchers.append(batcher)
+            if isinstance(scorer, OwnScorer):
+                self._try_out(batcher)
         self.fingerprint = self._digest_of_setup()
         if not self._closed.is_set():
             self._state = "ok"
@@ -123,6 +134,20 @@ class RewardService:
             log.warning("not available yet: %s", reason)
             self._closed.wait(delay)
             delay = min(delay * 2, 10)
+
+    def _try_out(self, batcher: Batcher) -> None:
+        """Show a user's scorer the probe picture, and tell what it says; nothing waits for it."""
+        name = batcher.scorer.name
+        self._status[name] = "ready"
+
+        def tell(answer: "Future[Outcome]") -> None:
+            outcome = answer.result()
+            if outcome.errors and outcome.kind != "refused":
+                reason = outcome.errors[name]
+                self._status[name] = f"ready, but failed on the probe picture: {reason}"
+                log.warning("scorer %s failed on the probe picture: %s", name, reason)
+
+        batcher.submit(probe_item()).add_done_callback(tell)
 
     def _broke(self, scorer: str, reason: str) -> None:
         if self.ready:
@@ -226,7 +251,11 @@ class RewardService:
         ]
 
     def _looks_at_reference(self, ask: Ask) -> bool:
-        return any(SEES_REFERENCE.intersection(one.scorer.fields) for one in self._asked(ask))
+        # A scorer of the user's own may look at anything.
+        return any(
+            isinstance(one.scorer, OwnScorer) or SEES_REFERENCE.intersection(one.scorer.fields)
+            for one in self._asked(ask)
+        )
 
     def _open_all(self, asked: Sequence[Ask | ItemError]) -> list[Opened | Known | ItemError]:
         return [one if isinstance(one, ItemError) else self._open(one) for one in asked]
@@ -295,7 +324,7 @@ class RewardService:
             return outcome
 
     def _response(self, outcomes: list[Outcome], not_asked: list[Scorer]) -> ScoreResponse:
-        values: dict = dict.fromkeys(NAMES)
+        values: dict = dict.fromkeys([*NAMES, *self._own])
         errors = {
             name: f"no scorer for it is configured: start the reward server with {option}"
             for name, option in MEASURED_BY.items()
@@ -307,7 +336,8 @@ class RewardService:
         for outcome in outcomes:
             for field, value in outcome.values.items():
                 values[field] = value
-                del errors[field], kinds[field]
+                errors.pop(field, None)
+                kinds.pop(field, None)
             errors.update(outcome.errors)
             kinds.update({field: outcome.kind_of(field) for field in outcome.errors})
         return ScoreResponse(

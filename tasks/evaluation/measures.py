@@ -1,5 +1,5 @@
 """What an evaluation measures in its pictures beyond the reward: second reading, style, background,
-spread.
+spread; and the means of what further scorers measured.
 
 Everything is measured per image and averaged per case: cases are what intervals and comparisons
 resample.
@@ -22,6 +22,7 @@ from calligrapher.tables.parquet import decode_png, read_shard, read_table
 from reward_server.text import ocr_accuracy
 from tasks.evaluation import second_ocr
 from tasks.resources.resources import Resources
+from tasks.resources.rewards import further_numbers
 from tasks.stages.evaluate import IMAGES, SCORES
 from tasks.stages.statistics import means_with_intervals
 
@@ -47,7 +48,9 @@ def measure(resources: Resources, out: Path, *, second: bool) -> dict[str, Any]:
     measured is absent.
     """
     rows = read_shard(out / IMAGES, ["sample_id", "case_id", "text", "mask_box", "image"])
-    rows |= read_table(out / SCORES, ["ocr_text", "ocr_accuracy", "reward"])
+    scores = read_table(out / SCORES)
+    further = further_numbers(scores)
+    rows |= {name: scores[name] for name in ("ocr_text", "ocr_accuracy", "reward", *further)}
     by_id = {case.case_id: case for case in resources.cases.evaluation}
     cases = [by_id[i] for i in rows["case_id"]]
     pictures = [decode_png(png).convert("RGB") for png in rows["image"]]
@@ -57,6 +60,7 @@ def measure(resources: Resources, out: Path, *, second: bool) -> dict[str, Any]:
         name: rows[name] for name in ("sample_id", "case_id", "text", "ocr_text")
     }
     found["ocr_accuracy"], found["reward"] = rows["ocr_accuracy"], rows["reward"]
+    found |= {name: rows[name] for name in further}
     found["exact_match"] = [None if a is None else float(a == 1) for a in rows["ocr_accuracy"]]
     read = second_ocr.read_lines(crops) if second else [None] * len(crops)
     found["second_ocr_text"] = read
@@ -70,9 +74,9 @@ def measure(resources: Resources, out: Path, *, second: bool) -> dict[str, Any]:
         _table(found, ("sample_id", "case_id", "text", "ocr_text", "second_ocr_text")),
         out / MEASURES,
     )
-    per_case = _per_case(found, embedded)
+    per_case = _per_case(found, embedded, (*PER_IMAGE, *further))
     pq.write_table(_table(per_case, ("case_id",)), out / CASES)
-    return means_with_intervals({name: per_case[name] for name in MEASURED})
+    return means_with_intervals({n: v for n, v in per_case.items() if n != "case_id"})
 
 
 def differences(this: Path, other: Path) -> dict[str, float]:
@@ -80,7 +84,11 @@ def differences(this: Path, other: Path) -> dict[str, float]:
     `cases.parquet`."""
     mine, theirs = (pq.read_table(folder / CASES).to_pydict() for folder in (this, other))
     assert mine["case_id"] == theirs["case_id"], "only evaluations of the same cases compare"
-    pairs = {name: zip(mine[name], theirs[name], strict=True) for name in MEASURED}
+    pairs = {
+        name: zip(mine[name], theirs[name], strict=True)
+        for name in mine
+        if name != "case_id" and name in theirs
+    }
     return means_with_intervals(
         {
             name: [None if a is None or b is None else a - b for a, b in both]
@@ -130,14 +138,16 @@ def _style(resources: Resources, embedded: np.ndarray, cases: Sequence[Case]) ->
     return [float(e @ by_id[case.case_id]) for e, case in zip(embedded, cases, strict=True)]
 
 
-def _per_case(found: dict[str, list[Any]], embedded: np.ndarray) -> dict[str, list[Any]]:
+def _per_case(
+    found: dict[str, list[Any]], embedded: np.ndarray, names: Sequence[str]
+) -> dict[str, list[Any]]:
     """Means over a case's images; spread = 1 - mean cosine of its pairs, None for a single
     image."""
     ids = list(dict.fromkeys(found["case_id"]))
-    columns: dict[str, list[Any]] = {"case_id": ids, **{name: [] for name in MEASURED}}
+    columns: dict[str, list[Any]] = {"case_id": ids, **{n: [] for n in (*MEASURED, *names)}}
     for case_id in ids:
         rows = [i for i, other in enumerate(found["case_id"]) if other == case_id]
-        for name in PER_IMAGE:
+        for name in names:
             there = [found[name][i] for i in rows if found[name][i] is not None]
             columns[name].append(float(np.mean(there)) if there else None)
         cosines = embedded[rows] @ embedded[rows].T

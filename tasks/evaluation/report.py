@@ -32,7 +32,8 @@ def verdict_report(verdict: Verdict, sheet: Path) -> str:
         "| metric | mean [95 % interval] |" + "".join(f" minus {name} |" for name in others)
     )
     lines.append("|---|---|" + "---|" * len(others))
-    for name in MEASURED:
+    further = [n for n in verdict.metrics if f"{n}_low" in verdict.metrics and n not in MEASURED]
+    for name in (*MEASURED, *further):
         cells = [
             _interval(verdict.metrics, name),
             *(_interval(verdict.minus[o], name) for o in others),

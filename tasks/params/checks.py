@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from calligrapher.rl.advantage import AdvantageParams
 from calligrapher.rl.algorithm import Algorithm
+from reward_server.components import NAMES, WEIGHABLE
 from tasks.params.sections import (
     DataParams,
     EvaluateParams,
@@ -165,7 +166,15 @@ def reward_answers(params: Sections) -> None:
             "reward.vlm_weight must be 0 when no VLM answers (reward.vlm is null and"
             f" reward.server_urls is empty). Got {reward.vlm_weight}. Set it to 0, or name a VLM."
         )
-    if not reward.weights:
+    for name in reward.weights:
+        if name not in NAMES and name not in reward.scorers and not reward.server_urls:
+            raise ValueError(
+                f"reward.weights.{name} must name what is measured: a component of the reward"
+                f" server ({', '.join(WEIGHABLE)}), or one of reward.scorers. Got"
+                f" {reward.weights[name]:g} and no such scorer. Add it there, or name servers that"
+                " measure it."
+            )
+    if not reward.component_weights:
         raise ValueError(
             "reward.ocr_weight, or another weight of the reward, must be greater than 0. All are 0."
         )

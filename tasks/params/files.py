@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from calligrapher.errors import ParamsError
+from calligrapher.params import Section
 from tasks.params.errors import nearest, section_of, valid_keys
 
 _TAG = "tag:yaml.org,2002:"
@@ -157,7 +158,8 @@ def apply_override(values: dict[str, Any], override: str, root: type[BaseModel])
     key = key.strip()
     if not equals or not key:
         raise ParamsError(f"an override must look like section.key=value. Got {override!r}.")
-    if key not in valid_keys(root):
+    mapping, _, entry = key.rpartition(".")
+    if key not in valid_keys(root) and not (entry and _is_mapping(mapping, root)):
         hint = " or ".join(nearest(key, root))
         raise ParamsError(
             f"unknown key {key!r} in {override!r}." + (f" Nearest: {hint}." if hint else "")
@@ -167,9 +169,12 @@ def apply_override(values: dict[str, Any], override: str, root: type[BaseModel])
     except yaml.YAMLError as error:
         raise ParamsError(f"the value of {override!r} must be YAML: {_sentence(error)}.") from None
     *sections, name = key.split(".")
-    for section in sections:
+    for depth, section in enumerate(sections, 1):
         values[section] = dict(values[section] or {}) if section in values else {}
         values = values[section]
+        declared = section_of(_annotation_of(".".join(sections[:depth]), root))
+        if declared is not None and issubclass(declared, Section):
+            declared.make_way(values, ".".join([*sections[depth:], name]))
     values[name] = value
 
 
@@ -191,6 +196,12 @@ def _annotation_of(key: str, root: type[BaseModel]) -> Any:
     annotation: Any = root
     for name in key.split("."):
         section = section_of(annotation)
-        assert section is not None
+        if section is None:  # an entry of a mapping
+            return get_args(annotation)[1]
         annotation = section.model_fields[name].annotation
     return annotation
+
+
+def _is_mapping(key: str, root: type[BaseModel]) -> bool:
+    """Whether `key` is a value that maps names of the user's choice to values."""
+    return key in valid_keys(root) and get_origin(_annotation_of(key, root)) is dict

@@ -145,6 +145,8 @@ class RunParams(Section):
             texts = {key: getattr(getattr(self, section), key) for key in keys}
             paths = {k: absolute_path(t) for k, t in texts.items() if t not in (None, "tiny")}
             sections[section] = getattr(self, section).model_copy(update=paths)
+        own = {n: file.text(absolute_path) for n, file in self.reward.scorer_files.items()}
+        sections["reward"] = sections["reward"].model_copy(update={"scorers": own})
         return self.model_copy(update=sections)
 
     @model_validator(mode="after")

@@ -4,13 +4,15 @@ The algorithms' own sections (`nft`, `grpo`, `advantage`) are declared beside th
 `calligrapher`.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from calligrapher.data.dataset import DatasetKind
 from calligrapher.params import Count, Positive, Section, Weight
-from reward_server.components import WEIGHT_OF
+from reward_server.components import NAMES, WEIGHABLE, WEIGHT_OF, is_weighable
+from reward_server.scorer_files import ScorerFile, check_own_name
 
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 # Seeds are stored and given to generators as signed 64-bit numbers; no count needs more.
@@ -205,6 +207,21 @@ class RewardParams(Section):
     style_weight: Weight = Field(
         0.0, description="Weight of style_score: closeness to the reference's style."
     )
+    weights: dict[str, Weight] = Field(
+        {},
+        description=(
+            "Component -> weight, those of your own scorers too. What it does not name counts "
+            "nothing; ocr_accuracy, ocr_likelihood, vlm_score and style_score may be given here or "
+            "by their keys above, and mean the same."
+        ),
+    )
+    scorers: dict[str, str] = Field(
+        {},
+        description=(
+            "Scorers of your own for the run's own server: component -> FILE:CLASS, or "
+            "FILE:CLASS?KEY=VALUE&... (docs/extending.md)."
+        ),
+    )
     disable_reward_model: bool = Field(
         False,
         description="Debug: no servers, constant rewards. Marked in every artifact made from it.",
@@ -227,11 +244,74 @@ class RewardParams(Section):
         description="The round stops when more than this share of its images could not be scored.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_have_one_place(cls, values: Any) -> Any:
+        """Move the weights of components with a key of their own there.
+
+        Equal rewards are then equal params, whichever way they are written.
+        """
+        weights = values.get("weights") if isinstance(values, Mapping) else None
+        if not weights or not isinstance(weights, Mapping):
+            return values
+        keys = {c: WEIGHT_OF[c] for c in weights if c in WEIGHT_OF}
+        for component, key in keys.items():
+            if key in values:
+                raise ValueError(
+                    f"{key} must not be given beside weights.{component}: they are one weight."
+                    f" Got {values[key]!r} and {weights[component]!r}. Leave one out."
+                )
+        moved = {key: weights[component] for component, key in keys.items()}
+        left = {name: weight for name, weight in weights.items() if name not in keys}
+        return dict.fromkeys(WEIGHT_OF.values(), 0.0) | dict(values) | moved | {"weights": left}
+
+    @classmethod
+    def make_way(cls, values: dict[str, Any], key: str) -> None:
+        """An override wins over the other way of writing a weight; other weights stay."""
+        weights, _, component = key.partition(".")
+        if weights == "weights":
+            stays = {} if not component else dict(WEIGHT_OF)
+            stays.pop(component, None)
+            for other, name in WEIGHT_OF.items():
+                if other not in stays:
+                    values.pop(name, None)
+                elif not values.get("weights"):
+                    values.setdefault(name, cls.model_fields[name].default)
+        elif values.get("weights"):
+            given = values["weights"]
+            values["weights"] = {c: w for c, w in given.items() if WEIGHT_OF.get(c) != key}
+
+    @field_validator("weights")
+    @classmethod
+    def _weighs_components(cls, weights: dict[str, float]) -> dict[str, float]:
+        for name in weights:
+            if not is_weighable(name):
+                raise ValueError(
+                    f"weights must name components that can be weighed ({', '.join(WEIGHABLE)}, or"
+                    f" one of your own). Got {name!r}."
+                )
+            if name not in NAMES:
+                check_own_name(name)
+        return weights
+
+    @field_validator("scorers")
+    @classmethod
+    def _names_scorers(cls, scorers: dict[str, str]) -> dict[str, str]:
+        for name, text in scorers.items():
+            ScorerFile.parse(name, text)
+        return scorers
+
     @property
-    def weights(self) -> dict[str, float]:
+    def component_weights(self) -> dict[str, float]:
         """Component -> weight, for those that make up the reward; none of the weights is 0."""
         given = {component: getattr(self, key) for component, key in WEIGHT_OF.items()}
+        given |= self.weights
         return {component: weight for component, weight in given.items() if weight > 0}
+
+    @property
+    def scorer_files(self) -> dict[str, ScorerFile]:
+        """Component -> the scorer of `scorers` that measures it."""
+        return {name: ScorerFile.parse(name, text) for name, text in self.scorers.items()}
 
 
 class UpdateParams(OptimizerParams):

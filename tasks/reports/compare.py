@@ -16,6 +16,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.run_dir import RunDir
 from tasks.pipeline import evaluated_cases, planned, rounds_done
 from tasks.reports.status import run_params
+from tasks.resources.rewards import further_numbers
 from tasks.stages.evaluate import SCORES
 from tasks.stages.statistics import group_means, means_with_intervals
 
@@ -109,13 +110,14 @@ def _difference(first: Artifact, second: Artifact, settings) -> dict[str, Any]:
     group = settings.num_images_per_case
     tables = [read_table(artifact.file(SCORES)) for artifact in (first, second)]
     columns = {}
-    for name in MEASURES:
+    both = [name for name in further_numbers(tables[0]) if name in tables[1]]
+    for name in (*MEASURES, *both):
         means = [group_means(table[name], group) for table in tables]
         columns[name] = [
             None if a is None or b is None else b - a for a, b in zip(*means, strict=True)
         ]
     found = means_with_intervals(columns)
-    return {n: (found[n], found[f"{n}_low"], found[f"{n}_high"]) for n in MEASURES if n in found}
+    return {n: (found[n], found[f"{n}_low"], found[f"{n}_high"]) for n in columns if n in found}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

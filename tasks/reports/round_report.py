@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from calligrapher.tables.parquet import read_shard, read_table
+from calligrapher.tables.schema import SCORE_COLUMNS
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import evaluation_name, round_name
 from tasks.tracking.journal import METRICS_FILE, REPORT
@@ -19,6 +20,7 @@ from tasks.tracking.pointer import read_pointer
 
 WORST = 5
 _WIDTH = 768  # of the picture in the report, in pixels
+_FIXED = {*SCORE_COLUMNS.names}
 _SHOWN = {
     "score": (
         "reward_mean",
@@ -85,6 +87,9 @@ def _metrics(run: Path, round: int) -> dict[str, float]:
 
 def _table(metrics: dict[str, float]) -> str:
     names = [f"{stage}/{name}" for stage, names in _SHOWN.items() for name in names]
+    # Of the components that a run's own scorers measure, the means.
+    further = [n for n in metrics if n.startswith("score/") and n.endswith("_mean")]
+    names += [name for name in further if name.removesuffix("_mean")[6:] not in _FIXED]
     rows = [f"| `{name}` | {metrics[name]:.4g} |" for name in names if name in metrics]
     return "\n".join(["| metric | value |", "|---|---|", *rows])
 

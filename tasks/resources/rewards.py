@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, load_rgb, mask_to_tensor, png_bytes, to_image
 from calligrapher.durable import atomic_write
 from calligrapher.errors import ParamsError, RewardError
+from calligrapher.tables.schema import SCORE_COLUMNS
 from reward_server.client import (
     TOKEN_VARIABLE,
     RewardClient,
@@ -21,7 +22,13 @@ from reward_server.client import (
     RewardItem,
     RewardResult,
 )
-from reward_server.components import MEASURED_BY, NAMES, SEES_REFERENCE, WEIGHT_OF
+from reward_server.components import (
+    NAMES,
+    SEES_REFERENCE,
+    WEIGHABLE,
+    WEIGHT_OF,
+    measured_by,
+)
 from tasks.params.run_params import RewardParams
 
 DISABLED_REWARD = 0.5
@@ -30,6 +37,7 @@ MADE_UP = (
     " --disable-reward-model. Start it without, or set reward.disable_reward_model=true to train"
     " on constant rewards, without a server."
 )
+_GAVE_NONE = "the server gave none"
 REFERENCE_SIDE = 1024  # pixels of the longer side; judges see a reference no larger
 
 
@@ -53,6 +61,7 @@ class RewardScorer:
         self.params, self.canvas = params, canvas
         self._urls, self._rank, self._note = urls, rank, identity_note
         self._token = _token(params)
+        self._checked = False
 
     @cached_property
     def client(self) -> RewardClient | None:
@@ -66,7 +75,7 @@ class RewardScorer:
             token=self._token,
             request_timeout_s=params.timeout_s,
             deadline_s=10 * params.timeout_s,
-            needed=tuple(params.weights),
+            needed=tuple(params.component_weights),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -79,12 +88,7 @@ class RewardScorer:
             return json.loads(self._note.read_bytes())
         if self.client is None:
             return {"disabled": True}
-        try:
-            info = self.client.info()
-        except RewardClientError as error:
-            raise RewardError(
-                f"The reward servers must say what they score with. {error}"
-            ) from error
+        info = self._info()
         _check_info(info, self.params)
         identity = {"scorers": info["scorers"]}
         if self._note is not None:
@@ -102,6 +106,7 @@ class RewardScorer:
             return [
                 dict.fromkeys(NAMES) | {"reward": DISABLED_REWARD, "reason": None} for _ in images
             ]
+        self._check_scorers_unchanged()
         # By the case, not by its id: training and held-out cases may both be numbered from 1.
         pictures = {case: self._pictures(case) for case in dict.fromkeys(cases)}
         items = [
@@ -117,18 +122,53 @@ class RewardScorer:
             ) from error
         if any(result.reward_model_disabled for result in results):
             raise RewardError(MADE_UP)
-        return [self.weigh(result) for result in results]
+        return self.weigh(results)
 
-    def weigh(self, result: RewardResult) -> dict[str, Any]:
-        """A row of the score table: what was measured, and the reward that it gives."""
-        row = {name: getattr(result, name) for name in NAMES}
-        return row | reward_of(self.params, row, result.errors)
+    def _check_scorers_unchanged(self) -> None:
+        """Raise RewardError when the run's own server has loaded other files than were named.
+
+        Its identity was noted, maybe by an earlier start, and stands in what is made; the server
+        reads the files when it is first needed.
+        """
+        if self._note is None or not self.params.scorers or self._checked:
+            return
+        noted, loaded = self.identity()["scorers"], self._info()["scorers"]
+        for name in self.params.scorers:
+            if noted.get(name) != loaded.get(name):
+                raise RewardError(
+                    f"The file of the scorer {name} must stay as it is while a run goes on. It has"
+                    " changed. Start the run again; scores by the earlier file are then stale."
+                )
+        self._checked = True
+
+    def _info(self) -> dict[str, Any]:
+        assert self.client is not None
+        try:
+            return self.client.info()
+        except RewardClientError as error:
+            raise RewardError(
+                f"The reward servers must say what they score with. {error}"
+            ) from error
+
+    def weigh(self, results: Sequence[RewardResult]) -> list[dict[str, Any]]:
+        """Rows of the score table: what was measured, and the reward that it gives."""
+        measured = [result.components() for result in results]
+        # A refused item has none of the components that only a user's own scorers know of.
+        names = list(dict.fromkeys(n for row in (*measured, self.params.weights) for n in row))
+        return [
+            (full := {name: row.get(name) for name in names})
+            | reward_of(self.params, full, result.errors)
+            for row, result in zip(measured, results, strict=True)
+        ]
 
     def _pictures(self, case: Case) -> dict[str, bytes]:
         """Return what is sent with a picture of `case`: mask and, if anybody looks, reference."""
         mask = mask_to_tensor(load_mask(case.mask), self.canvas.width, self.canvas.height)
         pictures = {"mask": png_bytes(to_image(mask.expand(3, -1, -1) * 2 - 1))}
-        if SEES_REFERENCE & set(self.params.weights):
+        # A scorer of one's own may look at anything.
+        if self.params.scorers or any(
+            name in SEES_REFERENCE or name not in NAMES for name in self.params.component_weights
+        ):
             reference = load_rgb(case.reference)
             reference.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE), Image.Resampling.LANCZOS)
             pictures["reference"] = png_bytes(reference)
@@ -140,12 +180,53 @@ def reward_of(
 ) -> dict[str, Any]:
     """Return `sum(weight * component)` as `reward`; null, with a `reason`, when one is missing."""
     total, missing = 0.0, []
-    for component, weight in params.weights.items():
-        if row[component] is None:
-            missing.append(f"{component}: {errors.get(component, 'the server gave none')}")
+    for component, weight in params.component_weights.items():
+        if row.get(component) is None:
+            missing.append(f"{component}: {errors.get(component, _no_reason(errors))}")
         else:
             total += weight * row[component]
     return {"reward": None if missing else total, "reason": "; ".join(missing) or None}
+
+
+def measured_numbers(columns: Iterable[str]) -> list[str]:
+    """Return the components among the columns of a score table that a reward could weigh."""
+    others = {*NAMES, "sample_id", "reward", "reason"}
+    columns = list(columns)
+    own = [name for name in columns if name not in others]
+    return [name for name in WEIGHABLE if name in columns] + own
+
+
+def further_numbers(columns: Iterable[str]) -> list[str]:
+    """Return the components of `measured_numbers` that stand in no fixed column of the table."""
+    return [name for name in measured_numbers(columns) if name not in SCORE_COLUMNS.names]
+
+
+def _no_reason(errors: Mapping[str, str]) -> str:
+    """Return the reason of a component that `errors` does not know: that of a refused item."""
+    reasons = set(errors.values())
+    return reasons.pop() if set(NAMES) <= set(errors) and len(reasons) == 1 else _GAVE_NONE
+
+
+def check_scorers(params: RewardParams) -> None:
+    """Raise ParamsError unless each of `scorers` names a readable file and a class in it.
+
+    Nothing is run. Without a server of the run's own nobody loads them.
+    """
+    if params.disable_reward_model or params.server_urls:
+        return
+    for file in params.scorer_files.values():
+        try:
+            file.check()
+        except ValueError as error:
+            raise ParamsError(f"reward.scorers: {error}") from None
+
+
+def scorer_identities(params: RewardParams) -> dict[str, dict[str, str]]:
+    """Return what decides the numbers of each of `scorers`. Raises ParamsError."""
+    try:
+        return {name: file.identity() for name, file in params.scorer_files.items()}
+    except ValueError as error:
+        raise ParamsError(f"reward.scorers: {error}") from None
 
 
 def check_servers(params: RewardParams) -> None:
@@ -175,12 +256,13 @@ def _check_info(info: Mapping[str, Any], params: RewardParams) -> None:
     if info.get("reward_model_disabled"):
         raise RewardError(MADE_UP)
     measured = info.get("components", NAMES)  # a server of before does not say
-    for component, weight in params.weights.items():
+    for component, weight in params.component_weights.items():
         if component not in measured:
+            key = WEIGHT_OF.get(component, f"weights.{component}")
             raise RewardError(
-                f"reward.{WEIGHT_OF[component]} must be 0 where the reward servers do not measure"
+                f"reward.{key} must be 0 where the reward servers do not measure"
                 f" {component}. Got {weight}. Set it to 0, or start them with"
-                f" {MEASURED_BY[component]}."
+                f" {measured_by(component)}."
             )
 
 

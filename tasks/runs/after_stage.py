@@ -102,7 +102,7 @@ class AfterStage:
         return f"{round_name(round_index)} ({round_index + 1} of {self.params.rounds})"
 
     def _highest_reward(self) -> float:
-        return sum(self.params.reward.weights.values())
+        return sum(self.params.reward.component_weights.values())
 
     def _track_evaluation(self, name: str, artifact: Artifact, *, is_new: bool) -> None:
         done = pipeline.rounds_done(name)

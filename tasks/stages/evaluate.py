@@ -13,6 +13,7 @@ from calligrapher.tables.parquet import encode_png, write_scores, write_shard
 from tasks.artifacts.artifact import Artifact
 from tasks.pictures.grids import image_grid, reward_label
 from tasks.resources.resources import Resources
+from tasks.resources.rewards import further_numbers
 from tasks.stages.sampling import rows_of, sample_batches, table_columns
 from tasks.stages.statistics import group_means, means_with_intervals
 
@@ -134,6 +135,7 @@ def summarise(scored: list[dict[str, Any]], group: int) -> dict[str, Any]:
         name: [row[name] for row in scored]
         for name in ("ocr_accuracy", "ocr_likelihood", "style_score", "reward")
     }
+    columns |= {name: [row[name] for row in scored] for name in further_numbers(scored[0])}
     columns["exact_match"] = exact
     return found | means_with_intervals(
         {name: group_means(values, group) for name, values in columns.items()}

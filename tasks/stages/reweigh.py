@@ -1,5 +1,6 @@
 """Scores a round again with other reward weights, from the components in its score table."""
 
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,15 +8,9 @@ from typing import Any
 
 from calligrapher.errors import RewardError
 from calligrapher.tables.parquet import read_table, write_scores
-from reward_server.components import WEIGHT_OF
 from tasks.artifacts.artifact import Artifact
 from tasks.params.run_params import RewardParams
-from tasks.resources.rewards import reward_of
-
-_REASON = re.compile(
-    rf"(?:^|; )({'|'.join(WEIGHT_OF)}): (.*?)(?=;"
-    rf" (?:{'|'.join(WEIGHT_OF)}): |$)"
-)
+from tasks.resources.rewards import measured_numbers, reward_of
 
 
 class RecordedScorer:
@@ -61,9 +56,16 @@ def _rows(table: dict[str, list[Any]]) -> list[dict[str, Any]]:
 
 def _row_suffices(row: dict[str, Any], params: RewardParams) -> bool:
     # A component that was measured by nobody yet when the table was written has no column.
-    return all(row.get(c) is not None or c in _errors(row) for c in params.weights)
+    return all(row.get(c) is not None or c in _errors(row) for c in params.component_weights)
 
 
 def _errors(row: dict[str, Any]) -> dict[str, str]:
     """Component -> why it is missing, from the row's `reason`."""
-    return dict(_REASON.findall(row["reason"] or ""))
+    return dict(_reasons(tuple(measured_numbers(row))).findall(row["reason"] or ""))
+
+
+@functools.cache
+def _reasons(components: tuple[str, ...]) -> re.Pattern[str]:
+    """Return what finds (component, why it is missing) in a `reason`."""
+    names = "|".join(components)
+    return re.compile(rf"(?:^|; )({names}): (.*?)(?=; (?:{names}): |$)")

@@ -9,10 +9,10 @@ import numpy as np
 
 from calligrapher.errors import RewardError
 from calligrapher.tables.parquet import read_shard, read_table
-from reward_server.components import WEIGHT_OF
 from tasks.artifacts.artifact import Artifact
 from tasks.params.run_params import RunParams
 from tasks.resources.resources import Resources
+from tasks.resources.rewards import measured_numbers
 from tasks.stages.reweigh import reweigh
 from tasks.stages.score_ahead import READS, score_rows, scored_shard
 
@@ -74,7 +74,7 @@ def summary(params: RunParams, tables: list[dict[str, list[Any]]]) -> dict[str, 
             f" {'; '.join(reasons[:3])}."
         )
     metrics: dict[str, Any] = {"images": len(rewards), "unscored": unscored}
-    for name in ("reward", *WEIGHT_OF):
+    for name in ("reward", *measured_numbers(tables[0])):
         metrics |= _statistics(name, [v for table in tables for v in table[name] if v is not None])
     if accuracy := [a for table in tables for a in table["ocr_accuracy"] if a is not None]:
         metrics["exact_match"] = float(np.mean(np.equal(accuracy, 1)))

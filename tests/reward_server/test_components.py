@@ -41,7 +41,7 @@ def test_the_option_that_measures_a_component_is_one_of_a_server():
 
 def test_client_and_debug_scorer_know_every_component():
     assert [getattr(RewardResult(), name) for name in NAMES] == [None] * len(NAMES)
-    assert DebugScorer.fields == NAMES
+    assert DebugScorer().fields == NAMES
 
 
 def test_the_table_needs_nothing_but_the_standard_library():

@@ -29,6 +29,7 @@ UNREAD = {
     "update.checkpointing_steps",
     "reward.server_urls",
     "reward.vlm",
+    "reward.scorers",
     "reward.token_file",
     "reward.timeout_s",
     "reward.max_unscored_share",
@@ -308,6 +309,8 @@ def _changed(key, value):
         "evaluate.num_inference_steps": 5,
         "ema.decay": 0.5,
         "reward.server_urls": ["http://a:1"],
+        "reward.weights": {"mine": 0.5},
+        "reward.scorers": {"mine": "r.py:B"},
     }
     if key in other:
         return other[key]
@@ -330,12 +333,85 @@ def _get(values, key):
     return _get(values[name], rest) if rest else values[name]
 
 
+def test_a_weight_means_the_same_however_it_is_written(load):
+    old = load(reward={"ocr_weight": 0.7, "vlm_weight": 0.0, "style_weight": 0.2})
+    new = load(reward={"weights": {"ocr_accuracy": 0.7, "style_score": 0.2}})
+    mixed = load(reward={"ocr_weight": 0.7, "weights": {"style_score": 0.2}})
+    assert new == old == mixed
+    assert reads(new, "score") == reads(old, "score")
+    assert new.reward.component_weights == {"ocr_accuracy": 0.7, "style_score": 0.2}
+    assert "weights" not in reads(new, "score")["reward"]
+
+
+def test_weights_of_ones_own_scorers_are_read_back_as_they_were_stored(load):
+    reward = {"weights": {"ocr_accuracy": 0.7, "mine": 0.5}, "scorers": {"mine": "r.py:A"}}
+    params = load(reward=reward)
+    assert params.reward.component_weights == {"ocr_accuracy": 0.7, "mine": 0.5}
+    assert RunParams.model_validate(params.resolved()) == params
+    assert reads(params, "score")["reward"]["weights"] == {"mine": 0.5}
+    assert "scorers" not in reads(params, "score")["reward"]
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (
+            {"ocr_weight": 0.5, "weights": {"ocr_accuracy": 0.5}},
+            r"reward\.ocr_weight must not be given beside weights\.ocr_accuracy",
+        ),
+        ({"weights": {"ocr_confidence": 1}}, r"must name components .* Got 'ocr_confidence'"),
+        ({"weights": {"Mine": 1}}, "scorer's name must be"),
+        ({"weights": {"mine": -1}}, r"reward\.weights\.mine must be at least 0"),
+        ({"weights": {"mine": 1}}, r"reward\.weights\.mine must name what is measured"),
+        ({"weights": {"ocr_accuracy": 0}}, "another weight of the reward"),
+        ({"scorers": {"mine": "r.py"}}, "scorer mine must be FILE:CLASS"),
+        ({"scorers": {"reward": "r.py:A"}}, "scorer's name must be"),
+    ],
+)
+def test_weights_and_scorers_that_cannot_work_are_named(load, reward, message):
+    with pytest.raises(ParamsError, match=message):
+        load(reward=reward)
+
+
+def test_named_servers_may_measure_what_the_params_do_not_know(load):
+    reward = {"weights": {"mine": 1}, "server_urls": ["http://a:1"]}
+    assert load(reward=reward).reward.component_weights == {"mine": 1}
+
+
+# what the file says, overrides, what is weighed then
+OVERRIDDEN = [
+    ({"ocr_weight": 1, "vlm_weight": 0}, ["weights.style_score=2"],
+     {"ocr_accuracy": 1, "style_score": 2}),
+    ({"ocr_weight": 1, "vlm_weight": 0}, ["weights.ocr_accuracy=2"], {"ocr_accuracy": 2}),
+    ({"vlm_weight": 0}, ["weights.mine=2"], {"ocr_accuracy": 0.7, "mine": 2}),
+    ({"ocr_weight": 1, "vlm_weight": 0}, ["weights={mine: 2}"], {"mine": 2}),
+    ({"weights": {"ocr_accuracy": 1, "mine": 1}}, ["ocr_weight=2"], {"ocr_accuracy": 2, "mine": 1}),
+    ({"weights": {"ocr_accuracy": 1, "mine": 1}}, ["weights.mine=0"], {"ocr_accuracy": 1}),
+    ({"weights": {"mine": 1}}, ["weights.style_score=1", "style_weight=3"],
+     {"mine": 1, "style_score": 3}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reward", "overrides", "weighed"), OVERRIDDEN)
+def test_an_override_wins_over_either_way_of_writing_a_weight(load, reward, overrides, weighed):
+    reward = reward | {"scorers": {"mine": "r.py:A"}}
+    params = load(*[f"reward.{override}" for override in overrides], reward=reward)
+    assert params.reward.component_weights == weighed
+
+
+def test_a_scorers_file_is_stored_absolute_with_what_it_is_given(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.py").touch()
+    (tmp_path / "model").mkdir()
+    params = load("reward.scorers.mine=r.py:A?folder=model&side=90")
+    assert params.reward.scorers == {"mine": f"{tmp_path}/r.py:A?folder={tmp_path}/model&side=90"}
+
+
 @pytest.mark.parametrize(("algorithm", "other"), [("nft", "grpo"), ("grpo", "nft")])
 def test_every_parameter_that_decides_a_result_is_read_by_a_stage(load, algorithm, other):
     rising = [f"{section}.lr_scheduler=constant_with_warmup" for section in ("warmup", "update")]
-    before = load(
-        *rising, "model.lora.rank=7", "model.siglip=s", "reward.vlm=v", algorithm=algorithm
-    )
+    named = ("model.lora.rank=7", "model.siglip=s", "reward.vlm=v", "reward.scorers.mine=r.py:A")
+    before = load(*rising, *named, algorithm=algorithm)
     leaves = [key for key, section in valid_keys(RunParams).items() if section is None]
     leaves = [key for key in leaves if not key.startswith(f"{other}.")]
     assert len(leaves) > 70

@@ -64,7 +64,7 @@ def test_every_weight_of_the_params_has_its_component():
 def test_a_reward_is_the_weighted_sum_of_what_counts():
     params = RewardParams(ocr_weight=0.5, likelihood_weight=0, vlm_weight=0.25, style_weight=2)
     row = dict.fromkeys(NAMES) | {"ocr_accuracy": 0.5, "vlm_score": 1.0, "style_score": -0.25}
-    assert params.weights == {"ocr_accuracy": 0.5, "vlm_score": 0.25, "style_score": 2}
+    assert params.component_weights == {"ocr_accuracy": 0.5, "vlm_score": 0.25, "style_score": 2}
     assert reward_of(params, row, {}) == {"reward": 0.25 + 0.25 - 0.5, "reason": None}
     missing = reward_of(params, row | {"vlm_score": None}, {"vlm_score": "it slept"})
     assert missing == {"reward": None, "reason": "vlm_score: it slept"}

@@ -134,7 +134,9 @@ PLACES = {
     "update.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
     "reward.server_urls": "test_servers_that_are_named_are_asked_and_no_own_one_is_started",
     "reward.token_file": "test_the_token_of_a_file_is_sent_to_the_servers",
-    "reward.vlm": "test_the_vlm_is_told_to_the_runs_own_server",
+    "reward.vlm": "test_models_and_scorers_are_told_to_the_runs_own_server",
+    "reward.scorers": "test_models_and_scorers_are_told_to_the_runs_own_server",
+    "reward.weights": "test_weights_of_components_without_a_key_of_their_own_count",
     "reward.timeout_s": "test_a_server_that_does_not_answer_is_given_up",
     "reward.max_unscored_share": (
         "test_the_share_of_unscored_images_decides_whether_a_round_goes_on"
@@ -414,7 +416,7 @@ def test_servers_that_are_named_are_asked_and_no_own_one_is_started(values, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_vlm_is_told_to_the_runs_own_server(values, tmp_path, monkeypatch):
+def test_models_and_scorers_are_told_to_the_runs_own_server(values, tmp_path, monkeypatch):
     from contextlib import contextmanager
 
     from flows.contexts import reward_urls
@@ -429,12 +431,30 @@ def test_the_vlm_is_told_to_the_runs_own_server(values, tmp_path, monkeypatch):
 
     monkeypatch.setattr(launch, "local_server", local_server)
     params = RunParams.model_validate(
-        values("nft", reward={"vlm": "/models/vlm", "vlm_weight": 0.3})
+        values(
+            "nft",
+            reward={"vlm": "/models/vlm", "vlm_weight": 0.3, "scorers": {"mine": "/r.py:A?b=1"}},
+        )
     )
     with reward_urls(params, tmp_path / "a") as found:
         assert found == ["http://own:1"]
-    assert asked["flags"] == ["--vlm-model-path=/models/vlm"]
+    assert asked["flags"] == ["--vlm-model-path=/models/vlm", "--scorer=mine=/r.py:A?b=1"]
     assert asked["log_path"] == tmp_path / "a/reward-server.log"
+
+
+def test_weights_of_components_without_a_key_of_their_own_count(values):
+    from tasks.resources.rewards import RewardScorer
+
+    reward = {"ocr_weight": 0.5, "scorers": {"mine": "r.py:A"}, "weights": {"mine": 0.25}}
+    params = RunParams.model_validate(values("nft", reward=reward))
+    results = [
+        RewardResult(ocr_accuracy=1.0, own={"mine": 0.5}),
+        RewardResult(ocr_accuracy=1.0, own={"mine": None}, errors={"mine": "it slept"}),
+    ]
+    rows = RewardScorer(params.reward, [], None).weigh(results)
+    assert [row["reward"] for row in rows] == [0.625, None]
+    assert [row["mine"] for row in rows] == [0.5, None]
+    assert rows[1]["reason"] == "mine: it slept"
 
 
 def test_a_server_that_does_not_answer_is_given_up(make_resources):
