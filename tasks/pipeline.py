@@ -165,8 +165,6 @@ _NO_RESULT: dict[str, set[str]] = {
     "update": {"checkpointing_steps"},
     "evaluate": {"every"},
 }
-# Only where they are set: what was made before there were such keys is not stale.
-_WHEN_SET: dict[str, set[str]] = {"reward": {"weights"}}
 
 
 def _horizon(params: RunParams) -> dict[str, Any]:
@@ -190,13 +188,14 @@ def _exploration(params: RunParams) -> dict[str, Any]:
 _LATER: dict[str, dict[str, Any]] = {
     "advantage": {"combine": "sum", "drop_solved": False},
     "evaluate": {"num_inference_steps": None},
+    "reward": {"weights": {}},
 }
 
 
 def _component_weights(params: RunParams) -> dict[str, Any]:
     settings = params.advantage
     weighed = settings.combine == "standardized" or settings.drop_solved
-    return {"weights": params.reward.component_weights} if weighed else {}
+    return {"weights": params.reward.weights} if weighed else {}
 
 
 # What `reads` names beside sections and single keys of the params.
@@ -235,10 +234,10 @@ def _section(params: RunParams, name: str) -> dict[str, Any]:
     value = params.model_dump(mode="json", include={name})[name]
     if isinstance(value, dict):
         later = _LATER.get(name, {})
-        idle = {key for key in _WHEN_SET.get(name, ()) if not value[key]}
-        idle |= _NO_RESULT.get(name, set())
         value = {
-            k: v for k, v in value.items() if k not in idle and (k not in later or v != later[k])
+            k: v
+            for k, v in value.items()
+            if k not in _NO_RESULT.get(name, ()) and (k not in later or v != later[k])
         }
     if name == "ema":
         value["decay"] = params.ema_decay
