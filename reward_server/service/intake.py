@@ -28,7 +28,8 @@ from reward_server.service.lru import LRU
 from reward_server.service.schema import MAX_PROMPT_CHARS, MAX_TEXT_CHARS, ScoreRequest
 from reward_server.text import normalise, text_from_prompt
 
-Picture = str | bytes  # base64 of a PNG, or a PNG or BMP file
+Buffer = bytes | memoryview
+Picture = str | Buffer  # base64 of a PNG, or a PNG or BMP file
 
 
 class ItemError(ValueError):
@@ -110,7 +111,7 @@ def shared_pictures(capacity_bytes: int) -> LRU:
 
 
 def read_item(
-    sent: Any, files: Mapping[str, bytes] | None = None, *, names: Sequence[str] = NAMES
+    sent: Any, files: Mapping[str, Buffer] | None = None, *, names: Sequence[str] = NAMES
 ) -> Ask:
     """Check one item's form and limits. Raises ItemError.
 
@@ -126,7 +127,7 @@ def read_item(
 
 def ask_of(
     request: ScoreRequest,
-    files: Mapping[str, bytes] | None = None,
+    files: Mapping[str, Buffer] | None = None,
     *,
     names: Sequence[str] = NAMES,
 ) -> Ask:
