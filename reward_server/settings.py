@@ -103,6 +103,17 @@ class Settings(BaseModel):
     max_items: int = Field(64, ge=1, description="items of one /score_batch")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="bytes of one request's body")
     max_pixels: int = Field(4096 * 4096, ge=1, description="pixels of one picture")
+    answer_cache: int = Field(
+        4096, ge=0, description="answers kept for items that are asked again; 0: none"
+    )
+    body_timeout: float = Field(
+        10.0,
+        gt=0,
+        description="seconds that a request's body may pause while it comes in (in all, ten times)",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="what is logged; debug: a line for each request"
+    )
     score_timeout: float = Field(
         120.0, gt=0, description="seconds after which a component counts as failed"
     )

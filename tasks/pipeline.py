@@ -93,7 +93,7 @@ STAGES: dict[str, Stage] = {
             "advantage",
             version=1,
             inputs={"scores": Input("score")},
-            reads=("advantage",),
+            reads=("advantage", "component_weights"),
             decides=("group_size",),
             done_by="driver",
         ),
@@ -165,8 +165,6 @@ _NO_RESULT: dict[str, set[str]] = {
     "update": {"checkpointing_steps"},
     "evaluate": {"every"},
 }
-# Only where they are set: what was made before there were such keys is not stale.
-_WHEN_SET: dict[str, set[str]] = {"reward": {"weights"}}
 
 
 def _horizon(params: RunParams) -> dict[str, Any]:
@@ -185,9 +183,25 @@ def _exploration(params: RunParams) -> dict[str, Any]:
     return {"grpo": explores.model_dump(mode="json", include=keys) if explores else {}}
 
 
+# Keys that came later, with the value that leaves results as they were: only another is read, so
+# that what was made before there was such a key is not stale.
+_LATER: dict[str, dict[str, Any]] = {
+    "advantage": {"combine": "sum", "drop_solved": False},
+    "evaluate": {"num_inference_steps": None},
+    "reward": {"weights": {}},
+}
+
+
+def _component_weights(params: RunParams) -> dict[str, Any]:
+    settings = params.advantage
+    weighed = settings.combine == "standardized" or settings.drop_solved
+    return {"weights": params.reward.component_weights} if weighed else {}
+
+
 # What `reads` names beside sections and single keys of the params.
 _DERIVED: dict[str, Callable[[RunParams], dict[str, Any]]] = {
     "algorithm": lambda params: {"algorithm": params.algorithm},
+    "component_weights": _component_weights,
     "algorithm_section": lambda params: _section(params, params.algorithm),
     "exploration": _exploration,
     "horizon": _horizon,
@@ -219,9 +233,12 @@ def _section(params: RunParams, name: str) -> dict[str, Any]:
     """Return the section (or single key) `name` without what decides no result."""
     value = params.model_dump(mode="json", include={name})[name]
     if isinstance(value, dict):
-        idle = {key for key in _WHEN_SET.get(name, ()) if not value[key]}
-        idle |= _NO_RESULT.get(name, set())
-        value = {k: v for k, v in value.items() if k not in idle}
+        later = _LATER.get(name, {})
+        value = {
+            k: v
+            for k, v in value.items()
+            if k not in _NO_RESULT.get(name, ()) and (k not in later or v != later[k])
+        }
     if name == "ema":
         value["decay"] = params.ema_decay
     return {name: value}

@@ -41,11 +41,33 @@ class AdvantageParams(Section):
         ),
     )
 
+    combine: Literal["sum", "standardized"] = Field(
+        "sum",
+        description=(
+            "How the components of the reward meet: sum: weighed and added, then compared; "
+            "standardized: each compared within its group first, so that one with a wide spread "
+            "does not drown the others. global_std then divides the sum by its own standard "
+            "deviation over the round."
+        ),
+    )
+    drop_solved: bool = Field(
+        False,
+        description=(
+            "Leave out groups that can hardly do better: mean reward above 0.9 and standard "
+            "deviation below 0.05, as shares of the highest reward there can be."
+        ),
+    )
+
     @model_validator(mode="after")
     def _round_has_one_std(self) -> Self:
         if self.baseline == "round" and not self.global_std:
             raise ValueError(
                 "advantage.global_std must be true when advantage.baseline is 'round'. Got false."
+            )
+        if self.baseline == "round" and self.combine == "standardized":
+            raise ValueError(
+                "advantage.baseline must be 'group' when advantage.combine is 'standardized', which"
+                " compares within groups. Got 'round'."
             )
         return self
 
@@ -86,6 +108,53 @@ def group_advantages(
     else:
         std = ((centred**2).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)).sqrt()
     return torch.where(keep & ~no_spread, centred / (std + STD_FLOOR), 0.0)
+
+
+def standardized_advantages(
+    components: Tensor, weights: Tensor, *, global_std: bool = True, valid: Tensor | None = None
+) -> Tensor:
+    """Each component standardised within its group, then weighed, added and whitened.
+
+    components: [K, P, G]; weights: [K]; valid: [P, G] bool, false for images that lack a component;
+    returns [P, G] float64. `A_k = (c_k - mean_k) / (std_k + 1e-4)` over the valid members of a
+    group, `S = sum_k w_k A_k`, and with global_std `(S - mean(S)) / (std(S) + 1e-4)` over the valid
+    images of the round; standard deviations with Bessel's correction. A component without spread in
+    a group says nothing there. Images that are not valid, and those of groups with fewer than two
+    valid ones, enter no statistic and get 0. Raises InputError as `group_advantages` does.
+    Source: GDPO, arXiv 2601.05242; TRL's `normalize_then_sum`.
+    """
+    checked = [_checked(component, valid) for component in components]
+    valid = checked[0][1]
+    valid = valid & (valid.sum(1, keepdim=True) >= 2)
+    if not valid.any():
+        return torch.zeros(valid.shape, dtype=torch.float64)
+    counts = valid.sum(1, keepdim=True).clamp(min=2)
+    total = torch.zeros(valid.shape, dtype=torch.float64)
+    for (component, measured), weight in zip(checked, weights.double(), strict=True):
+        values = torch.where(valid, component, 0.0)
+        centred = torch.where(valid, values - values.sum(1, keepdim=True) / counts, 0.0)
+        std = ((centred**2).sum(1, keepdim=True) / (counts - 1)).sqrt()
+        spread = ~zero_spread(component, measured)[:, None]
+        total += weight * torch.where(spread, centred / (std + STD_FLOOR), 0.0)
+    if not global_std:
+        return total
+    everything = total[valid]
+    whitened = (total - everything.mean()) / (everything.std() + STD_FLOOR)
+    # A group in which nothing has spread teaches nothing; whitening would only add rounding.
+    return torch.where(valid & (total != 0).any(1, keepdim=True), whitened, 0.0)
+
+
+def solved(rewards: Tensor, highest: float, valid: Tensor | None = None) -> Tensor:
+    """Return which groups can hardly do better, [P] bool: mean above 0.9 and std below 0.05.
+
+    As shares of `highest`, over the valid members; population std. Source: Edit-R1's filter.
+    """
+    rewards, valid = _checked(rewards, valid)
+    counts = valid.sum(1).clamp(min=1)
+    mean = rewards.sum(1) / counts
+    variance = (torch.where(valid, rewards - mean[:, None], 0.0) ** 2).sum(1) / counts
+    is_high, is_narrow = mean > 0.9 * highest, variance.sqrt() < 0.05 * highest
+    return valid.any(1) & is_high & is_narrow
 
 
 def kept(

@@ -49,6 +49,7 @@ class PictureScorer:
                 request_timeout_s=self._deadline_s,
                 deadline_s=self._deadline_s,
                 max_pause_s=2.0,
+                needed=(),  # somebody sits there: what is missing now is told, not waited for
             )
         return self._client
 

@@ -4,15 +4,13 @@ Imports only `requests` and the standard library. A picture is encoded once, a w
 never retried, and a picture that could not be scored is never a number.
 """
 
-import base64
-import io
-import json
+import logging
 import os
+import random
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from reward_server.client.failover import (
     Request,
@@ -21,6 +19,7 @@ from reward_server.client.failover import (
     RewardUnavailableError,
     Servers,
 )
+from reward_server.client.sending import Chunk, RewardItem, SentItem, encode_png, sent_items
 from reward_server.components import NAMES, Measured
 
 __all__ = [
@@ -35,22 +34,13 @@ __all__ = [
     "server_urls",
 ]
 
+log = logging.getLogger(__name__)
+
 _INFO = Request("GET", "/info")
+UNAVAILABLE = "unavailable"  # the kind of an error that asking again may mend
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 10.0  # between asking again, about
+_PASSED_OVER = 8  # times that others are scored before an item's outage counts as its own
 TOKEN_VARIABLE = "CALLIGRAPHER_REWARD_TOKEN"
-
-
-@dataclass(frozen=True)
-class RewardItem:
-    """One picture to score.
-
-    Pictures: PNG bytes (sent as they are), PIL images, or uint8 arrays [H, W, 3] or [H, W].
-    """
-
-    image: Any
-    prompt: str
-    mask: Any = None
-    text: str | None = None
-    reference: Any = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +52,8 @@ class RewardResult(Measured):
 
     own: dict[str, float | None] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    # Field -> of what kind its error is (`kinds` of an answer); empty from a server of before.
+    kinds: dict[str, str] = field(default_factory=dict)
     reward_model_disabled: bool = False
 
     def components(self) -> dict[str, float | str | None]:
@@ -74,18 +66,6 @@ def server_urls(host: str, first_port: int, count: int) -> list[str]:
     return [f"http://{host}:{first_port + number}" for number in range(count)]
 
 
-def encode_png(picture: Any) -> str:
-    """base64 of a picture's PNG; PNG bytes are taken as they are."""
-    if not isinstance(picture, bytes | bytearray | memoryview):
-        from PIL import Image
-
-        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG", compress_level=1)
-        picture = buffer.getvalue()
-    return base64.b64encode(picture).decode("ascii")
-
-
 class RewardClient:
     """Scores items on several servers at once, on the others when one is down.
 
@@ -93,7 +73,9 @@ class RewardClient:
     `urls[rank % len(urls)]`. `token`: None sends what the environment variable
     CALLIGRAPHER_REWARD_TOKEN holds, if anything. `deadline_s`: for one call of `score_batch`,
     retries included. `chunk_size`: the most items of one request. `concurrency`: requests at a
-    time; None is 4, or one for each server.
+    time; None is 4, or one for each server. `needed`: the components that are worth waiting for
+    while they are unavailable (None: all). `components`: measure only these (None: all), where a
+    server knows of that.
     """
 
     def __init__(
@@ -109,6 +91,8 @@ class RewardClient:
         max_request_bytes: int = 32 * 2**20,
         trip_after: int = 3,
         max_pause_s: float = 30.0,
+        needed: Collection[str] | None = None,
+        components: Sequence[str] | None = None,
     ):
         if not urls:
             raise ValueError("urls must name at least one reward server. Got none.")
@@ -127,7 +111,7 @@ class RewardClient:
             trip_after=trip_after,
             max_pause_s=max_pause_s,
         )
-        self._deadline_s = deadline_s
+        self._deadline_s, self._needed, self._components = deadline_s, needed, components
         self._chunk_size, self._max_request_bytes = chunk_size, max_request_bytes
         self._parallel = min(concurrency, len(urls))  # servers that can work at the same time
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="reward-client")
@@ -135,31 +119,78 @@ class RewardClient:
     def score_batch(self, items: Sequence[RewardItem]) -> list[RewardResult]:
         """Return the results of the items, order kept.
 
-        An item that the server refuses gets a result whose every component is None. Raises
+        An item that the server refuses gets a result whose every component is None. An item whose
+        needed components are unavailable (a remote model is down) is asked again until the
+        deadline; one that stays so while others are scored keeps its None. Raises
         RewardRejectedError (wrong token, malformed request, servers that are set up unlike) and
         RewardUnavailableError (deadline passed).
         """
         stop_at = time.monotonic() + self._deadline_s
-        chunks = self._chunks(_bodies(items))
-        futures = [self._pool.submit(self._score_chunk, chunk, stop_at) for chunk in chunks]
-        results: list[RewardResult | None] = []
-        reason = ""
-        try:
-            for chunk, future in zip(chunks, futures, strict=True):
-                try:
-                    results.extend(future.result())
-                except RewardUnavailableError as error:
-                    results.extend([None] * len(chunk))
-                    reason = str(error)
-        finally:
-            for future in futures:
-                future.cancel()
-        if reason:
-            left = sum(result is None for result in results)
+        sent = sent_items(items, encode_png, self._components)
+        results, reason = self._ask_all(sent, stop_at)
+        passed_over = [0] * len(sent)  # how often others were scored and this one was not
+        delay = _FIRST_PAUSE_S
+        while again := [
+            place
+            for place, result in enumerate(results)
+            if result is not None and self._lacks(result) and passed_over[place] < _PASSED_OVER
+        ]:
+            log.warning(
+                "%d of %d items wait for what is unavailable: %s",
+                len(again), len(results), _why(results[again[0]], self._lacks(results[again[0]])),
+            )  # fmt: skip
+            pause = delay * random.uniform(0.5, 1.5)
+            if time.monotonic() + pause >= stop_at or self._servers.wait(pause):
+                break
+            delay = min(2 * delay, _MAX_PAUSE_S)
+            answers, _ = self._ask_all([sent[place] for place in again], stop_at)
+            scored = [one for one in answers if one is not None and not self._lacks(one)]
+            for place, answer in zip(again, answers, strict=True):
+                if answer is not None:
+                    results[place] = answer
+                    passed_over[place] += bool(scored)
+        left = sum(result is None for result in results)
+        if left:
             raise RewardUnavailableError(
                 f"{left} of {len(results)} items are unscored: {reason}", results
             )
         return results  # type: ignore[return-value]
+
+    def _lacks(self, result: RewardResult) -> set[str]:
+        """The needed components that asking again may bring."""
+        return {
+            name
+            for name, kind in result.kinds.items()
+            if kind == UNAVAILABLE and (self._needed is None or name in self._needed)
+        }
+
+    def _ask_all(
+        self, sent: list[SentItem], stop_at: float
+    ) -> tuple[list[RewardResult | None], str]:
+        """Ask about each item once: results, None where no server answered in time, and why.
+
+        Raises RewardRejectedError, which holds what the other requests brought.
+        """
+        chunks = self._chunks(sent)
+        futures = [self._pool.submit(self._score_chunk, chunk, stop_at) for chunk in chunks]
+        results: list[RewardResult | None] = []
+        reason, rejected = "", None
+        for chunk, future in zip(chunks, futures, strict=True):
+            try:
+                results.extend(future.result())
+                continue
+            except RewardUnavailableError as error:
+                reason = str(error)
+            except RewardRejectedError as error:
+                rejected = rejected or error
+                for other in futures:
+                    other.cancel()  # those that have not begun: they would be refused as well
+            except CancelledError:
+                pass
+            results.extend([None] * len(chunk))
+        if rejected is not None:
+            raise RewardRejectedError(str(rejected), results) from rejected
+        return results, reason
 
     def info(self) -> dict:
         """Return `GET /info` of the servers, which must be set up alike. Raises like `score_batch`.
@@ -192,75 +223,58 @@ class RewardClient:
     def __exit__(self, *exc_info) -> None:
         self.close()
 
-    def _chunks(self, bodies: list[dict]) -> list[list[dict]]:
-        """Return the bodies of each request, order kept, none above the limits for one.
+    def _chunks(self, sent: list[SentItem]) -> list[Chunk]:
+        """Return the items of each request, order kept, none above the limits for one.
 
         A few items are shared out as well, so that every server has some.
         """
-        share = min(self._chunk_size, -(-len(bodies) // self._parallel))
-        chunks: list[list[dict]] = []
+        share = min(self._chunk_size, -(-len(sent) // self._parallel))
+        chunks: list[list[SentItem]] = []
         room = 0
-        for body in bodies:
-            size = sum(len(value) for value in body.values())
-            if not chunks or len(chunks[-1]) == share or size > room:
+        for item in sent:
+            if not chunks or len(chunks[-1]) == share or item.size > room:
                 chunks.append([])
                 room = self._max_request_bytes
-            chunks[-1].append(body)
-            room -= size
-        return chunks
+            chunks[-1].append(item)
+            room -= item.size
+        return [Chunk(items) for items in chunks]
 
-    def _score_chunk(self, bodies: list[dict], stop_at: float) -> list[RewardResult]:
-        body = json.dumps({"items": bodies}).encode()
-        answer = self._servers.ask(Request("POST", "/score_batch", body), stop_at)
+    def _score_chunk(self, chunk: Chunk, stop_at: float) -> list[RewardResult]:
+        answer = self._servers.ask(chunk.request_for, stop_at)
         try:
             results = [_result(one) for one in answer["results"]]
         except (KeyError, TypeError) as error:
             raise RewardRejectedError(
                 f"the answer must be a reward server's. Got {str(answer)[:200]}."
             ) from error
-        if len(results) != len(bodies):
+        if len(results) != len(chunk):
             raise RewardRejectedError(
-                f"the server must answer {len(bodies)} results. Got {len(results)}."
+                f"the server must answer {len(chunk)} results. Got {len(results)}."
             )
         return results
 
 
-def _bodies(items: Sequence[RewardItem]) -> list[dict[str, str]]:
-    """Return the items as they travel; a picture that several share is encoded and held once."""
-    encoded: dict[int, str] = {}  # by identity: the items keep their pictures alive
-
-    def once(picture: Any) -> str:
-        if id(picture) not in encoded:
-            encoded[id(picture)] = encode_png(picture)
-        return encoded[id(picture)]
-
-    bodies = []
-    for item in items:
-        body = {"image": once(item.image), "prompt": item.prompt}
-        if item.mask is not None:
-            body["mask"] = once(item.mask)
-        if item.reference is not None:
-            body["reference"] = once(item.reference)
-        if item.text is not None:
-            body["text"] = item.text
-        bodies.append(body)
-    return bodies
-
-
 def _result(one: dict) -> RewardResult:
+    """What a server says of one item; what this client does not know of is passed over."""
     if one["error"] is not None:
         return RewardResult(
-            errors=dict.fromkeys(NAMES, f"the server refused the item: {one['error']}")
+            errors=dict.fromkeys(NAMES, f"the server refused the item: {one['error']}"),
+            kinds=dict.fromkeys(NAMES, "refused"),
         )
-    known = {name: one["score"][name] for name in _RESULT if name in one["score"]}
-    # What a newer server says besides is no component unless it is a number, or null with a reason.
+    score = one["score"]
+    known = {name: score[name] for name in _RESULT if name in score}
+    # A number, or null with a reason, that this client has no field for is a component.
     own = {
         name: value
-        for name, value in one["score"].items()
+        for name, value in score.items()
         if name not in _RESULT
-        and (type(value) in (int, float) or (value is None and name in known["errors"]))
+        and (type(value) in (int, float) or (value is None and name in score["errors"]))
     }
     return RewardResult(**known, own=own)
+
+
+def _why(result: RewardResult | None, names: set[str]) -> str:
+    return "; ".join(result.errors.get(name, name) for name in sorted(names)) if result else ""
 
 
 _RESULT = {one.name for one in fields(RewardResult)} - {"own"}

@@ -12,7 +12,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import requests
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 # Header of every answer: a digest of what decides the server's scores (`fingerprint` of `/info`).
 FINGERPRINT_HEADER = "X-Reward-Fingerprint"
+# Header of every answer of a server that has `/score_files` and knows an item's `components`.
+PROTOCOL_HEADER, PROTOCOL = "X-Reward-Protocol", 2
+REQUEST_ID_HEADER = "X-Request-Id"
 
 _CONNECT_S = 5.0
 _MAX_BACKOFF_S = 10.0
@@ -32,7 +36,14 @@ class RewardClientError(RuntimeError):
 
 
 class RewardRejectedError(RewardClientError):
-    """Refused for good; sending it again would not help."""
+    """Refused for good; sending it again would not help.
+
+    `results[i]` is what was scored of other requests of the call, None elsewhere.
+    """
+
+    def __init__(self, message: str, results: Sequence = ()):
+        super().__init__(message)
+        self.results = list(results)
 
 
 class RewardUnavailableError(RewardClientError):
@@ -48,11 +59,16 @@ class RewardUnavailableError(RewardClientError):
 
 @dataclass(frozen=True)
 class Request:
-    """What a server is asked; `body` is JSON, encoded once for all attempts."""
+    """What a server is asked; `body` is encoded once for all attempts."""
 
     method: str
     path: str
     body: bytes | None = None
+    content_type: str = "application/json"
+
+
+# A server's protocol (1 until it says more) -> what it is asked.
+RequestFor = Callable[[int], Request]
 
 
 class Server:
@@ -63,6 +79,7 @@ class Server:
         self.outstanding = 0  # requests under way
         self.turn = 0  # number of the last request, counted over all servers
         self.there = False  # whether it answered the last request, if only that it is busy
+        self.protocol = 1  # as its answers say
         self._trip_after, self._max_pause_s = trip_after, max_pause_s
         self._failures = 0
         self._open_until = 0.0
@@ -109,7 +126,7 @@ class Servers:
     ):
         self.servers = [Server(url, trip_after=trip_after, max_pause_s=max_pause_s) for url in urls]
         self._request_timeout_s = request_timeout_s
-        self._headers = {"Content-Type": "application/json"}
+        self._headers: dict[str, str] = {}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._local = threading.local()
@@ -125,7 +142,7 @@ class Servers:
         for session in self._sessions:
             session.close()
 
-    def ask(self, request: Request, stop_at: float) -> dict:
+    def ask(self, request: Request | RequestFor, stop_at: float) -> dict:
         """Return the JSON answer of the first server that gives one until `stop_at`.
 
         The server with the fewest requests under way is asked first, the others when it fails.
@@ -192,19 +209,32 @@ class Servers:
                 server.turn = next(self._turns)
             return server
 
-    def _try(self, server: Server, request: Request, stop_at: float) -> tuple[dict | None, str]:
+    def wait(self, seconds: float) -> bool:
+        """Wait; return whether `close` was called meanwhile."""
+        return self._closing.wait(seconds)
+
+    def _try(
+        self, server: Server, asked: Request | RequestFor, stop_at: float
+    ) -> tuple[dict | None, str]:
         """Ask `server`, which was taken, once: (answer or None, why none)."""
         left = max(0.001, stop_at - time.monotonic())
+        request_id = uuid.uuid4().hex[:16]
         try:
+            request = asked if isinstance(asked, Request) else asked(server.protocol)
             response = self._session().request(
                 request.method,
                 server.url + request.path,
                 data=request.body,
+                headers={
+                    "Content-Type": request.content_type,
+                    REQUEST_ID_HEADER: request_id,
+                },
                 timeout=(min(_CONNECT_S, left), min(self._request_timeout_s, left)),
             )
             if response.status_code in (200, 207):
                 answer = response.json()
                 self._check_setup(server, response.headers.get(FINGERPRINT_HEADER))
+                server.protocol = _protocol(response.headers.get(PROTOCOL_HEADER))
                 server.succeeded()
                 return answer, ""
         except (requests.RequestException, ValueError) as error:  # no connection, or no JSON
@@ -217,13 +247,19 @@ class Servers:
                 server.outstanding -= 1
         reason = (
             f"{server.url}{request.path} answered {response.status_code}: {response.text[:300]}"
+            f" (request {request_id})"
         )
+        if response.status_code in (404, 405) and server.protocol > 1:
+            server.protocol = 1  # started anew as an older one
+            return None, reason
         if response.status_code in (429, 503):  # alive but busy or loading: no fault of its own
             server.busy(min(_seconds(response.headers.get("Retry-After")), _MAX_RETRY_AFTER_S))
             return None, reason
         if response.status_code >= 500:
             server.failed()
             log.warning(reason)
+            return None, reason
+        if response.status_code == 408:  # the way there was too slow this time
             return None, reason
         # What is left is the request's own fault: every other server would say the same.
         raise RewardRejectedError(reason)
@@ -244,6 +280,10 @@ def _cause(error: BaseException) -> str:
     while error.__context__ is not None:
         error = error.__context__
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _protocol(named: str | None) -> int:
+    return int(named) if named is not None and named.isdigit() else 1
 
 
 def _seconds(retry_after: str | None) -> float:

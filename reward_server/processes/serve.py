@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 EXIT_USAGE = 2
 EXIT_PORT_TAKEN = 98
 EXIT_SCORERS_FAILED = 3  # they could not be loaded, or one works no more
+_UNDER_WAY_S = 5  # how long requests under way may take when the server is to stop
 _GRACE_S = 10  # from the first wish to stop to the process's end, whatever hangs
 
 
@@ -62,9 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m reward_server", description=__doc__)
     add_flags(parser)
     settings = parse_settings(parser, vars(parser.parse_args(argv)))
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    log_to_stderr(settings)
     try:
         sock = bind(settings.host, settings.port)
     except OSError as error:
@@ -72,6 +71,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("%s:%d cannot be bound: %s", settings.host, settings.port, error.strerror)
         return EXIT_PORT_TAKEN if taken else EXIT_USAGE
     return serve(settings, sock)
+
+
+def log_to_stderr(settings: Settings) -> None:
+    """Log what `--log-level` lets through; other libraries' debugging stays out."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger().setLevel(
+        max(logging.INFO, logging.getLevelName(settings.log_level.upper()))
+    )
+    logging.getLogger("reward_server").setLevel(settings.log_level.upper())
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -109,10 +119,21 @@ def serve(settings: Settings, sock: socket.socket) -> int:
         log_level="warning",
         access_log=False,
         timeout_keep_alive=75,  # longer than clients pause between batches
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=_UNDER_WAY_S,
         backlog=2048,
     )
-    server = uvicorn.Server(config)
+
+    class Server(uvicorn.Server):
+        """One that says so at once when it is to stop, and ends whatever hangs."""
+
+        def handle_exit(self, sig, frame) -> None:
+            if not self.should_exit:
+                log.info("stopping: requests under way have %d s", _UNDER_WAY_S)
+                app.state.service.stop()
+                _insist(status)
+            super().handle_exit(sig, frame)
+
+    server = Server(config)
     if settings.parent_pid is not None:
         stop_with(settings.parent_pid)
     log.info("serving on http://%s:%d", settings.host, settings.port)

@@ -29,8 +29,31 @@ class Outcome:
 
     values: dict[str, float | str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
-    # Kind of the errors, for the metrics: refused (this item cannot be scored), exception, ...
+    # Kind of the errors (see KINDS); `kinds` names the fields whose error is of another.
     kind: str = "refused"
+    kinds: dict[str, str] = field(default_factory=dict)
+
+    def kind_of(self, field: str) -> str:
+        """Kind of a field's error."""
+        return self.kinds.get(field, self.kind)
+
+    @property
+    def all_kinds(self) -> set[str]:
+        """Kinds of all errors."""
+        return {self.kind_of(field) for field in self.errors}
+
+
+# Kind of an error -> what it says of the item, and of asking again.
+KINDS = {
+    "refused": "it cannot be scored as it is; asking again gives the same",
+    "denied": "a remote model's server refuses what it is asked: its key, model or set-up is wrong",
+    "unavailable": "what the scorer depends on did not answer; asking again helps once it does",
+    "timeout": "it took longer than --score-timeout",
+    "exception": "the scorer failed on it",
+    "no_number": "the scorer gave something that is no number of the component's range",
+    "not_asked": "the request named other components",
+    "not_configured": "the server has no scorer for it",
+}
 
 
 class ScorerUnavailableError(RuntimeError):

@@ -48,7 +48,8 @@ def checked(outcome: Outcome) -> Outcome:
     if not bad:
         return outcome
     values = {field: value for field, value in outcome.values.items() if field not in bad}
-    return Outcome(values, {**outcome.errors, **bad}, "no_number")
+    kinds = {**outcome.kinds, **dict.fromkeys(bad, "no_number")}
+    return Outcome(values, {**outcome.errors, **bad}, outcome.kind, kinds)
 
 
 def probe(scorer: Scorer) -> Outcome:

@@ -1,6 +1,8 @@
-"""How much one server takes in at a time: items and pixels, each with a bound."""
+"""How much one server takes in at a time: items of each queue and pixels, each with a bound."""
 
 import threading
+from collections import Counter
+from collections.abc import Mapping
 
 
 class OverloadedError(RuntimeError):
@@ -11,30 +13,47 @@ class OverloadedError(RuntimeError):
         self.retry_after = retry_after
 
 
+_NONE: Mapping[str, int] = {}
+
+
 class Admission:
-    """Bounds the items and the pixels that are in the house at one time."""
+    """Bounds the items of each queue, and the pixels that are in the house at one time.
+
+    Each scorer has a queue: where a slow one is full, items that do not ask for it still get in.
+    """
 
     def __init__(self, max_items: int, max_pixels: int):
         self.max_items, self.max_pixels = max_items, max_pixels
-        self.items = self.pixels = 0
+        self.pixels = 0
+        self._queued: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def enter(self, *, items: int = 0, pixels: int = 0) -> None:
-        """Take room or raise OverloadedError. An empty house admits any single request."""
+    @property
+    def items(self) -> int:
+        """How many are in the longest queue."""
+        return max(self._queued.values(), default=0)
+
+    def enter(self, places: Mapping[str, int] = _NONE, *, pixels: int = 0) -> None:
+        """Take room or raise OverloadedError. An empty house admits any single request.
+
+        places: how many are needed in each queue.
+        """
         with self._lock:
-            if items and self.items and self.items + items > self.max_items:
-                raise OverloadedError(
-                    f"{self.items} items are in the queue, {self.max_items} may be"
-                )
+            for name, items in places.items():
+                if self._queued[name] and self._queued[name] + items > self.max_items:
+                    raise OverloadedError(
+                        f"{self._queued[name]} items are in the queue of {name}, {self.max_items}"
+                        " may be"
+                    )
             if pixels and self.pixels and self.pixels + pixels > self.max_pixels:
                 raise OverloadedError(
                     f"{self.pixels} pixels are in the queue, {self.max_pixels} may be"
                 )
-            self.items += items
+            self._queued.update(places)
             self.pixels += pixels
 
-    def leave(self, *, items: int = 0, pixels: int = 0) -> None:
+    def leave(self, places: Mapping[str, int] = _NONE, *, pixels: int = 0) -> None:
         """Give room back."""
         with self._lock:
-            self.items -= items
+            self._queued.subtract(places)
             self.pixels -= pixels

@@ -1,25 +1,31 @@
-"""The HTTP face: five routes over a RewardService.
+"""The HTTP face: routes over a RewardService.
 
 Every error is JSON `{"detail": "..."}` with a 4xx or 503 status.
 """
 
 import asyncio
 import logging
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from reward_server.client.failover import FINGERPRINT_HEADER
+from reward_server.client.failover import FINGERPRINT_HEADER, PROTOCOL, PROTOCOL_HEADER
 from reward_server.scorers.base import Scorer
 from reward_server.service.admission import OverloadedError
-from reward_server.service.guard import Guard
-from reward_server.service.intake import ItemError
+from reward_server.service.forms import FormError, parts_of
+from reward_server.service.guard import OPEN_PATHS, Guard
+from reward_server.service.intake import Ask, ItemError, ask_of, read_item, told
 from reward_server.service.schema import (
+    Alive,
     BatchRequest,
     BatchResponse,
     Health,
@@ -38,7 +44,9 @@ _RETRY_LATER = {"Retry-After": {"description": "seconds", "schema": {"type": "in
 _PROBLEMS: dict[int | str, dict] = {
     400: {"model": Problem, "description": "the body is not JSON"},
     401: {"model": Problem, "description": "the bearer token is missing or wrong"},
+    408: {"model": Problem, "description": "the body did not come in time"},
     413: {"model": Problem, "description": "the body is too large"},
+    415: {"model": Problem, "description": "the body is of another type, or compressed"},
     422: {"model": Problem, "description": "the request cannot be scored as it was sent"},
     429: {"model": Problem, "description": "the queue is full", "headers": _RETRY_LATER},
     503: {
@@ -52,6 +60,31 @@ _SETUP = {
         "description": "`fingerprint` of `/info`: other servers that score alike have the same",
         "schema": {"type": "string"},
     }
+}
+_BATCH: dict[int | str, dict] = {
+    **_PROBLEMS,
+    200: {"headers": _SETUP},
+    207: {
+        "model": BatchResponse,
+        "description": "scored, but some items have an `error`",
+        "headers": _SETUP,
+    },
+}
+_FORM = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {"items": {"type": "string", "contentMediaType": "application/json"}},
+                "required": ["items"],
+                "additionalProperties": {"type": "string", "format": "binary"},
+            }
+        }
+    },
+}
+_NOT_READY: dict[int | str, dict] = {
+    503: {"model": Health, "description": "not ready", "headers": _RETRY_LATER}
 }
 _BUSY: dict[int | str, dict] = {status: _PROBLEMS[status] for status in (401, 503)}
 
@@ -99,32 +132,45 @@ def create_app(
     @app.post("/score", responses={**_PROBLEMS, 200: {"headers": _SETUP}})
     async def score(request: ScoreRequest, response: Response) -> ScoreResponse:
         """Score one picture."""
-        (result,) = await service.score([request])
-        response.headers[FINGERPRINT_HEADER] = service.fingerprint
+        try:
+            (result,) = await service.score([ask_of(request)])
+        except ItemError as error:
+            service.metrics.rejected.labels("item").inc()
+            raise HTTPException(422, str(error)) from None
+        _name_setup(response)
         if isinstance(result, ItemError):
             raise HTTPException(422, str(result))
         return result
 
-    @app.post(
-        "/score_batch",
-        responses={
-            **_PROBLEMS,
-            200: {"headers": _SETUP},
-            207: {
-                "model": BatchResponse,
-                "description": "scored, but some items have an `error`",
-                "headers": _SETUP,
-            },
-        },
-    )
+    @app.post("/score_batch", responses=_BATCH)
     async def score_batch(batch: BatchRequest, response: Response) -> BatchResponse:
         """Score several pictures; results in the order of the items."""
+        return await _score_all(batch, None, response)
+
+    @app.post("/score_files", responses=_BATCH, openapi_extra={"requestBody": _FORM})
+    async def score_files(request: Request, response: Response) -> BatchResponse:
+        """`/score_batch` for pictures as they are: a third fewer bytes, and BMP needs no inflating.
+
+        `multipart/form-data`: the part `items` is the JSON of a `/score_batch`, in which a picture
+        is the name of another part, a PNG or BMP file. Several items may name the same part.
+        """
+        try:
+            parts = parts_of(request.headers["content-type"], await request.body())
+            batch = BatchRequest.model_validate_json(parts.pop("items", b""))
+        except (FormError, ValidationError) as error:
+            detail = str(error) if isinstance(error, FormError) else told(error.errors())
+            raise HTTPException(422, f"items: {detail}"[:500]) from None
+        return await _score_all(batch, parts, response)
+
+    async def _score_all(
+        batch: BatchRequest, files: Mapping[str, bytes] | None, response: Response
+    ) -> BatchResponse:
         if len(batch.items) > settings.max_items:
             raise HTTPException(
                 422, f"items must be at most {settings.max_items}. Got {len(batch.items)}."
             )
-        results = await service.score(list(batch.items))
-        response.headers[FINGERPRINT_HEADER] = service.fingerprint
+        results = await service.score([_read(item, files) for item in batch.items])
+        _name_setup(response)
         if any(isinstance(result, ItemError) for result in results):
             response.status_code = 207
         return BatchResponse(
@@ -136,12 +182,19 @@ def create_app(
             ]
         )
 
-    @app.get(
-        "/health",
-        responses={503: {"model": Health, "description": "not ready", "headers": _RETRY_LATER}},
-    )
+    def _name_setup(response: Response) -> None:
+        response.headers[FINGERPRINT_HEADER] = service.fingerprint
+        response.headers[PROTOCOL_HEADER] = str(PROTOCOL)
+
+    @app.get("/livez")
+    async def livez() -> Alive:
+        """200 while the process answers at all, loading and stopping included."""
+        return Alive(status="alive", pid=os.getpid())
+
+    @app.get("/readyz", responses=_NOT_READY)
+    @app.get("/health", responses=_NOT_READY)
     async def health() -> Health:
-        """200 once every scorer has scored a probe picture, 503 before."""
+        """200 once every scorer has scored a probe picture, 503 before; `/readyz` is the same."""
         state = service.health()
         if state.status == "ok":
             return state
@@ -151,7 +204,7 @@ def create_app(
     async def info(response: Response) -> Info:
         """What decides the scores, and the limits."""
         answer = service.info()
-        response.headers[FINGERPRINT_HEADER] = answer.fingerprint
+        _name_setup(response)
         return answer
 
     @app.get(
@@ -165,6 +218,11 @@ def create_app(
             service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
 
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        """`/openapi.json` to be read and tried out; the page's script comes from the network."""
+        return get_swagger_ui_html(openapi_url="/openapi.json", title=app.title)
+
     token = settings.token()
     if token is not None:
         _declare_bearer(app)
@@ -173,9 +231,17 @@ def create_app(
         token=token,
         max_body_bytes=settings.max_body_bytes,
         max_requests=settings.queue_size,
+        body_timeout=settings.body_timeout,
         metrics=service.metrics,
     )
     return app
+
+
+def _read(item: Any, files: Mapping[str, bytes] | None) -> Ask | ItemError:
+    try:
+        return read_item(item, files)
+    except ItemError as error:
+        return error
 
 
 def _declare_bearer(app: FastAPI) -> None:
@@ -183,7 +249,8 @@ def _declare_bearer(app: FastAPI) -> None:
     document = app.openapi()  # FastAPI keeps this object and serves it
     document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{"bearer": []}]
-    document["paths"]["/health"]["get"]["security"] = []
+    for path in OPEN_PATHS:
+        document["paths"][path]["get"]["security"] = []
 
 
 async def _http_problem(request: Request, error: Exception) -> JSONResponse:
@@ -213,11 +280,5 @@ async def _our_mistake(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _unprocessable(request: Request, error: Exception) -> JSONResponse:
-    """Where and why, without the value that was sent: it may be megabytes, NaN or no Unicode."""
     assert isinstance(error, RequestValidationError)
-    told = [
-        f"{'.'.join(str(part) for part in one['loc'])[:200]}: {one['msg']}"[:500]
-        for one in error.errors()[:5]
-    ]
-    detail = "; ".join(told).encode("ascii", "backslashreplace").decode()
-    return JSONResponse({"detail": detail}, 422)
+    return JSONResponse({"detail": told(error.errors())}, 422)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from reward_server.scorers.base import Item, Outcome, Scorer, failed, is_remote
 from reward_server.scorers.safely import probe, score_safely
 
-_SUSPECT = ("exception", "no_number")  # kinds of errors that a broken scorer makes
+_SUSPECT = {"exception", "no_number"}  # kinds of errors that a broken scorer makes
+_CLOSE_S = 2.0  # how long the batches in hand may take once the server stops
 
 
 @dataclass
@@ -78,9 +79,12 @@ class Batcher:
         # Outside of the lock: a result wakes who waits for it, and that may ask for the lock.
         for waiting in left:
             if waiting.future.set_running_or_notify_cancel():
-                waiting.future.set_result(failed(self.scorer.fields, "the server is stopping"))
+                waiting.future.set_result(
+                    failed(self.scorer.fields, "the server is stopping", "unavailable")
+                )
+        stop_at = time.monotonic() + _CLOSE_S
         for thread in self._threads:
-            thread.join(timeout=10)
+            thread.join(timeout=max(0.0, stop_at - time.monotonic()))
         self.scorer.close()
 
     def _work(self) -> None:
@@ -98,9 +102,10 @@ class Batcher:
         self._taken_at[me] = started
         outcomes = score_safely(self.scorer, items)
         # An item may fail by its own fault; if the probe picture fails too, the scorer is broken.
-        if not is_remote(self.scorer) and any(one.kind in _SUSPECT for one in outcomes):
+        # A remote one is not: what fails there is mended there, and no restart here would help.
+        if not is_remote(self.scorer) and any(_SUSPECT & one.all_kinds for one in outcomes):
             shown = probe(self.scorer)
-            if shown.errors and shown.kind in _SUSPECT:
+            if _SUSPECT & shown.all_kinds:
                 self._on_broken(self.scorer.name, next(iter(shown.errors.values())))
         del self._taken_at[me]
         self._on_batch(self.scorer.name, len(items), time.monotonic() - started, outcomes)

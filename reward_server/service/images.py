@@ -1,9 +1,10 @@
-"""Untrusted pictures: base64 PNG to RGB arrays, within limits, and the crop that is looked at."""
+"""Untrusted pictures: base64 PNG, or PNG and BMP files, to RGB arrays, within limits."""
 
 import base64
 import binascii
 import io
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -21,15 +22,22 @@ def open_png(data: str, *, field: str, max_pixels: int) -> Image.Image:
         raise ImageError(
             f"{field} must be base64 of a PNG file. Got text that is not base64 ({error})."
         ) from None
+    return open_file(raw, field=field, max_pixels=max_pixels, formats=("PNG",))
+
+
+def open_file(
+    raw: bytes, *, field: str, max_pixels: int, formats: Sequence[str] = ("PNG", "BMP")
+) -> Image.Image:
+    """Check a picture's file by its header only: no pixel is decoded yet. Raises ImageError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns about sizes which the limit below judges
-            image = Image.open(io.BytesIO(raw), formats=["PNG"])
+            image = Image.open(io.BytesIO(raw), formats=formats)
     except Image.DecompressionBombError:
         raise ImageError(f"{field} must have at most {max_pixels} pixels. Got far more.") from None
     except Exception as error:
         raise ImageError(
-            f"{field} must be a PNG file. Got {len(raw)} bytes that are not"
+            f"{field} must be a {' or '.join(formats)} file. Got {len(raw)} bytes that are not"
             f" ({type(error).__name__})."
         ) from None
     width, height = image.size
@@ -78,5 +86,5 @@ def _decoded(image, field, convert):
         return convert(image)
     except Exception as error:
         raise ImageError(
-            f"{field} must be an undamaged PNG file. Got one that breaks off ({error})."
+            f"{field} must be an undamaged {image.format} file. Got one that breaks off ({error})."
         ) from None

@@ -1,13 +1,33 @@
-"""A request -> what the scorers see: pictures checked by their headers, then decoded."""
+"""A request -> what the scorers see: pictures checked by their headers, then decoded.
 
+Nothing is decoded that no scorer looks at, and a mask or a reference that several items share is
+decoded once: a group of pictures has the same.
+"""
+
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 from PIL import Image
+from pydantic import ValidationError
 
 from reward_server.scorers.base import Item
-from reward_server.service.images import ImageError, bounding_box, decode_mask, decode_rgb, open_png
+from reward_server.service.images import (
+    ImageError,
+    bounding_box,
+    decode_mask,
+    decode_rgb,
+    open_file,
+    open_png,
+)
+from reward_server.service.lru import LRU
 from reward_server.service.schema import MAX_PROMPT_CHARS, MAX_TEXT_CHARS, ScoreRequest
 from reward_server.text import normalise, text_from_prompt
+
+Picture = str | bytes  # base64 of a PNG, or a PNG or BMP file
 
 
 class ItemError(ValueError):
@@ -15,64 +35,195 @@ class ItemError(ValueError):
 
 
 @dataclass(frozen=True)
+class Ask:
+    """One item as it was sent, its form and limits checked, no picture looked at."""
+
+    image: Picture
+    text: str  # the target
+    prompt: str = ""
+    mask: Picture | None = None
+    reference: Picture | None = None
+    components: tuple[str, ...] | None = None  # None: all
+
+    @cached_property
+    def image_digest(self) -> bytes:
+        """Equal for equal images as sent."""
+        return _digest(self.image)
+
+    @cached_property
+    def mask_digest(self) -> bytes:
+        """Equal for equal masks as sent; empty without one."""
+        return _digest(self.mask)
+
+    @cached_property
+    def reference_digest(self) -> bytes:
+        """Equal for equal references as sent; empty without one."""
+        return _digest(self.reference)
+
+    def digest(self, *, reference: bool) -> tuple:
+        """Stands for all that decides the score; the reference where somebody looks at it."""
+        seen = self.reference_digest if reference else b""
+        return self.image_digest, self.mask_digest, seen, self.text, self.prompt, self.components
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A decoded mask."""
+
+    white: np.ndarray  # [H, W] bool
+    box: tuple[int, int, int, int]  # top, bottom, left, right of the white part; ends exclusive
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, as PIL has them."""
+        height, width = self.white.shape
+        return width, height
+
+
+@dataclass(frozen=True)
 class Opened:
-    """A request's pictures, their headers checked, no pixel decoded yet."""
+    """An item's pictures, their headers checked, no pixel decoded but of those decoded before."""
 
     image: Image.Image
-    mask: Image.Image | None
+    mask: Image.Image | Mask | None
     # What is wrong with a reference costs those who look at it, not the whole item.
-    reference: Image.Image | ImageError | None
+    reference: Image.Image | np.ndarray | ImageError | None
 
     @property
     def pixels(self) -> int:
-        """How many the pictures have together."""
-        pictures = (self.image, self.mask, self.reference)
-        return sum(one.width * one.height for one in pictures if isinstance(one, Image.Image))
+        """How many the pictures have together; whether they were seen before changes no limit."""
+        pixels = 0
+        for one in (self.image, self.mask, self.reference):
+            if isinstance(one, np.ndarray):
+                pixels += one.shape[0] * one.shape[1]
+            elif one is not None and not isinstance(one, ImageError):
+                pixels += one.size[0] * one.size[1]
+        return pixels
 
 
-def open_pictures(request: ScoreRequest, max_pixels: int) -> Opened | ItemError:
-    """Return the request's pictures, no pixel decoded yet, or what is wrong with them."""
-    mask = reference = None
+def shared_pictures(capacity_bytes: int) -> LRU:
+    """A memory for decoded masks and references, by their digest."""
+    return LRU(
+        capacity_bytes, lambda one: one.white.nbytes if isinstance(one, Mask) else one.nbytes
+    )
+
+
+def read_item(sent: Any, files: Mapping[str, bytes] | None = None) -> Ask:
+    """Check one item's form and limits. Raises ItemError.
+
+    files: the pictures that the item names, when they did not come in base64.
+    """
     try:
-        image = open_png(request.image, field="image", max_pixels=max_pixels)
-        if request.mask is not None:
-            mask = open_png(request.mask, field="mask", max_pixels=max_pixels)
+        request = ScoreRequest.model_validate(sent)
+    except ValidationError as error:
+        raise ItemError(told(error.errors())) from None
+    return ask_of(request, files)
+
+
+def ask_of(request: ScoreRequest, files: Mapping[str, bytes] | None = None) -> Ask:
+    """Return what a request of the right form asks. Raises ItemError: its limits, its names."""
+    text = _target(request)
+    components = request.components
+
+    def picture(name: str | None) -> Picture | None:
+        if files is None or name is None:
+            return name
+        if name not in files:
+            raise ItemError(f"a picture must be one of the parts that were sent. Got {name!r}.")
+        return files[name]
+
+    image = picture(request.image)
+    assert image is not None
+    return Ask(
+        image,
+        text,
+        request.prompt,
+        picture(request.mask),
+        picture(request.reference),
+        None if components is None else tuple(sorted(set(components))),
+    )
+
+
+def told(errors: list) -> str:
+    """Where and why, without the value that was sent: it may be megabytes, NaN or no Unicode."""
+    places = [
+        f"{'.'.join(str(part) for part in one['loc'])[:200]}: {one['msg']}"[:500].lstrip(": ")
+        for one in errors[:5]
+    ]
+    return "; ".join(places).encode("ascii", "backslashreplace").decode()
+
+
+def open_pictures(ask: Ask, max_pixels: int, shared: LRU, *, reference: bool) -> Opened | ItemError:
+    """Return the item's pictures, no pixel decoded yet, or what is wrong with them.
+
+    reference: whether anybody looks at one.
+    """
+    mask = None
+    try:
+        image = _open(ask.image, field="image", max_pixels=max_pixels)
+        if ask.mask is not None:
+            mask = shared.get(("mask", ask.mask_digest)) or _open(
+                ask.mask, field="mask", max_pixels=max_pixels
+            )
     except ImageError as error:
         return ItemError(str(error))
     if mask is not None and mask.size != image.size:
         return ItemError(
             f"mask must be of the image's size {image.size}. Got {mask.size} (width, height)."
         )
-    if request.reference is not None:
-        try:
-            reference = open_png(request.reference, field="reference", max_pixels=max_pixels)
-        except ImageError as error:
-            return Opened(image, mask, error)
-    return Opened(image, mask, reference)
-
-
-def decode(request: ScoreRequest, opened: Opened) -> Item:
-    """Return the item of a request. Raises ItemError: no text, a damaged picture, a black mask."""
-    text = _target(request)
+    if ask.reference is None or not reference:
+        return Opened(image, mask, None)
+    seen = shared.get(("reference", ask.reference_digest))
+    if seen is not None:
+        return Opened(image, mask, seen)
     try:
-        mask = box = None
+        opened = _open(ask.reference, field="reference", max_pixels=max_pixels)
+    except ImageError as error:
+        return Opened(image, mask, error)
+    return Opened(image, mask, opened)
+
+
+def decode(ask: Ask, opened: Opened, shared: LRU) -> Item:
+    """Return the item that scorers see. Raises ItemError: a damaged picture, a black mask."""
+    try:
         image = decode_rgb(opened.image, field="image")
-        crop = image
-        if opened.mask is not None:
-            mask = decode_mask(opened.mask)
-            box = top, bottom, left, right = bounding_box(mask)
-            crop = image[top:bottom, left:right]
+        mask = opened.mask
+        if isinstance(mask, Image.Image):
+            white = decode_mask(mask)
+            mask = Mask(white, bounding_box(white))
+            shared.put(("mask", ask.mask_digest), mask)
     except ImageError as error:
         raise ItemError(str(error)) from None
-    item = Item(image, crop, text, mask is not None, mask, box, prompt=request.prompt)
-    if opened.reference is None:
+    item = Item(image, image, ask.text, has_mask=False, prompt=ask.prompt)
+    if mask is not None:
+        top, bottom, left, right = mask.box
+        crop = image[top:bottom, left:right]
+        item = replace(item, crop=crop, has_mask=True, mask=mask.white, box=mask.box)
+    reference = opened.reference
+    if reference is None:
         return item
     try:
-        if isinstance(opened.reference, ImageError):
-            raise opened.reference
-        return replace(item, reference=decode_rgb(opened.reference, field="reference"))
+        if isinstance(reference, ImageError):
+            raise reference
+        if isinstance(reference, Image.Image):
+            reference = decode_rgb(reference, field="reference")
+            shared.put(("reference", ask.reference_digest), reference)
+        return replace(item, reference=reference)
     except ImageError as error:
         return replace(item, reference_error=str(error))
+
+
+def _open(picture: Picture, *, field: str, max_pixels: int) -> Image.Image:
+    if isinstance(picture, str):
+        return open_png(picture, field=field, max_pixels=max_pixels)
+    return open_file(picture, field=field, max_pixels=max_pixels)
+
+
+def _digest(picture: Picture | None) -> bytes:
+    if picture is None:
+        return b""
+    raw = picture.encode("utf-8", "surrogatepass") if isinstance(picture, str) else picture
+    return hashlib.sha256(raw).digest()
 
 
 def _target(request: ScoreRequest) -> str:
@@ -82,6 +233,8 @@ def _target(request: ScoreRequest) -> str:
     ):
         if len(value) > limit:
             raise ItemError(f"{field} must have at most {limit} characters. Got {len(value)}.")
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            raise ItemError(f"{field} must be Unicode. Got half of a surrogate pair in it.")
     try:
         text = request.text if request.text is not None else text_from_prompt(request.prompt)
     except ValueError as error:

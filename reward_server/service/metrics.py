@@ -43,8 +43,7 @@ class Metrics:
         )
         self.failures = Counter(
             "reward_failures",
-            "components that could not be scored: refused, exception, unavailable, no_number,"
-            " timeout",
+            "components that could not be scored, by kind",
             ["scorer", "kind"],
             registry=self.registry,
         )
@@ -54,6 +53,17 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+
+        self.cache = Counter(
+            "reward_cache",
+            "items (answers), masks and references (pictures) found among those of before",
+            ["cache", "result"],
+            registry=self.registry,
+        )
+
+    def count_cache(self, cache: str, *, hit: bool) -> None:
+        """Count a look-up in `cache`."""
+        self.cache.labels(cache, "hit" if hit else "miss").inc()
 
     def watch_queue(self, scorer: str, length: Callable[[], int]) -> None:
         """Report a queue's length whenever the metrics are read."""
@@ -72,8 +82,8 @@ class Metrics:
 
     def count_failures(self, scorer: str, outcome: Outcome) -> None:
         """Count the components that an outcome lacks, by the kind of its errors."""
-        if outcome.errors:
-            self.failures.labels(scorer, outcome.kind).inc(len(outcome.errors))
+        for field in outcome.errors:
+            self.failures.labels(scorer, outcome.kind_of(field)).inc()
 
     def text(self) -> bytes:
         """Prometheus exposition format."""

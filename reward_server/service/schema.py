@@ -1,10 +1,11 @@
 """The wire types: what a request and an answer look like."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from reward_server.components import LOWEST
+from reward_server.scorers.base import KINDS
 
 MAX_PROMPT_CHARS = 4096
 MAX_TEXT_CHARS = 256
@@ -17,12 +18,21 @@ Base64PNG = Annotated[
     ),
 ]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Kind = Annotated[
+    str,
+    Field(
+        description="; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items()),
+        json_schema_extra={"enum": list(KINDS)},
+    ),
+]
 Share = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=LOWEST["style_score"], le=1)]
 
 
 class Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """Fields that are not known are passed over: either side may be newer than the other."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class ScoreRequest(Wire):
@@ -59,6 +69,13 @@ class ScoreRequest(Wire):
     reference: Base64PNG | None = Field(
         None, description="the picture whose style was wanted (style, VLM)"
     )
+    components: list[str] | None = Field(
+        None,
+        description=(
+            "measure only these: what is not asked for costs no time and waits in no queue;"
+            " default: all"
+        ),
+    )
 
 
 class ScoreResponse(Wire):
@@ -88,16 +105,23 @@ class ScoreResponse(Wire):
     style_score: Cosine | None = Field(
         description="cosine of the crop's and the reference's embedding"
     )
-    errors: dict[str, str]
+    errors: dict[str, str] = Field(description="field -> why it is null")
+    kinds: dict[str, Kind] = Field(description="field -> of what kind its error is")
     reward_model_disabled: bool = Field(
         description="debug mode: the numbers are made up from the picture's bytes"
     )
 
 
 class BatchRequest(Wire):
-    """Several pictures; the answer keeps their order."""
+    """Several pictures; the answer keeps their order.
 
-    items: list[ScoreRequest] = Field(min_length=1)
+    Each item is checked by itself: one of a wrong form is answered with its `error`.
+    """
+
+    items: list[Any] = Field(
+        min_length=1,
+        json_schema_extra={"items": {"anyOf": [{"$ref": "#/components/schemas/ScoreRequest"}, {}]}},
+    )
 
 
 class ItemResult(Wire):
@@ -109,6 +133,11 @@ class ItemResult(Wire):
 
 class BatchResponse(Wire):
     results: list[ItemResult]
+
+
+class Alive(Wire):
+    status: str = Field(description="alive")
+    pid: int
 
 
 class Health(Wire):

@@ -6,9 +6,13 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+
+from PIL import Image
 
 from reward_server.components import MEASURED_BY, NAMES, SEES_REFERENCE
 from reward_server.scorers.base import Item, Outcome, Scorer, failed, is_remote, probe_item
@@ -16,15 +20,18 @@ from reward_server.scorers.own import OwnScorer
 from reward_server.scorers.safely import probe
 from reward_server.service.admission import Admission
 from reward_server.service.batching import Batcher
-from reward_server.service.intake import ItemError, Opened, decode, open_pictures
-from reward_server.service.metrics import Metrics
-from reward_server.service.schema import (
-    Health,
-    Info,
-    Limits,
-    ScoreRequest,
-    ScoreResponse,
+from reward_server.service.images import ImageError
+from reward_server.service.intake import (
+    Ask,
+    ItemError,
+    Opened,
+    decode,
+    open_pictures,
+    shared_pictures,
 )
+from reward_server.service.lru import LRU
+from reward_server.service.metrics import Metrics
+from reward_server.service.schema import Health, Info, Limits, ScoreResponse
 from reward_server.settings import Settings
 from reward_server.text import RULE
 
@@ -33,6 +40,8 @@ log = logging.getLogger(__name__)
 _PIXELS_IN_HOUSE = (
     16  # times max_pixels: what the pictures of all admitted requests may hold together
 )
+_SHARED_BYTES = 128 * 2**20  # of decoded masks and references that are kept
+_FINAL = {"refused", "not_asked", "not_configured"}  # kinds that asking again gives again
 _STUCK = 5  # times score_timeout: a batch that takes longer will not come back
 
 
@@ -42,6 +51,14 @@ class NotReadyError(RuntimeError):
 
 class TooManyPixelsError(ValueError):
     """The pictures of one batch are too large together."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """The answer of an item that was asked before, and the pixels that it had."""
+
+    answer: ScoreResponse
+    pixels: int
 
 
 class RewardService:
@@ -68,7 +85,9 @@ class RewardService:
         self._status: dict[str, str] = {"scorers": "loading"}
         self.fingerprint = ""  # of what decides the scores, once the scorers are loaded
         self._closed = threading.Event()
-        self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._shared = shared_pictures(_SHARED_BYTES)
+        self._answers = LRU(settings.answer_cache)
 
     @property
     def ready(self) -> bool:
@@ -97,11 +116,12 @@ class RewardService:
         delay = 0.5
         while not self._closed.is_set():
             outcome = probe(scorer)
-            if set(outcome.values) == set(scorer.fields):
+            # A refusal is an answer: whether a judge likes the probe picture says nothing.
+            if outcome.all_kinds <= {"refused"}:
                 self._status[scorer.name] = "ready"
                 return
             reason = next(iter(outcome.errors.values()))
-            if outcome.kind != "unavailable":
+            if "unavailable" not in outcome.all_kinds:
                 raise RuntimeError(f"scorer {scorer.name} failed on its probe picture: {reason}")
             self._status[scorer.name] = f"waiting: {reason}"
             log.warning("not available yet: %s", reason)
@@ -128,10 +148,14 @@ class RewardService:
             self._state, self._status[scorer] = "broken", f"broken: {reason}"
             self._on_broken()
 
-    def close(self) -> None:
-        """Stop all threads."""
+    def stop(self) -> None:
+        """Take no more requests; those under way go on."""
         self._closed.set()
         self._state = "stopping"
+
+    def close(self) -> None:
+        """Stop all threads."""
+        self.stop()
         for batcher in self._batchers:
             batcher.close()
         self._decoders.shutdown(cancel_futures=True)
@@ -175,8 +199,8 @@ class RewardService:
         if not self.ready:
             raise NotReadyError(f"the scorers are not ready ({self._state})")
 
-    async def score(self, requests: list[ScoreRequest]) -> list[ScoreResponse | ItemError]:
-        """Score all requests at the same time; order kept.
+    async def score(self, asked: Sequence[Ask | ItemError]) -> list[ScoreResponse | ItemError]:
+        """Score all items at the same time; order kept, what is wrong with one stays as it is.
 
         Raises OverloadedError, TooManyPixelsError, and NotReadyError also when a scorer broke on
         the way: its nulls say nothing about the pictures.
@@ -184,10 +208,17 @@ class RewardService:
         self.must_be_ready()
         loop = asyncio.get_running_loop()
         pixels = 0
-        self.admission.enter(items=len(requests))
+        # A place in a queue is given back as soon as its scorer is done with the item.
+        places = Counter(
+            batcher.scorer.name
+            for ask in asked
+            if isinstance(ask, Ask)
+            for batcher in self._asked(ask)
+        )
+        self.admission.enter(places)
         try:
-            opened = await loop.run_in_executor(self._decoders, self._open_all, requests)
-            wanted = sum(one.pixels for one in opened if isinstance(one, Opened))
+            opened = await loop.run_in_executor(self._decoders, self._open_all, asked)
+            wanted = sum(one.pixels for one in opened if not isinstance(one, ItemError))
             if wanted > self.admission.max_pixels:
                 raise TooManyPixelsError(
                     "the pictures of one batch must together have at most"
@@ -195,32 +226,87 @@ class RewardService:
                 )
             self.admission.enter(pixels=wanted)
             pixels = wanted
-            results = await asyncio.gather(*map(self._score_one, requests, opened))
+            results = await asyncio.gather(
+                *(self._score_one(*pair, places) for pair in zip(asked, opened, strict=True))
+            )
         finally:
-            self.admission.leave(items=len(requests), pixels=pixels)
-        self.must_be_ready()
+            self.admission.leave(places, pixels=pixels)
+        if self._state == "broken":
+            self.must_be_ready()
         return results
 
-    def _open_all(self, requests: list[ScoreRequest]) -> list[Opened | ItemError]:
-        return [open_pictures(request, self.settings.max_pixels) for request in requests]
+    def _asked(self, ask: Ask) -> list[Batcher]:
+        """The scorers that an item asks for."""
+        if ask.components is None:
+            return self._batchers
+        return [
+            one for one in self._batchers if not set(ask.components).isdisjoint(one.scorer.fields)
+        ]
+
+    def _looks_at_reference(self, ask: Ask) -> bool:
+        return any(
+            SEES_REFERENCE.intersection(one.scorer.fields)
+            or (isinstance(one.scorer, OwnScorer) and one.scorer.sees_reference)
+            for one in self._asked(ask)
+        )
+
+    def _open_all(self, asked: Sequence[Ask | ItemError]) -> list[Opened | Known | ItemError]:
+        return [one if isinstance(one, ItemError) else self._open(one) for one in asked]
+
+    def _open(self, ask: Ask) -> Opened | Known | ItemError:
+        """Return an item's pictures opened, or its answer when it was asked before."""
+        known = [*NAMES, *self._own]
+        if ask.components is not None and not (
+            ask.components and set(ask.components) <= set(known)
+        ):
+            return ItemError(
+                f"components must be some of {', '.join(known)}. Got {list(ask.components)}."
+            )
+        reference = self._looks_at_reference(ask)
+        if self._answers.capacity:
+            known = self._answers.get(ask.digest(reference=reference))
+            self.metrics.count_cache("answers", hit=known is not None)
+            if known is not None:
+                return known
+        opened = open_pictures(ask, self.settings.max_pixels, self._shared, reference=reference)
+        if isinstance(opened, Opened):
+            for one in (opened.mask, opened.reference):
+                if one is not None and not isinstance(one, ImageError):
+                    self.metrics.count_cache("pictures", hit=not isinstance(one, Image.Image))
+        return opened
 
     async def _score_one(
-        self, request: ScoreRequest, opened: Opened | ItemError
+        self, ask: Ask | ItemError, opened: Opened | Known | ItemError, places: Counter[str]
     ) -> ScoreResponse | ItemError:
+        if isinstance(opened, Known):
+            return opened.answer
         try:
-            if isinstance(opened, ItemError):
-                raise opened
+            if isinstance(ask, ItemError) or isinstance(opened, ItemError):
+                raise ask if isinstance(ask, ItemError) else opened
             item = await asyncio.get_running_loop().run_in_executor(
-                self._decoders, decode, request, opened
+                self._decoders, decode, ask, opened, self._shared
             )
         except ItemError as error:
             self.metrics.rejected.labels("item").inc()
             return error
-        return self._response(
-            await asyncio.gather(*(self._outcome(batcher, item) for batcher in self._batchers))
+        batchers = self._asked(ask)
+        answer = self._response(
+            await asyncio.gather(*(self._outcome(batcher, item, places) for batcher in batchers)),
+            not_asked=[one.scorer for one in self._batchers if one not in batchers],
         )
+        if self._answers.capacity and _FINAL.issuperset(answer.kinds.values()):
+            known = Known(answer, opened.pixels)
+            self._answers.put(ask.digest(reference=self._looks_at_reference(ask)), known)
+        return answer
 
-    async def _outcome(self, batcher: Batcher, item: Item) -> Outcome:
+    async def _outcome(self, batcher: Batcher, item: Item, places: Counter[str]) -> Outcome:
+        outcome = await self._scored(batcher, item)
+        name = batcher.scorer.name
+        places[name] -= 1
+        self.admission.leave({name: 1})
+        return outcome
+
+    async def _scored(self, batcher: Batcher, item: Item) -> Outcome:
         scorer, limit = batcher.scorer, self.settings.score_timeout
         if item.reference_error is not None and SEES_REFERENCE.intersection(scorer.fields):
             outcome = failed(scorer.fields, item.reference_error)
@@ -237,19 +323,28 @@ class RewardService:
                 self._broke(scorer.name, f"a batch has not come back for {_STUCK * limit:g} s")
             return outcome
 
-    def _response(self, outcomes: list[Outcome]) -> ScoreResponse:
+    def _response(self, outcomes: list[Outcome], not_asked: list[Scorer]) -> ScoreResponse:
         values: dict = dict.fromkeys([*NAMES, *self._own])
         errors = {
             name: f"no scorer for it is configured: start the reward server with {option}"
             for name, option in MEASURED_BY.items()
         }
+        kinds = dict.fromkeys(errors, "not_configured")
+        for scorer in not_asked:
+            errors.update(dict.fromkeys(scorer.fields, "not asked for"))
+            kinds.update(dict.fromkeys(scorer.fields, "not_asked"))
         for outcome in outcomes:
             for field, value in outcome.values.items():
                 values[field] = value
                 errors.pop(field, None)
+                kinds.pop(field, None)
             errors.update(outcome.errors)
+            kinds.update({field: outcome.kind_of(field) for field in outcome.errors})
         return ScoreResponse(
-            **values, errors=errors, reward_model_disabled=self.settings.disable_reward_model
+            **values,
+            errors=errors,
+            kinds=kinds,
+            reward_model_disabled=self.settings.disable_reward_model,
         )
 
 

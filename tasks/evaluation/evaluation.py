@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -49,6 +49,9 @@ class EvaluationParams(Section):
         4, description="Images per case; 1 leaves the spread unmeasured."
     )
     seed: Count = Field(1000, description="Seed of the noise.")
+    num_inference_steps: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="Sampling steps; null = as the run's own evaluations."
+    )
     second_ocr: Literal["auto", "tesseract", "none"] = Field(
         "auto",
         description="A recogniser that no reward uses; auto takes Tesseract where it is installed.",
@@ -73,6 +76,9 @@ def params_of(run: Path, settings: EvaluationParams) -> RunParams:
     if params.data.evaluation is None:
         raise DataError(f"{run} must have held-out cases (data.evaluation). Its params name none.")
     chosen = settings.model_dump(exclude={"second_ocr"})
+    chosen["num_inference_steps"] = settings.num_inference_steps or params.evaluation_steps
+    if chosen["num_inference_steps"] == params.rollout.num_inference_steps:
+        chosen["num_inference_steps"] = None  # as evaluations were keyed when there was one number
     evaluate = EvaluateParams(every=1, grid_cases=min(8, settings.num_cases), **chosen)
     return params.model_copy(update={"evaluate": evaluate})
 

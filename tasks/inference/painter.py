@@ -201,7 +201,7 @@ def _painter(
     return Painter(
         model=model,
         canvas=Canvas(m.width, m.height, m.reference_context),
-        num_steps=num_steps or params.rollout.num_inference_steps,
+        num_steps=num_steps or params.evaluation_steps,
         variants=variants,
         digests={
             name: hashlib.sha256(f"{files.digest}/{source}".encode()).hexdigest()

@@ -129,6 +129,11 @@ class RunParams(Section):
             return self.ema.decay
         return self.rl.default_ema_decay
 
+    @property
+    def evaluation_steps(self) -> int:
+        """Sampling steps of what is looked at rather than trained on."""
+        return self.evaluate.num_inference_steps or self.rollout.num_inference_steps
+
     def resolved(self) -> dict[str, Any]:
         """All values, defaults included, as plain JSON: stored with the run."""
         return self.model_dump(mode="json")

@@ -173,7 +173,8 @@ class RolloutParams(Section):
         1, description="Images per case: the group size; 4-8 is advised."
     )
     num_inference_steps: Annotated[int, Field(ge=2)] = Field(
-        50, description="Sampling steps; evaluation's as well."
+        50,
+        description="Sampling steps; evaluation's as well, unless it has a number of its own.",
     )
     batch_size: Positive = Field(1, description="Images sampled at once.")
     shard_size: Positive = Field(
@@ -365,6 +366,13 @@ class EvaluateParams(Section):
     seed: Count = Field(0, description="Seed of the evaluation's noise, apart from the run's.")
     num_images_per_case: Positive = Field(
         1, description="Images per case; their mean counts as the case's."
+    )
+    num_inference_steps: Annotated[int, Field(ge=2)] | None = Field(
+        None,
+        description=(
+            "Sampling steps of evaluations, of `generate` and of the page; null = the rollout's."
+            " Few steps make rollouts cheap, more show what was learned."
+        ),
     )
 
 

@@ -6,7 +6,13 @@ from typing import Any
 import torch
 
 from calligrapher.errors import RewardError
-from calligrapher.rl.advantage import group_advantages, kept, zero_spread
+from calligrapher.rl.advantage import (
+    group_advantages,
+    kept,
+    solved,
+    standardized_advantages,
+    zero_spread,
+)
 from calligrapher.tables.parquet import read_table, write_advantages
 from tasks.artifacts.artifact import Artifact
 from tasks.params.run_params import RunParams
@@ -21,26 +27,43 @@ def advantage(
     kept.
 
     Files: `advantages.parquet`. Meta: zero_spread_share (of the groups with two scored images; None
-    without one), kept_share, dropped_groups. Raises RewardError when nothing is kept.
+    without one), kept_share, dropped_groups, with `drop_solved` also solved_groups. Raises
+    RewardError when nothing is kept.
     """
-    tables = [
-        read_table(scores.file(name), ["sample_id", "reward"]) for name in sorted(scores.files)
-    ]
+    settings = params.advantage
+    weights = params.reward.component_weights if settings.combine == "standardized" else {}
+    names = ["sample_id", "reward", *weights]
+    tables = [read_table(scores.file(name), names) for name in sorted(scores.files)]
     ids = [i for t in tables for i in t["sample_id"]]
     given = [r for t in tables for r in t["reward"]]
-    shape = (-1, params.rollout.num_images_per_prompt)
-    rewards = torch.tensor([0.0 if r is None else r for r in given], dtype=torch.float64).reshape(
-        shape
-    )
-    valid = torch.tensor([r is not None for r in given]).reshape(shape)
-    settings = params.advantage
-    advantages = group_advantages(rewards, valid=valid, **settings.model_dump())
+
+    def grouped(name: str) -> torch.Tensor:
+        values = [0.0 if v is None else v for t in tables for v in t[name]]
+        shape = (-1, params.rollout.num_images_per_prompt)
+        return torch.tensor(values, dtype=torch.float64).reshape(shape)
+
+    rewards = grouped("reward")
+    valid = torch.tensor([r is not None for r in given]).reshape(rewards.shape)
     keep = kept(rewards, valid, baseline=settings.baseline)
+    if weights:
+        advantages = standardized_advantages(
+            torch.stack([grouped(name) for name in weights]),
+            torch.tensor(list(weights.values())),
+            global_std=settings.global_std,
+            valid=valid,
+        )
+    else:
+        advantages = group_advantages(
+            rewards, valid=valid, global_std=settings.global_std, baseline=settings.baseline
+        )
     if not keep.any():
         raise RewardError(
             f"A round must have a group with two scored images. It has none: {int((~valid).sum())}"
             f" of {valid.numel()} images are unscored (reward.max_unscored_share)."
         )
+    highest = sum(params.reward.component_weights.values())
+    is_solved = solved(rewards, highest, valid) if settings.drop_solved else torch.tensor(False)
+    keep &= ~is_solved.reshape(-1, 1)
     counts = valid.sum(1, keepdim=True).clamp(min=1)
     mean = (rewards * valid).sum(1, keepdim=True) / counts
     std = (((rewards - mean) * valid) ** 2).sum(1, keepdim=True).div(counts).sqrt()
@@ -64,8 +87,10 @@ def advantage(
         },
     )
     compared = zero_spread(rewards, valid)[valid.sum(1) >= 2]
+    further = {"solved_groups": int(is_solved.sum())} if settings.drop_solved else {}
     return {
         "zero_spread_share": compared.double().mean().item() if len(compared) else None,
         "kept_share": keep.double().mean().item(),
         "dropped_groups": int((~keep.any(1)).sum()),
+        **further,
     }

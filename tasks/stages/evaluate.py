@@ -75,20 +75,27 @@ def evaluate_weights(
     `grid_cases`), `metrics.json`. Meta: the metrics; a mean without a scored image is absent,
     never 0.
     """
-    settings = resources.params.evaluate
+    settings, num_steps = resources.params.evaluate, resources.params.evaluation_steps
     group = settings.num_images_per_case
     rows = rows_of(resources.cases.evaluation[:num_cases], group)
     seeds = [sample_seed(settings.seed, 0, row.case.case_id, row.member) for row in rows]
     cases = [row.case for row in rows]
     canvas = resources.conditioning.canvas
     with resources.progress("evaluate", total=len(rows), unit="img") as bar:
-        sampled = sample_batches(resources, cases, seeds=seeds, weights=weights)
+        sampled = sample_batches(
+            resources, cases, seeds=seeds, weights=weights, num_steps=num_steps
+        )
         images = [picture for s in sampled for picture in pictures(resources.model, s.x0, canvas)]
         pngs = [encode_png(image) for image in images]
         scored = resources.scorer.score(pngs, cases)
         bar.advance(len(rows))
     columns = table_columns(
-        resources, rows, round_index=round_index, seeds=seeds, policy_digest=policy_digest
+        resources,
+        rows,
+        round_index=round_index,
+        seeds=seeds,
+        policy_digest=policy_digest,
+        num_steps=num_steps,
     )
     write_shard(out / IMAGES, columns, pngs, {})
     write_scores(

@@ -87,6 +87,7 @@ def _write(
         cases,
         seeds=seeds,
         weights=weights,
+        num_steps=params.rollout.num_inference_steps,
         window_starts=windows,
         starts_from=starts_from,
     )
@@ -103,6 +104,11 @@ def _write(
     canvas = resources.conditioning.canvas
     images = [picture for s in sampled for picture in pictures(resources.model, s.x0, canvas)]
     columns = table_columns(
-        resources, rows, round_index=round_index, seeds=seeds, policy_digest=policy_digest
+        resources,
+        rows,
+        round_index=round_index,
+        seeds=seeds,
+        policy_digest=policy_digest,
+        num_steps=params.rollout.num_inference_steps,
     )
     write_shard(path, columns, images, {name: t.cpu() for name, t in tensors.items()})

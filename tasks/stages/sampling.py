@@ -34,6 +34,7 @@ def sample_batches(
     *,
     seeds: list[int],
     weights: Weights,
+    num_steps: int,
     window_starts: list[int] | None = None,
     starts_from: list[int] | None = None,
 ) -> list[SampledBatch]:
@@ -51,7 +52,7 @@ def sample_batches(
                     resources.model.policy,
                     resources.conditioning.batch(cases[part]),
                     seeds[part],
-                    params.rollout.num_inference_steps,
+                    num_steps,
                     starts_from=starts_from[part] if starts_from else None,
                     window_starts=window_starts[part] if window_starts else None,
                     exploration=params.rl.exploration if window_starts else None,
@@ -67,6 +68,7 @@ def table_columns(
     round_index: int,
     seeds: list[int],
     policy_digest: str,
+    num_steps: int,
 ) -> dict[str, list[Any]]:
     """Return the rollout table's columns, without pictures and tensors, for `rows`."""
     canvas = resources.conditioning.canvas
@@ -93,7 +95,7 @@ def table_columns(
         "text": [row.case.text for row in rows],
         "seed": seeds,
         "policy_digest": [policy_digest] * len(rows),
-        "num_steps": [params.rollout.num_inference_steps] * len(rows),
+        "num_steps": [num_steps] * len(rows),
         "guidance_scale": [params.model.guidance_scale] * len(rows),
         "mask_box": [list(boxes[row.case.case_id]) for row in rows],
     }

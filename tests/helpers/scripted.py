@@ -28,7 +28,7 @@ class Script:
 
     def __init__(self, answer=lambda number, body: (200, {}, scored(body)), fingerprint="one"):
         self.fingerprint, self.info = fingerprint, {"scorers": {"ocr": {"engine": "scripted"}}}
-        self.info_status = 200
+        self.info_status, self.paths = 200, []
         self.answer, self.bodies, self.connections, self.headers = answer, [], 0, []
         script, lock = self, threading.Lock()
 
@@ -44,7 +44,12 @@ class Script:
                 self.reply(script.info_status, {}, script.info)
 
             def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                raw = self.rfile.read(int(self.headers["content-length"]))
+                script.paths.append(self.path)
+                if self.path == "/score_files":  # an older server
+                    self.reply(404, {}, {"detail": "Not Found"})
+                    return
+                body = json.loads(raw)
                 with lock:
                     script.bodies.append(body)
                     script.headers.append(dict(self.headers))

@@ -12,7 +12,7 @@ from reward_server.settings import Settings
 
 def test_the_wire_type_has_every_component_in_its_range():
     properties = ScoreResponse.model_json_schema()["properties"]
-    assert set(properties) == {*NAMES, "errors", "reward_model_disabled"}
+    assert set(properties) == {*NAMES, "errors", "kinds", "reward_model_disabled"}
     ranges = {
         name: (kind["minimum"], kind["maximum"])
         for name in NAMES

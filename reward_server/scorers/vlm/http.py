@@ -16,24 +16,29 @@ from PIL import Image
 from reward_server.scorers.base import Item, Outcome, ScorerUnavailableError, failed
 from reward_server.scorers.vlm.question import (
     DIGITS,
+    DeniedError,
     NoScoreError,
     Question,
     expectation,
     parse_answer,
+    pictures,
 )
 
 log = logging.getLogger(__name__)
 
 _TOP_LOGPROBS = 20  # the most that the API allows; ten digits fit in
 _MAX_NEW_TOKENS = 256
+_ABOVE_ZERO = 1e-3  # rounding that a log-probability may have
 
 
 class HttpVLMScorer:
     """A VLM behind an OpenAI-compatible API as a Scorer.
 
-    Its server does the batching: `parallel` requests are under way at once.
+    Its server does the batching: `parallel` requests are under way at once. Whatever it answers,
+    this process is not broken: what makes no sense is its server's outage, asked again later.
     """
 
+    remote = True
     name = "vlm"
     fields = ("vlm_score",)
     max_batch, max_wait_s = 1, 0.0
@@ -79,9 +84,9 @@ class HttpVLMScorer:
 
     def request_body(self, item: Item) -> dict[str, Any]:
         """The chat completion that is asked for: pictures as data URLs, then the question."""
-        pictures = [item.image] if item.reference is None else [item.image, item.reference]
         content: list[dict] = [
-            {"type": "image_url", "image_url": {"url": _data_url(picture)}} for picture in pictures
+            {"type": "image_url", "image_url": {"url": _data_url(picture)}}
+            for picture in pictures(item)
         ]
         content.append({"type": "text", "text": self._question.ask(item)})
         body: dict[str, Any] = {
@@ -103,10 +108,11 @@ class HttpVLMScorer:
             )
         except NoScoreError as error:
             return failed(self.fields, str(error))
-        except (KeyError, IndexError, TypeError) as error:
-            return failed(
-                self.fields, f"the VLM's answer must be a chat completion. Missing: {error!r}."
-            )
+        except DeniedError as error:
+            return failed(self.fields, str(error), "denied")
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            reason = f"the VLM's answer must be a chat completion. Missing: {error!r}."
+            return failed(self.fields, reason, "unavailable")
 
     def _complete(self, body: dict) -> dict:
         """Return `choices[0]` of the answer.
@@ -131,7 +137,7 @@ class HttpVLMScorer:
             if response.status_code == 429:
                 pause = _seconds(response.headers.get("Retry-After"), pause)
             elif response.status_code < 500:
-                raise NoScoreError(f"the VLM server refused the request with {reason}")
+                raise DeniedError(f"the VLM server refused the request with {reason}")
         raise ScorerUnavailableError(f"no answer in {self._attempts} attempts, last: {reason}")
 
     def _session(self) -> requests.Session:
@@ -145,10 +151,11 @@ class HttpVLMScorer:
 def _digit_probs(choice: dict) -> dict[str, float]:
     """Return the probabilities of the digits among the first token's alternatives.
 
-    A digit that is not among them is left out.
+    A digit that is not among them is left out. Raises DeniedError without log-probabilities, and
+    ScorerUnavailableError when one is none (NaN, above 0): the model there has lost its numbers.
     """
     if not choice.get("logprobs") or not choice["logprobs"].get("content"):
-        raise NoScoreError(
+        raise DeniedError(
             "the VLM server must return logprobs. Got none: it may have to be started with them"
             " allowed."
         )
@@ -156,6 +163,10 @@ def _digit_probs(choice: dict) -> dict[str, float]:
     for one in choice["logprobs"]["content"][0]["top_logprobs"]:
         digit = one["token"].strip()
         if len(digit) == 1 and digit in DIGITS:
+            if not one["logprob"] <= _ABOVE_ZERO:
+                raise ScorerUnavailableError(
+                    f"log-probabilities must be numbers up to 0. Got {one['logprob']} for {digit}"
+                )
             found[digit] = found.get(digit, 0.0) + math.exp(one["logprob"])
     return found
 

@@ -22,6 +22,7 @@ from reward_server.scorers.vlm.question import (
     Question,
     expectation,
     parse_answer,
+    pictures,
 )
 
 _SYSTEM = "You are a careful judge of lettering."
@@ -143,8 +144,7 @@ class LocalVLMScorer:
 
     def encode(self, item: Item) -> Encoded:
         """Tokens and patches of one item: system line, pictures, question, start of the answer."""
-        pictures = [item.image] if item.reference is None else [item.image, item.reference]
-        features = self.image_processor.preprocess(pictures, return_tensors="pt")
+        features = self.image_processor.preprocess(pictures(item), return_tensors="pt")
         merged = self.image_processor.merge_size**2
         vision = "".join(
             "<|vision_start|>" + "<|image_pad|>" * (int(grid.prod()) // merged) + "<|vision_end|>"

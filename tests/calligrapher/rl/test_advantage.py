@@ -9,9 +9,17 @@ import torch
 from pydantic import ValidationError
 
 from calligrapher.errors import InputError
-from calligrapher.rl.advantage import AdvantageParams, group_advantages, kept, zero_spread
+from calligrapher.rl.advantage import (
+    AdvantageParams,
+    group_advantages,
+    kept,
+    solved,
+    standardized_advantages,
+    zero_spread,
+)
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "advantage.json").read_text())
+STANDARDIZED = json.loads((Path(__file__).parents[2] / "golden" / "standardized.json").read_text())
 NAN = float("nan")
 
 
@@ -122,7 +130,9 @@ def test_every_parameter_changes_the_advantages():
         AdvantageParams(global_std=False),
         AdvantageParams(baseline="round"),
     ]
-    found = [group_advantages(rewards, **p.model_dump()) for p in settings]
+    found = [
+        group_advantages(rewards, global_std=p.global_std, baseline=p.baseline) for p in settings
+    ]
     assert not found[0].equal(found[1])
     assert not found[0].equal(found[2])
 
@@ -148,3 +158,59 @@ def test_a_group_without_two_scores_has_no_spread_that_could_be_zero():
     rewards = f64([[0.5, NAN, NAN], [NAN, NAN, NAN], [0.5, NAN, 0.5], [0.5, 0.6, NAN]])
     assert zero_spread(rewards, rewards.isfinite()).tolist() == [False, False, True, False]
     assert zero_spread(f64([[0.5], [0.7]])).tolist() == [False, False]
+
+
+def test_standardized_components_equal_trl():
+    found = standardized_advantages(f64(STANDARDIZED["components"]), f64(STANDARDIZED["weights"]))
+    # TRL divides its counts in float32.
+    torch.testing.assert_close(found, f64(STANDARDIZED["advantages"]), rtol=1e-7, atol=1e-7)
+
+
+def test_standardized_components_worked_by_hand():
+    # Two members: each component is +-d / (d sqrt(2) + 1e-4) around its mean, whatever its spread.
+    wide, narrow = [[0.0, 1.0], [0.2, 0.4]], [[0.03, 0.01], [0.01, 0.03]]
+    found = standardized_advantages(f64([wide, narrow]), f64([1.0, 1.0]), global_std=False)
+
+    def a(d):
+        return d / (d * 2**0.5 + 1e-4)
+
+    x, y = a(0.5) - a(0.01), a(0.1) + a(0.01)
+    torch.testing.assert_close(found, f64([[-x, x], [-y, y]]), rtol=1e-9, atol=1e-12)
+    # As a sum the narrow component has no say: here it decides, and alone.
+    assert a(0.01) == pytest.approx(a(0.5), rel=0.01)
+
+
+def test_a_component_without_spread_in_a_group_says_nothing_there():
+    other = [[0.1, 0.5, 0.9], [0.3, 0.2, 0.9]]
+    flat = [[0.1 + 0.2, 0.3, 0.3], [0.3, 0.3, 0.3]]
+    weights = f64([1.0, 5.0])
+    both = standardized_advantages(f64([other, flat]), weights)
+    alone = standardized_advantages(f64([other]), weights[:1])
+    torch.testing.assert_close(both, alone, rtol=1e-12, atol=1e-12)
+    nothing = standardized_advantages(f64([flat]), weights[:1])
+    assert nothing.eq(0).all()
+
+
+def test_an_image_that_lacks_a_component_is_left_out_of_all_of_them():
+    components = f64([[[0.1, 0.5, 0.9, 0.0], [0.3, 0.2, 0.9, 0.5]]] * 2)
+    components[1, 0, 3] = NAN
+    valid = ~components.isnan().any(0)
+    found = standardized_advantages(components, f64([1.0, 0.5]), valid=valid, global_std=False)
+    assert found[0, 3] == 0
+    smaller = standardized_advantages(components[:, :1, :3], f64([1.0, 0.5]), global_std=False)
+    torch.testing.assert_close(found[:1, :3], smaller, rtol=1e-12, atol=1e-12)
+    lonely = torch.tensor([[True, False, False, False], [True, True, True, True]])
+    found = standardized_advantages(components.nan_to_num(0.0), f64([1.0, 0.5]), valid=lonely)
+    assert found[0].eq(0).all()
+    assert found[1].abs().min() > 0
+
+
+def test_a_group_is_solved_when_it_is_high_and_narrow():
+    rewards = f64([[1.9, 1.95], [1.7, 1.7], [1.6, 2.0], [2.0, NAN], [NAN, NAN]])
+    found = solved(rewards, 2.0, ~rewards.isnan())
+    assert found.tolist() == [True, False, False, True, False]
+
+
+def test_standardized_advantages_compare_within_groups():
+    with pytest.raises(ValidationError, match=r"advantage\.baseline must be 'group'"):
+        AdvantageParams(baseline="round", combine="standardized")

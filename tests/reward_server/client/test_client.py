@@ -469,3 +469,192 @@ def test_components_of_a_users_own_scorers_come_along_and_other_new_words_do_not
     assert list(results[0].components()) == [*NAMES, "mine"]
     assert results[0].components()["ocr_accuracy"] == 0.5
     assert results[1].errors["mine"] == "it slept"
+
+
+def unavailable(body: dict, kind="unavailable", field="vlm_score") -> dict:
+    """A good answer but for one component."""
+    answer = scored(body)
+    for result in answer["results"]:
+        result["score"] |= {field: None}
+        result["score"]["errors"][field] = "the judge is down"
+        result["score"]["kinds"] = dict.fromkeys(result["score"]["errors"], "not_configured")
+        result["score"]["kinds"][field] = kind
+    return answer
+
+
+def judged(body: dict) -> dict:
+    answer = unavailable(body)
+    for result in answer["results"]:
+        del result["score"]["errors"]["vlm_score"], result["score"]["kinds"]["vlm_score"]
+        result["score"]["vlm_score"] = 0.25
+    return answer
+
+
+@pytest.fixture
+def no_pause(monkeypatch):
+    monkeypatch.setattr("reward_server.client.client._FIRST_PAUSE_S", 0.01)
+
+
+def test_what_is_unavailable_is_asked_again_until_it_is_there(no_pause):
+    def down_at_first(number, body):
+        late = {"t1", "t4"} & {item["text"] for item in body["items"]}
+        answer = judged(body)
+        if number <= 4 and late:
+            for item, one, other in zip(
+                body["items"], answer["results"], unavailable(body)["results"], strict=True
+            ):
+                if item["text"] in late:
+                    one.update(other)
+        return 200, {}, answer
+
+    with (
+        scripts(down_at_first) as (server,),
+        RewardClient([server.url], chunk_size=3, concurrency=1) as client,
+    ):
+        results = client.score_batch(items(6))
+    assert texts(results) == [f"t{number}" for number in range(6)]
+    assert [result.vlm_score for result in results] == [0.25] * 6
+    asked = [[item["text"] for item in body["items"]] for body in server.bodies]
+    assert asked[:2] == [["t0", "t1", "t2"], ["t3", "t4", "t5"]]
+    assert all(again == ["t1", "t4"] for again in asked[2:])
+
+
+@pytest.mark.parametrize("kind", ["refused", "timeout", "no_number", "exception", "unheard_of"])
+def test_other_kinds_of_null_are_not_asked_again(kind):
+    answer = lambda number, body: (200, {}, unavailable(body, kind))  # noqa: E731
+    with scripts(answer) as (server,), RewardClient([server.url]) as client:
+        (result,) = client.score_batch(items(1))
+    assert result.kinds["vlm_score"] == kind
+    assert len(server.bodies) == 1
+
+
+def test_nobody_waits_for_a_component_that_is_not_needed():
+    answer = lambda number, body: (200, {}, unavailable(body))  # noqa: E731
+    with (
+        scripts(answer) as (server,),
+        RewardClient([server.url], needed=["ocr_accuracy"]) as client,
+    ):
+        (result,) = client.score_batch(items(1))
+    assert result.ocr_accuracy == 0.5
+    assert result.errors["vlm_score"] == "the judge is down"
+    assert len(server.bodies) == 1
+
+
+def test_what_stays_unavailable_is_null_with_a_reason_at_the_deadline(no_pause):
+    answer = lambda number, body: (200, {}, unavailable(body))  # noqa: E731
+    with scripts(answer) as (server,), RewardClient([server.url], deadline_s=0.4) as client:
+        started = time.monotonic()
+        (result,) = client.score_batch(items(1))
+        assert time.monotonic() - started < 2
+    assert (result.ocr_accuracy, result.vlm_score) == (0.5, None)
+    assert (result.errors["vlm_score"], result.kinds["vlm_score"]) == (
+        "the judge is down",
+        "unavailable",
+    )
+    assert len(server.bodies) > 2
+
+
+def test_an_item_that_is_passed_over_while_others_are_scored_is_let_be(no_pause, monkeypatch):
+    """Two of five wait: one comes at the third asking, the other never does while others come."""
+    monkeypatch.setattr("reward_server.client.client._PASSED_OVER", 1)
+
+    def one_never(number, body):
+        answer = judged(body)
+        for item, one, other in zip(
+            body["items"], answer["results"], unavailable(body)["results"], strict=True
+        ):
+            if item["text"] == "t1" or (item["text"] == "t3" and number < 3):
+                one.update(other)
+        return 200, {}, answer
+
+    with scripts(one_never) as (server,), RewardClient([server.url], deadline_s=60) as client:
+        results = client.score_batch(items(5))
+    assert [result.vlm_score for result in results] == [0.25, None, 0.25, 0.25, 0.25]
+    assert [len(body["items"]) for body in server.bodies] == [5, 2, 2]
+
+
+def test_what_a_newer_server_says_besides_is_passed_over():
+    def newer(number, body):
+        answer = scored(body)
+        answer["results"][0] |= {"seconds": 0.1}
+        answer["results"][0]["score"] |= {"mood": "good"}
+        return 200, {}, answer | {"server": "newer"}
+
+    with scripts(newer) as (server,), RewardClient([server.url]) as client:
+        (result,) = client.score_batch(items(1))
+    assert result.ocr_accuracy == 0.5
+    assert result.kinds == {}  # an older one says none
+
+
+def test_a_request_that_is_refused_loses_nothing_of_the_others():
+    def one_refused(number, body):
+        if any(item["text"] == "t2" for item in body["items"]):
+            return 422, {}, b'{"detail": "no"}'
+        return 200, {}, scored(body)
+
+    with (
+        scripts(one_refused) as (server,),
+        RewardClient([server.url], chunk_size=1, concurrency=1) as client,
+        pytest.raises(RewardRejectedError, match="422") as failed,
+    ):
+        client.score_batch(items(3))
+    assert [one and one.ocr_text for one in failed.value.results] == ["t0", "t1", None]
+
+
+@pytest.fixture
+def real_server(serve):
+    """An application behind a socket: what the client says goes through HTTP as it is."""
+    import uvicorn
+    from fakes import FakeScorer
+
+    from reward_server.service.app import create_app
+    from reward_server.settings import Settings
+
+    scorer = FakeScorer()
+    app = create_app(Settings(answer_cache=0), lambda: [scorer])
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started or not app.state.service.ready:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    app.state.url = f"http://127.0.0.1:{port}"
+    yield app.state
+    server.should_exit = True
+    thread.join(10)
+
+
+def test_a_server_that_knows_of_files_is_sent_them_from_its_first_answer_on(real_server):
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 14, 3), dtype=np.uint8)
+    mask = np.full((9, 14), 255, dtype=np.uint8)
+    sent = [
+        RewardItem(image, "p", mask=mask, text=f"t{number}")
+        for number, image in enumerate([pixels, Image.fromarray(pixels), pixels])
+    ]
+    with RewardClient([real_server.url]) as client:
+        assert texts(client.score_batch(sent)) == ["t0", "t1", "t2"]
+        client.info()
+        assert texts(client.score_batch(sent)) == ["t0", "t1", "t2"]
+    metrics = real_server.service.metrics
+    stop_at = time.monotonic() + 5
+    while b"/score_files" not in metrics.text() and time.monotonic() < stop_at:
+        time.sleep(0.01)  # a request is counted after its answer
+    for path in (b"/score_batch", b"/score_files"):
+        assert b'reward_requests_total{path="%s",status="200"} 1.0' % path in metrics.text()
+
+
+def test_a_client_may_ask_for_some_components_only(real_server):
+    with RewardClient([real_server.url], components=["vlm_score"]) as client:
+        client.info()
+        (result,) = client.score_batch([RewardItem(np.zeros((4, 6, 3), "uint8"), "p", text="a")])
+    assert result.kinds["ocr_accuracy"] == "not_asked"
+    assert result.kinds["vlm_score"] == "not_configured"
+
+
+def test_a_server_that_was_set_back_to_an_older_one_is_asked_in_json():
+    newer = [{"X-Reward-Protocol": "2"}]  # it says so once
+    answer = lambda number, body: (200, newer.pop() if newer else {}, scored(body))  # noqa: E731
+    with scripts(answer) as (server,), RewardClient([server.url], concurrency=1) as client:
+        for _ in range(3):
+            assert texts(client.score_batch(items(2))) == ["t0", "t1"]
+    assert server.paths == ["/score_batch", "/score_files", "/score_batch", "/score_batch"]

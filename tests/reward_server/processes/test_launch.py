@@ -311,3 +311,81 @@ def test_killing_one_of_three_servers_while_scoring_loses_and_repeats_nothing(tm
     finally:
         for server in servers:
             server.stop()
+
+
+SLOW = """
+import sys, threading, time
+from reward_server.processes import serve
+from reward_server.scorers import load
+from reward_server.scorers.base import Outcome
+
+
+class Slow:
+    name, fields, info = "ocr", ("ocr_accuracy",), {}
+    parallel, max_batch, max_wait_s = 12, 1, 0.0
+
+    def score_items(self, items):
+        if items[0].text != "ll":
+            time.sleep(float(items[0].text))
+        return [Outcome({"ocr_accuracy": 1.0}) for _ in items]
+
+    def close(self):
+        pass
+
+
+load.load_scorers = lambda settings: [Slow()]
+serve._UNDER_WAY_S = 2
+sys.exit(serve.main(sys.argv[1:]))
+"""
+
+
+def test_a_server_that_is_told_to_stop_finishes_what_it_can_and_says_503_to_the_rest(tmp_path):
+    """Twelve requests under way, some done within the grace: no plain-text 500, no traceback."""
+    import concurrent.futures
+
+    import requests
+    from fakes import png
+
+    port, log_path = free_ports(1), tmp_path / "log"
+    with log_path.open("wb") as log_file:
+        server = subprocess.Popen(
+            [sys.executable, "-c", SLOW, f"--port={port}"],
+            stdout=log_file, stderr=log_file, cwd=ROOT,
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+
+    def ask(text):
+        return requests.post(
+            url + "/score", json={"image": png(), "prompt": "p", "text": text}, timeout=30
+        )
+
+    try:
+        stop_at = time.monotonic() + 60
+        while port_is_free(port) or requests.get(url + "/readyz", timeout=5).status_code != 200:
+            assert time.monotonic() < stop_at, log_path.read_text()
+            time.sleep(0.05)
+        half = socket.create_connection(("127.0.0.1", port), timeout=20)
+        half.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                     b"Content-Length: 99\r\n\r\n{")  # fmt: skip
+        with concurrent.futures.ThreadPoolExecutor(12) as pool:
+            asked = [pool.submit(ask, text) for text in ["0.7", *["30"] * 11]]
+            time.sleep(0.4)
+            started = time.monotonic()
+            server.terminate()
+            answers = [future.result() for future in asked]
+        halved = half.recv(4096)
+        half.close()
+        status = server.wait(20)
+    finally:
+        server.kill()
+        server.wait()
+    told = log_path.read_text()
+    assert answers[0].status_code == 200
+    assert [answer.status_code for answer in answers[1:]] == [503] * 11
+    assert all("stopping" in answer.json()["detail"] for answer in answers[1:])
+    assert all("retry-after" in answer.headers for answer in answers[1:])
+    assert b" 503 " in halved.split(b"\r\n")[0]
+    assert "Traceback" not in told
+    assert len(told.splitlines()) < 10
+    assert status == -signal.SIGTERM  # as uvicorn ends: by the signal itself, everything closed
+    assert time.monotonic() - started < 13

@@ -57,7 +57,8 @@ def test_a_scorer_that_hangs_costs_its_component_only(serve):
 BAD = {
     "no prompt": ({"image": png()}, "prompt"),
     "no image": ({"prompt": "The text is 'a'."}, "image"),
-    "unknown key": ({**GOOD, "colour": "red"}, "colour"),
+    "components nobody knows": ({**GOOD, "components": ["colour"]}, "components must be some of"),
+    "no components": ({**GOOD, "components": []}, "components must be some of"),
     "no text": ({**GOOD, "prompt": "write something"}, "The text is 'X'"),
     "blank text": ({**GOOD, "text": " \t "}, "text must hold"),
     "long text": ({**GOOD, "text": "a" * 257}, "256"),
@@ -460,12 +461,23 @@ def test_a_token_is_asked_of_everybody_but_a_health_check(serve, tmp_path):
 def test_openapi_tells_every_status_that_is_answered(serve):
     with serve(FakeScorer()) as client:
         paths = client.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/score", "/score_batch", "/health", "/info", "/metrics"}
+    assert set(paths) == {
+        "/score",
+        "/score_batch",
+        "/score_files",
+        "/health",
+        "/livez",
+        "/readyz",
+        "/info",
+        "/metrics",
+    }
     assert set(paths["/score"]["post"]["responses"]) == {
         "200",
         "400",
         "401",
+        "408",
         "413",
+        "415",
         "422",
         "429",
         "503",
@@ -478,7 +490,8 @@ def test_openapi_tells_every_status_that_is_answered(serve):
 def test_other_methods_and_paths_are_answered_in_json(serve):
     with serve(FakeScorer()) as client:
         assert client.get("/score").status_code == 405
-        assert json.loads(client.get("/docs").text)["detail"] == "Not Found"
+        assert json.loads(client.get("/redoc").text)["detail"] == "Not Found"
+        assert "swagger" in client.get("/docs").text
 
 
 def test_concurrent_clients_share_batches(serve):

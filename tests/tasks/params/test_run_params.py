@@ -305,6 +305,8 @@ def _changed(key, value):
         "grpo.sampler": "cps",
         "grpo.noise": "group",
         "advantage.baseline": "round",
+        "advantage.combine": "standardized",
+        "evaluate.num_inference_steps": 5,
         "ema.decay": 0.5,
         "reward.server_urls": ["http://a:1"],
         "reward.weights": {"mine": 0.5},

@@ -7,6 +7,7 @@ import pytest
 
 from calligrapher.errors import DataError, ParamsError, RewardError
 from reward_server.client import RewardResult
+from tasks.artifacts.artifact import Artifact
 from tasks.params.errors import valid_keys
 from tasks.params.run_params import RunParams
 from tasks.pipeline import ROUND, name_of, stage_of
@@ -66,6 +67,7 @@ CHANGES = {
     "reward.disable_reward_model": (True, "score", {}),
     "advantage.baseline": ("round", "advantage", {}),
     "advantage.global_std": (False, "advantage", {}),
+    "advantage.combine": ("standardized", "advantage", {}),
     "nft.nft_beta": (0.3, "update", {}),
     "nft.kl_coef": (0.5, "update", {}),
     "nft.adv_clip_max": (0.5, "update", {}),
@@ -109,6 +111,7 @@ CHANGES = {
     "evaluate.grid_cases": (2, "evaluate", {}),
     "evaluate.seed": (1, "evaluate", {}),
     "evaluate.num_images_per_case": (2, "evaluate", {}),
+    "evaluate.num_inference_steps": (5, "evaluate", {}),
 }
 # Key -> (value, the stage up to which the transformer must be run another number of times).
 CALLS = {
@@ -138,6 +141,7 @@ PLACES = {
     "reward.max_unscored_share": (
         "test_the_share_of_unscored_images_decides_whether_a_round_goes_on"
     ),
+    "advantage.drop_solved": "test_groups_that_can_hardly_do_better_are_left_out_and_counted",
     "data.reconstruct": "test_a_source_is_learned_in_place_of_a_target_only_where_the_data_says_so",
     "tracking.uri": "test_tracking_goes_where_it_is_told",
     "tracking.experiment": "test_tracking_goes_where_it_is_told",
@@ -537,3 +541,26 @@ def test_the_best_round_keeps_its_weights_until_a_better_one(train, judged):
     keep = {"keep_last": 1, "keep_best": False}
     folder, _ = train("c", "nft", judged(0.2, 0.9, 0.3, 0.4), retention=keep, **EVALUATED)
     assert with_weights(folder) == [3]
+
+
+def test_groups_that_can_hardly_do_better_are_left_out_and_counted(train, scorer_class):
+    class Scorer(scorer_class):
+        rewards = (0.95, 0.95, 0.97, 0.5, 0.9, 0.1, 0.2, 0.4, 0.99)
+
+        def reward(self, image, case):
+            self.asked = getattr(self, "asked", -1) + 1
+            return self.rewards[self.asked]
+
+    found = {}
+    for drop in (False, True):
+        folder, _ = train(
+            f"drop-{drop}", scorer=Scorer(), rounds=1, advantage={"drop_solved": drop}
+        )
+        found[drop] = Artifact.load(folder / "round-0000/advantage")
+    assert "solved_groups" not in found[False].meta
+    assert found[True].meta["solved_groups"] == found[True].meta["dropped_groups"] == 1
+    assert found[True].meta["kept_share"] == pytest.approx(6 / 9)
+    # A key that is left at its default is not read: older artifacts are as fresh as ever.
+    assert set(found[False].params["advantage"]) == {"baseline", "global_std"}
+    assert "weights" not in found[False].params
+    assert found[True].params["weights"] == {"ocr_accuracy": 1.0}

@@ -150,3 +150,83 @@ def test_the_contract_is_that_of_the_official_client(endpoint):
     assert endpoint.bodies[0] == body
     top = answer.choices[0].logprobs.content[0].top_logprobs
     assert [one.token for one in top] == ["9", "0", "no"]
+
+
+def logprobs(**given: float) -> dict:
+    """A chat completion with these log-probabilities, whatever they are."""
+    answer = completion({"9": 0.5})
+    answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"] = [
+        {"token": token.strip("_"), "logprob": value} for token, value in given.items()
+    ]
+    return answer
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e300, 0.5])
+def test_what_is_no_log_probability_is_an_outage_there_and_no_number_here(endpoint, value):
+    endpoint.answer = lambda number, body: (200, {}, logprobs(_9=value, _3=-1.0))
+    with pytest.raises(ScorerUnavailableError, match="numbers up to 0"):
+        scorer_for(endpoint).score_items([item()])
+
+
+@pytest.mark.parametrize("value", ["-1", None, [1]])
+def test_an_answer_of_another_form_is_an_outage_too(endpoint, value):
+    endpoint.answer = lambda number, body: (200, {}, logprobs(_9=value))
+    (outcome,) = scorer_for(endpoint).score_items([item()])
+    assert (outcome.values, outcome.all_kinds) == ({}, {"unavailable"})
+
+
+def test_impossible_digits_have_no_probability(endpoint):
+    endpoint.answer = lambda number, body: (200, {}, logprobs(_9=math.log(0.75), _0=-math.inf))
+    (outcome,) = scorer_for(endpoint).score_items([item()])
+    assert outcome.values == {"vlm_score": 1.0}
+
+
+def test_probabilities_of_more_than_all_are_refused(endpoint):
+    endpoint.answer = lambda number, body: (200, {}, completion({"9": 0.8, "6": 0.4}))
+    (outcome,) = scorer_for(endpoint).score_items([item()])
+    assert outcome.kind_of("vlm_score") == "refused"
+    assert "at most 1. Got 1.2" in outcome.errors["vlm_score"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ((401, {}, b"who"), "denied"),
+        ((404, {}, b"no such model"), "denied"),
+        ((200, {}, completion()), "denied"),  # no logprobs
+        ((200, {}, {"choices": []}), "unavailable"),
+        ((200, {}, completion({"yes": 0.9})), "refused"),
+    ],
+)
+def test_a_useless_answer_has_its_kind(endpoint, reply, kind):
+    endpoint.answer = lambda number, body: reply
+    (outcome,) = scorer_for(endpoint).score_items([item()])
+    assert outcome.all_kinds == {kind}
+
+
+@pytest.mark.parametrize(("status", "told"), [(401, "status 401"), (404, "status 404")])
+def test_a_wrong_key_or_model_is_told_at_the_start(endpoint, status, told):
+    from reward_server.service.service import RewardService
+    from reward_server.settings import Settings
+
+    endpoint.answer = lambda number, body: (status, {}, b"no")
+    service = RewardService(Settings(), lambda: [scorer_for(endpoint)])
+    with pytest.raises(RuntimeError, match=told):
+        service.start()
+    service.close()
+
+
+def test_a_remote_that_loses_its_numbers_costs_its_component_until_they_are_back(serve, endpoint):
+    """NaN from the remote: null and unavailable, the server stays; then all is well again."""
+    from fakes import FakeScorer, png
+
+    ask = {"image": png(), "prompt": "p", "text": "abc"}
+    with serve(FakeScorer(), scorer_for(endpoint)) as client:
+        good = endpoint.answer
+        endpoint.answer = lambda number, body: (200, {}, logprobs(_9=math.nan))
+        score = client.post("/score", json=ask).json()
+        assert score["kinds"]["vlm_score"] == "unavailable"
+        assert score["ocr_text"] == "abc"
+        endpoint.answer = good
+        assert client.post("/score", json=ask).json()["vlm_score"] == pytest.approx(0.75)
+        assert client.get("/health").status_code == 200
