@@ -19,7 +19,7 @@ LAYERS = {
         {"model"},
         {"tables"},
         {"data"},
-        {"params", "files", "threads", "durable", "errors"},
+        {"params", "ranks", "files", "threads", "durable", "errors"},
     ),
     "reward_server": (
         {"__main__", "bench"},

@@ -3,7 +3,8 @@
 `--scorer "judge=examples/rewards/remote_scorer.py:RemoteScorer?url=http://host:9000/score"`
 
 Asked is `{"items": [{"image": PNG, "mask": PNG or null, "text": ..., "prompt": ...}]}`, pictures in
-base64. The answer must be `{"scores": [0.5, null, ...]}`: a number of 0..1 or null for each item.
+base64, and the answer must be `{"scores": [0.5, null, ...]}`: a number of 0..1 or null for each
+item.
 `JUDGE_TOKEN` in the environment is sent as a bearer token.
 """
 

@@ -17,7 +17,6 @@ Base64PNG = Annotated[
         json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
     ),
 ]
-Number = Annotated[float, Field(allow_inf_nan=False)]
 Kind = Annotated[
     str,
     Field(
@@ -25,6 +24,7 @@ Kind = Annotated[
         json_schema_extra={"enum": list(KINDS)},
     ),
 ]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=LOWEST["style_score"], le=1)]
 

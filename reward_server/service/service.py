@@ -255,12 +255,10 @@ class RewardService:
 
     def _open(self, ask: Ask) -> Opened | Known | ItemError:
         """Return an item's pictures opened, or its answer when it was asked before."""
-        known = [*NAMES, *self._own]
-        if ask.components is not None and not (
-            ask.components and set(ask.components) <= set(known)
-        ):
+        names = [*NAMES, *self._own]
+        if ask.components is not None and not set() < set(ask.components) <= set(names):
             return ItemError(
-                f"components must be some of {', '.join(known)}. Got {list(ask.components)}."
+                f"components must be some of {', '.join(names)}. Got {list(ask.components)}."
             )
         reference = self._looks_at_reference(ask)
         if self._answers.capacity:

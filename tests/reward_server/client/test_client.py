@@ -453,24 +453,6 @@ def test_the_package_imports_none_of_the_others():
             }, path
 
 
-def test_components_of_a_users_own_scorers_come_along_and_other_new_words_do_not():
-    def newer(number, body):
-        answer = scored(body)
-        for result, mine in zip(answer["results"], (0.25, None, 1), strict=True):
-            result["score"] |= {"mine": mine, "kinds": {"vlm_score": "refused"}, "cached": False}
-            result["score"] |= {"note": None}
-            if mine is None:
-                result["score"]["errors"]["mine"] = "it slept"
-        return 200, {}, answer
-
-    with scripts(newer) as (server,), RewardClient([server.url]) as client:
-        results = client.score_batch(items(3))
-    assert [result.own for result in results] == [{"mine": 0.25}, {"mine": None}, {"mine": 1}]
-    assert list(results[0].components()) == [*NAMES, "mine"]
-    assert results[0].components()["ocr_accuracy"] == 0.5
-    assert results[1].errors["mine"] == "it slept"
-
-
 def unavailable(body: dict, kind="unavailable", field="vlm_score") -> dict:
     """A good answer but for one component."""
     answer = scored(body)
@@ -658,3 +640,21 @@ def test_a_server_that_was_set_back_to_an_older_one_is_asked_in_json():
         for _ in range(3):
             assert texts(client.score_batch(items(2))) == ["t0", "t1"]
     assert server.paths == ["/score_batch", "/score_files", "/score_batch", "/score_batch"]
+
+
+def test_components_of_a_users_own_scorers_come_along_and_other_new_words_do_not():
+    def newer(number, body):
+        answer = scored(body)
+        for result, mine in zip(answer["results"], (0.25, None, 1), strict=True):
+            result["score"] |= {"mine": mine, "kinds": {"vlm_score": "refused"}, "cached": False}
+            result["score"] |= {"note": None}
+            if mine is None:
+                result["score"]["errors"]["mine"] = "it slept"
+        return 200, {}, answer
+
+    with scripts(newer) as (server,), RewardClient([server.url]) as client:
+        results = client.score_batch(items(3))
+    assert [result.own for result in results] == [{"mine": 0.25}, {"mine": None}, {"mine": 1}]
+    assert list(results[0].components()) == [*NAMES, "mine"]
+    assert results[0].components()["ocr_accuracy"] == 0.5
+    assert results[1].errors["mine"] == "it slept"
