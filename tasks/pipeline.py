@@ -158,6 +158,7 @@ _NO_RESULT: dict[str, set[str]] = {
     "reward": {
         "server_urls",
         "vlm",
+        "ocr_mode",  # who scores says how it reads
         "scorers",
         "token_file",
         "timeout_s",
@@ -189,7 +190,7 @@ def _exploration(params: RunParams) -> dict[str, Any]:
 _LATER: dict[str, dict[str, Any]] = {
     "advantage": {"combine": "sum", "drop_solved": False},
     "evaluate": {"num_inference_steps": None},
-    "reward": {"weights": {}},
+    "reward": {"weights": {}, "factors": [], "ocr_match": None},
 }
 
 
