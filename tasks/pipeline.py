@@ -117,6 +117,7 @@ STAGES: dict[str, Stage] = {
                 "algorithm_section",
                 "num_inference_steps",
                 "horizon",
+                "update_version",
             ),
             decides=("round",),
         ),
@@ -213,6 +214,10 @@ _DERIVED: dict[str, Callable[[RunParams], dict[str, Any]]] = {
     # Only where it is set: what was made before there was such a key is not stale.
     "reconstruct": lambda params: (
         {"data": {"reconstruct": True}} if params.data.reconstruct else {}
+    ),
+    # Only where an algorithm has had another: updates of the others are not stale.
+    "update_version": lambda params: (
+        {"update_version": params.rl.update_version} if params.rl.update_version > 1 else {}
     ),
     "sampling_batch": lambda params: {"batch_size": params.rollout.batch_size},
 }

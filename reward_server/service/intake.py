@@ -5,7 +5,7 @@ decoded once: a group of pictures has the same.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
-from reward_server.components import NAMES
 from reward_server.scorers.base import Item
 from reward_server.service.images import (
     ImageError,
@@ -28,7 +27,8 @@ from reward_server.service.lru import LRU
 from reward_server.service.schema import MAX_PROMPT_CHARS, MAX_TEXT_CHARS, ScoreRequest
 from reward_server.text import Match, normalise, text_from_prompt
 
-Picture = str | bytes  # base64 of a PNG, or a PNG or BMP file
+Buffer = bytes | memoryview
+Picture = str | Buffer  # base64 of a PNG, or a PNG or BMP file
 
 
 class ItemError(ValueError):
@@ -111,24 +111,32 @@ def shared_pictures(capacity_bytes: int) -> LRU:
     )
 
 
-def read_item(sent: Any, files: Mapping[str, bytes] | None = None) -> Ask:
+def read_item(
+    sent: Any, files: Mapping[str, Buffer] | None = None, *, names: Sequence[str] = NAMES
+) -> Ask:
     """Check one item's form and limits. Raises ItemError.
 
-    files: the pictures that the item names, when they did not come in base64.
+    files: the pictures that the item names, when they did not come in base64. names: the components
+    that it may ask for.
     """
     try:
         request = ScoreRequest.model_validate(sent)
     except ValidationError as error:
         raise ItemError(told(error.errors())) from None
-    return ask_of(request, files)
+    return ask_of(request, files, names=names)
 
 
-def ask_of(request: ScoreRequest, files: Mapping[str, bytes] | None = None) -> Ask:
+def ask_of(
+    request: ScoreRequest,
+    files: Mapping[str, Buffer] | None = None,
+    *,
+    names: Sequence[str] = NAMES,
+) -> Ask:
     """Return what a request of the right form asks. Raises ItemError: its limits, its names."""
     text = _target(request)
     components = request.components
-    if components is not None and not (components and set(components) <= set(NAMES)):
-        raise ItemError(f"components must be some of {', '.join(NAMES)}. Got {components}.")
+    if components is not None and not (components and set(components) <= set(names)):
+        raise ItemError(f"components must be some of {', '.join(names)}. Got {components}.")
 
     def picture(name: str | None) -> Picture | None:
         if files is None or name is None:

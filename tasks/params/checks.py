@@ -84,9 +84,9 @@ def one_algorithm(params: Sections) -> None:
     given = [name for name in known if getattr(params, name) is not None]
     if len(given) != 1:
         raise ValueError(
-            f"exactly one of the sections {' and '.join(known)} must be given. Got"
+            f"exactly one of the sections {', '.join(known)} must be given. Got"
             f" {' and '.join(given) or 'none'}. To switch off the one of a file, override it with"
-            f" null: `{known[-1]}=null {known[0]}={{}}`."
+            f" null: `{(given or known)[-1]}=null {known[0]}={{}}`."
         )
 
 

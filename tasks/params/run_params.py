@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from calligrapher.errors import ParamsError
 from calligrapher.rl.advantage import AdvantageParams
 from calligrapher.rl.algorithm import Algorithm
+from calligrapher.rl.awm import AWMParams
 from calligrapher.rl.grpo import GRPOParams
 from calligrapher.rl.nft import NFTParams
 from tasks.params.checks import algorithms, check_all
@@ -78,10 +79,13 @@ class RunParams(Section):
     reward: RewardParams = Field(default_factory=RewardParams)
     advantage: AdvantageParams = AdvantageParams()
     nft: NFTParams | None = Field(
-        None, description="Train with DiffusionNFT; exactly one of nft and grpo."
+        None, description="Train with DiffusionNFT; exactly one algorithm."
     )
     grpo: GRPOParams | None = Field(
-        None, description="Train with Flow-GRPO; exactly one of nft and grpo."
+        None, description="Train with Flow-GRPO; exactly one algorithm."
+    )
+    awm: AWMParams | None = Field(
+        None, description="Train with Advantage Weighted Matching; exactly one algorithm."
     )
     update: UpdateParams = UpdateParams()
     ema: EmaParams = EmaParams()

@@ -77,7 +77,7 @@ class RewardScorer:
             token=self._token,
             request_timeout_s=params.timeout_s,
             deadline_s=10 * params.timeout_s,
-            needed=tuple(params.weights),
+            needed=tuple(params.component_weights),
         )
 
     def identity(self) -> dict[str, Any]:

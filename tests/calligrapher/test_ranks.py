@@ -106,7 +106,7 @@ def test_alone_everything_is_as_it_was():
     assert ALONE.gather("x") == ["x"]
     ALONE.barrier()
     assert all(ALONE.owns(n) for n in range(5))
-    assert ALONE == Ranks(0, 1)
+    assert Ranks(0, 1) == ALONE
 
 
 def fails_on_one(ranks):
@@ -116,5 +116,5 @@ def fails_on_one(ranks):
 
 
 def test_the_error_of_one_rank_ends_the_others_and_is_the_one_shown():
-    with pytest.raises(AssertionError, match="rank 1 failed(.|\n)*the picture is broken"):
+    with pytest.raises(AssertionError, match=r"rank 1 failed(.|\n)*the picture is broken"):
         on_ranks(2, fails_on_one)

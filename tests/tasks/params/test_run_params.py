@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from calligrapher.errors import ParamsError
+from tasks.params.checks import algorithms
 from tasks.params.errors import valid_keys
 from tasks.params.run_params import RunParams, check_multiple, load_params
 from tasks.pipeline import STAGES, reads
@@ -153,8 +154,8 @@ def test_an_override_switches_the_algorithm(load):
             "model.mixed_precision must be 'no', 'fp16' or 'bf16'. Got 'fp8'.",
         ),
         (["evaluate=3"], "evaluate must be a section with keys of its own. Got 3."),
-        (["grpo={}"], "exactly one of the sections nft and grpo must be given. Got nft and grpo"),
-        (["nft=null"], "exactly one of the sections nft and grpo must be given. Got none"),
+        (["grpo={}"], "exactly one of the sections nft, grpo, awm must be given. Got nft and grpo"),
+        (["nft=null"], "exactly one of the sections nft, grpo, awm must be given. Got none"),
         (["reward.vlm_weight=0.3"], "reward.vlm_weight must be 0 when no VLM answers .* Got 0.3"),
         (["reward.ocr_weight=0"], "reward.ocr_weight, or another weight .* must be greater than 0"),
         (
@@ -303,6 +304,11 @@ def _changed(key, value):
         "nft.noise": "group",
         "nft.num_train_sigmas": 2,
         "nft.old_policy": "copy",
+        "awm.noise": "group",
+        "awm.num_train_sigmas": 2,
+        "awm.old_policy": "slow",
+        "awm.clip_range": 0.1,
+        "awm.weighting": "t2",
         "grpo.sampler": "cps",
         "grpo.noise": "group",
         "advantage.baseline": "round",
@@ -411,13 +417,14 @@ def test_a_scorers_file_is_stored_absolute_with_what_it_is_given(load, tmp_path,
     assert params.reward.scorers == {"mine": f"{tmp_path}/r.py:A?folder={tmp_path}/model&side=90"}
 
 
-@pytest.mark.parametrize(("algorithm", "other"), [("nft", "grpo"), ("grpo", "nft")])
-def test_every_parameter_that_decides_a_result_is_read_by_a_stage(load, algorithm, other):
+@pytest.mark.parametrize("algorithm", ["nft", "grpo", "awm"])
+def test_every_parameter_that_decides_a_result_is_read_by_a_stage(load, algorithm):
     rising = [f"{section}.lr_scheduler=constant_with_warmup" for section in ("warmup", "update")]
     named = ("model.lora.rank=7", "model.siglip=s", "reward.vlm=v", "reward.scorers.mine=r.py:A")
     before = load(*rising, *named, algorithm=algorithm)
     leaves = [key for key, section in valid_keys(RunParams).items() if section is None]
-    leaves = [key for key in leaves if not key.startswith(f"{other}.")]
+    others = tuple(f"{name}." for name in algorithms(RunParams) if name != algorithm)
+    leaves = [key for key in leaves if not key.startswith(others)]
     assert len(leaves) > 70
     for key in leaves:
         values = before.resolved()

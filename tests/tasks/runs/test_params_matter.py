@@ -4,6 +4,7 @@ import shutil
 import socket
 
 import pytest
+from small_runs import ALGORITHMS
 
 from calligrapher.errors import DataError, ParamsError, RewardError
 from reward_server.client import RewardResult
@@ -89,6 +90,14 @@ CHANGES = {
     "grpo.window_size": (2, "rollout", {}),
     "grpo.guard": (True, "update", {}),
     "grpo.timestep_fraction": (0.2, "rollout", SIX_STEPS),
+    "awm.clip_range": (1e-5, "update", {"update": {"num_inner_epochs": 2}}),
+    "awm.weighting": ("t2", "update", {}),
+    "awm.adv_clip_max": (0.1, "update", {}),
+    "awm.kl_coef": (0.5, "update", {}),
+    "awm.num_train_sigmas": (2, "update", {}),
+    "awm.timestep_fraction": (0.4, "update", SIX_STEPS),
+    "awm.noise": ("group", "update", {}),
+    "awm.old_policy": ("fixed", "refresh", {}),
     "update.batch_size": (2, "update", {}),
     "update.gradient_accumulation_steps": (1, "update", {}),
     "update.learning_rate": (3e-3, "update", {}),
@@ -271,7 +280,8 @@ def test_a_key_changes_what_its_stage_writes(key, play, before, other):
     value, until, both = CHANGES[key]
     if isinstance(value, str):
         value = value.replace("OTHER", str(other))
-    algorithm = "grpo" if key.startswith("grpo.") else "nft"
+    section = key.split(".")[0]
+    algorithm = section if section in ALGORITHMS else "nft"
     both = merged(both, evaluates(until))
     after, _ = play(until, algorithm, merged(both, nested(key, value)))
     assert after.digest != before(until, algorithm, both)[0]
