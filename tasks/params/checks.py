@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from calligrapher.rl.advantage import AdvantageParams
 from calligrapher.rl.algorithm import Algorithm
-from reward_server.components import NAMES, WEIGHABLE
+from reward_server.components import FACTORS, NAMES, WEIGHABLE
 from tasks.params.sections import (
     DataParams,
     EvaluateParams,
@@ -167,7 +167,7 @@ def reward_answers(params: Sections) -> None:
             f" reward.server_urls is empty). Got {reward.vlm_weight}. Set it to 0, or name a VLM."
         )
     for name in reward.weights:
-        if name not in NAMES and name not in reward.scorers and not reward.server_urls:
+        if name not in (*NAMES, *FACTORS, *reward.scorers) and not reward.server_urls:
             raise ValueError(
                 f"reward.weights.{name} must name what is measured: a component of the reward"
                 f" server ({', '.join(WEIGHABLE)}), or one of reward.scorers. Got"

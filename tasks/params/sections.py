@@ -312,7 +312,7 @@ class RewardParams(Section):
                     f"weights must name components that can be weighed ({', '.join(WEIGHABLE)}, or"
                     f" one of your own). Got {name!r}."
                 )
-            if name not in NAMES:
+            if name not in NAMES and name not in FACTORS:
                 check_own_name(name)
         return weights
 

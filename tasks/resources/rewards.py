@@ -24,6 +24,7 @@ from reward_server.client import (
     RewardResult,
 )
 from reward_server.components import (
+    FACTORS,
     NAMES,
     SEES_REFERENCE,
     WEIGHABLE,
@@ -175,7 +176,8 @@ class RewardScorer:
         pictures = {"mask": png_bytes(to_image(mask.expand(3, -1, -1) * 2 - 1))}
         # A scorer of one's own may look at anything.
         if self.params.scorers or any(
-            name in SEES_REFERENCE or name not in NAMES for name in self.params.component_weights
+            name in SEES_REFERENCE or name not in (*NAMES, *FACTORS)
+            for name in self.params.component_weights
         ):
             reference = load_rgb(case.reference)
             reference.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE), Image.Resampling.LANCZOS)
