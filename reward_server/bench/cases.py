@@ -105,7 +105,7 @@ def _shares(
 
 
 def _ordered(labelled: Sequence[Mapping], outcomes: Sequence[Outcome]) -> dict[str, float | int]:
-    """Of pairs of one target: how many have the right picture's likelihood above the wrong one's."""
+    """How many pairs of one target have the right picture's likelihood above the wrong one's."""
     by_target: dict[str, dict[str, list[float]]] = {}
     for case, outcome in zip(labelled, outcomes, strict=True):
         if "ocr_likelihood" in outcome.values:

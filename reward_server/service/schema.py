@@ -52,8 +52,8 @@ class ScoreRequest(Wire):
     mask: Base64PNG | None = Field(
         None,
         description=(
-            "white = the painted text area; of the image's size. OCR reads what lies in it; style sees"
-            " its bounding box"
+            "white = the painted text area; of the image's size. OCR reads what lies in it; style"
+            " sees its bounding box"
         ),
     )
     timestep: float | None = Field(
