@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
-from reward_server.components import NAMES
 from reward_server.scorers.base import Item
 from reward_server.service.images import (
     ImageError,
@@ -26,7 +25,7 @@ from reward_server.service.images import (
 )
 from reward_server.service.lru import LRU
 from reward_server.service.schema import MAX_PROMPT_CHARS, MAX_TEXT_CHARS, ScoreRequest
-from reward_server.text import normalise, text_from_prompt
+from reward_server.text import Match, normalise, text_from_prompt
 
 Buffer = bytes | memoryview
 Picture = str | Buffer  # base64 of a PNG, or a PNG or BMP file
@@ -46,6 +45,7 @@ class Ask:
     mask: Picture | None = None
     reference: Picture | None = None
     components: tuple[str, ...] | None = None  # None: all
+    match: Match | None = None
 
     @cached_property
     def image_digest(self) -> bytes:
@@ -65,7 +65,8 @@ class Ask:
     def digest(self, *, reference: bool) -> tuple:
         """Stands for all that decides the score; the reference where somebody looks at it."""
         seen = self.reference_digest if reference else b""
-        return self.image_digest, self.mask_digest, seen, self.text, self.prompt, self.components
+        pictures = self.image_digest, self.mask_digest, seen
+        return *pictures, self.text, self.prompt, self.components, self.match
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def ask_of(
         picture(request.mask),
         picture(request.reference),
         None if components is None else tuple(sorted(set(components))),
+        request.match,
     )
 
 
@@ -206,7 +208,7 @@ def decode(ask: Ask, opened: Opened, shared: LRU) -> Item:
             shared.put(("mask", ask.mask_digest), mask)
     except ImageError as error:
         raise ItemError(str(error)) from None
-    item = Item(image, image, ask.text, has_mask=False, prompt=ask.prompt)
+    item = Item(image, image, ask.text, has_mask=False, prompt=ask.prompt, match=ask.match)
     if mask is not None:
         top, bottom, left, right = mask.box
         crop = image[top:bottom, left:right]

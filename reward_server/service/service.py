@@ -253,7 +253,8 @@ class RewardService:
     def _looks_at_reference(self, ask: Ask) -> bool:
         # A scorer of the user's own may look at anything.
         return any(
-            isinstance(one.scorer, OwnScorer) or SEES_REFERENCE.intersection(one.scorer.fields)
+            SEES_REFERENCE.intersection(one.scorer.fields)
+            or (isinstance(one.scorer, OwnScorer) and one.scorer.sees_reference)
             for one in self._asked(ask)
         )
 
@@ -262,6 +263,11 @@ class RewardService:
 
     def _open(self, ask: Ask) -> Opened | Known | ItemError:
         """Return an item's pictures opened, or its answer when it was asked before."""
+        names = [*NAMES, *self._own]
+        if ask.components is not None and not set() < set(ask.components) <= set(names):
+            return ItemError(
+                f"components must be some of {', '.join(names)}. Got {list(ask.components)}."
+            )
         reference = self._looks_at_reference(ask)
         if self._answers.capacity:
             known = self._answers.get(ask.digest(reference=reference))

@@ -1,5 +1,6 @@
 """What `rollout` and `evaluate` share: images sampled in batches, and their rows of the table."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,15 +38,19 @@ def sample_batches(
     num_steps: int,
     window_starts: list[int] | None = None,
     starts_from: list[int] | None = None,
+    at_least: int = 0,
 ) -> list[SampledBatch]:
     """Return one image per case, sampled under `weights`, `rollout.batch_size` at a time.
 
-    seeds, window_starts, starts_from: one a case, see `sample`.
+    seeds, window_starts, starts_from: one a case, see `sample`. at_least: batches to sample; the
+    last one is sampled again, for nothing, where there are fewer.
     """
     params, sampled = resources.params, []
     size = params.rollout.batch_size
+    batches = num_batches(resources, len(cases))
     with resources.model.policy.use(weights):
-        for at in range(0, len(cases), size):
+        for number in range(max(batches, at_least)):
+            at = min(number, batches - 1) * size
             part = slice(at, at + size)
             sampled.append(
                 sample(
@@ -58,7 +63,12 @@ def sample_batches(
                     exploration=params.rl.exploration if window_starts else None,
                 )
             )
-    return sampled
+    return sampled[:batches]
+
+
+def num_batches(resources: Resources, count: int) -> int:
+    """Return in how many batches `count` images are sampled."""
+    return math.ceil(count / resources.params.rollout.batch_size)
 
 
 def table_columns(

@@ -425,3 +425,31 @@ def test_run_server_is_the_same_command(capsys):
         calligrapher(["run_server", "--vlm-model-path", "/none", "--port=8000", "--gpu-ids", "4,5"])
     assert ended.value.code == 2
     assert "vlm_model_path must be a folder" in capsys.readouterr().err
+
+
+def test_scorers_of_ones_own_are_handed_on_one_flag_each(tmp_path, monkeypatch):
+    (tmp_path / "r.py").write_text("class A:\n    pass\n\n\nclass B:\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    given = []
+
+    class StartedError(Exception):
+        pass
+
+    def fleet(*args, flags, **how):
+        given.extend(flags)
+        raise StartedError
+
+    monkeypatch.setattr("reward_server.processes.launch.Fleet", fleet)
+    with pytest.raises(StartedError):
+        main(["--scorer", "a=r.py:A", "--scorer=b=r.py:B?x=1", "--disable-reward-model"])
+    assert given == ["--scorer=a=r.py:A", "--scorer=b=r.py:B?x=1", "--disable-reward-model"]
+
+
+def test_a_scorer_that_is_not_there_is_told_in_one_line_and_nothing_is_started(tmp_path, capsys):
+    (tmp_path / "r.py").write_text("class A:\n    pass\n")
+    with pytest.raises(SystemExit) as end:
+        main(["--scorer", f"a={tmp_path}/r.py:B"])
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "scorer a must be a class of" in told
