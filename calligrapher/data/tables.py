@@ -2,7 +2,8 @@
 
 Columns `source, mask, reference, text[, case_id][, target][, ocr_match]`. A picture is a path,
 relative to the table's folder, or `struct<bytes, path>` as Hugging Face writes it. A case names
-files, so pictures that a table holds are written to a cache folder, under the sha256 of their bytes.
+files, so pictures that a table holds are written to a cache folder, under the sha256 of their
+bytes.
 """
 
 import hashlib

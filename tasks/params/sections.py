@@ -219,16 +219,15 @@ class RewardParams(Section):
         [],
         description=(
             "Components of 0..1 by which ocr_accuracy and ocr_likelihood are multiplied before "
-            "they are weighed: of ocr_visibility, ocr_upright, ocr_unstruck, ocr_sharpness, ocr_inside, "
-            "ocr_size. Text that nobody can see or accept then earns nothing."
+            "they are weighed: of ocr_visibility, ocr_upright, ocr_unstruck, ocr_sharpness, "
+            "ocr_inside, ocr_size. Text that nobody can see or accept then earns nothing."
         ),
     )
     ocr_mode: Literal["auto", "scene", "line"] | None = Field(
         None,
         description=(
             "How the run's own server reads: auto finds lines and keeps those in the mask, line "
-            "takes the mask's box for one line; null = auto. Named servers have a flag of their "
-            "own."
+            "takes the mask's box for one line; null = auto. Named servers have their own flag."
         ),
     )
     ocr_match: Literal["loose", "exact"] | None = Field(

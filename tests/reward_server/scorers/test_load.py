@@ -3,6 +3,7 @@
 import pytest
 from fakes import png
 
+from reward_server.components import NAMES
 from reward_server.scorers.load import load_scorers
 from reward_server.settings import Settings
 
@@ -18,7 +19,7 @@ def test_the_configured_scorers_answer_together(serve, qwen_folder, siglip_folde
         info = client.get("/info").json()
     assert 0 < both["vlm_score"] < 1
     assert both["style_score"] > 0.9
-    assert set(both["errors"]) == {"ocr_text", "ocr_confidence", "ocr_accuracy", "ocr_likelihood"}
+    assert set(both["errors"]) == {name for name in NAMES if name.startswith("ocr_")}
     assert plain["style_score"] is None
     assert plain["errors"]["style_score"] == "no reference was given"
     assert plain["vlm_score"] != both["vlm_score"]  # the judge sees the reference

@@ -31,6 +31,7 @@ UNREAD = {
     "reward.server_urls",
     "reward.vlm",
     "reward.scorers",
+    "reward.ocr_mode",  # who scores says so
     "reward.token_file",
     "reward.timeout_s",
     "reward.max_unscored_share",
@@ -316,6 +317,9 @@ def _changed(key, value):
         "ema.decay": 0.5,
         "reward.server_urls": ["http://a:1"],
         "reward.weights": {"mine": 0.5},
+        "reward.factors": ["ocr_upright"],
+        "reward.ocr_mode": "line",
+        "reward.ocr_match": "exact",
         "reward.scorers": {"mine": "r.py:B"},
     }
     if key in other:
