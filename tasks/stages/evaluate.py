@@ -14,7 +14,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.pictures.grids import image_grid, reward_label
 from tasks.resources.resources import Resources
 from tasks.resources.rewards import further_numbers
-from tasks.stages.sampling import rows_of, sample_batches, table_columns
+from tasks.stages.sampling import in_order, rows_of, sample_batches, table_columns
 from tasks.stages.statistics import group_means, means_with_intervals
 
 GRID, IMAGES, SCORES, EVALUATION_FILE = (
@@ -85,7 +85,9 @@ def evaluate_weights(
         sampled = sample_batches(
             resources, cases, seeds=seeds, weights=weights, num_steps=num_steps
         )
-        images = [picture for s in sampled for picture in pictures(resources.model, s.x0, canvas)]
+        images = in_order(
+            (index, pictures(resources.model, batch.x0, canvas)) for index, batch in sampled
+        )
         pngs = [encode_png(image) for image in images]
         scored = resources.scorer.score(pngs, cases)
         bar.advance(len(rows))
