@@ -93,7 +93,8 @@ def identity_note(params: RunParams, data_dir: Path) -> Path:
     key = fingerprint(
         "identity",
         1,
-        {"versions": {name: version(name) for name in ENGINES}, "code": code_version()},
+        {"versions": {name: version(name) for name in ENGINES}, "code": code_version()}
+        | ({"ocr_mode": params.reward.ocr_mode} if params.reward.ocr_mode else {}),
         {name: path_digest(folder) for name, folder in own_server_models(params).items()}
         | {f"scorer {name}": told for name, told in scorer_identities(params.reward).items()},
     )
@@ -141,6 +142,8 @@ def reward_urls(params: RunParams, run_folder: Path) -> Iterator[list[str]]:
         f"{OWN_SERVER_FLAGS[name]}={folder}" for name, folder in own_server_models(params).items()
     ]
     flags += scorer_flags(reward)
+    if reward.ocr_mode is not None:
+        flags.append(f"--ocr-mode={reward.ocr_mode}")
     with ExitStack() as stack:
         server = local_server(flags=flags, log_path=run_folder / "reward-server.log")
         try:

@@ -158,6 +158,7 @@ _NO_RESULT: dict[str, set[str]] = {
     "reward": {
         "server_urls",
         "vlm",
+        "ocr_mode",  # who scores says how it reads
         "scorers",
         "token_file",
         "timeout_s",
@@ -189,14 +190,14 @@ def _exploration(params: RunParams) -> dict[str, Any]:
 _LATER: dict[str, dict[str, Any]] = {
     "advantage": {"combine": "sum", "drop_solved": False},
     "evaluate": {"num_inference_steps": None},
-    "reward": {"weights": {}},
+    "reward": {"weights": {}, "factors": [], "ocr_match": None},
 }
 
 
 def _component_weights(params: RunParams) -> dict[str, Any]:
     settings = params.advantage
     weighed = settings.combine == "standardized" or settings.drop_solved
-    return {"weights": params.reward.weights} if weighed else {}
+    return {"weights": params.reward.component_weights} if weighed else {}
 
 
 # What `reads` names beside sections and single keys of the params.

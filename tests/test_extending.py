@@ -176,7 +176,7 @@ def test_a_component_is_added_in_five_places_and_trained_with(tree, tmp_path):
     )
     insert(
         server / "service" / "schema.py",
-        "    errors: dict[str, str]\n    reward_model_disabled",
+        "    errors: dict[str, str] = Field(",
         "    legible: Share | None\n",
     )
     with socket.create_server(("127.0.0.1", 0)) as free:

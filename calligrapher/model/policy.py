@@ -94,6 +94,7 @@ class Policy:
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear)}
         self._used = 0  # depth of `use`
+        self.sharded = False  # each forward and backward is then the work of all ranks together
         self.loaded: str | None = INITIAL
         """Digest of the weights loaded last and not changed since; lets a stage skip a load."""
 

@@ -6,7 +6,7 @@ it. So a loop that starts again at step k goes on exactly as it would have gone.
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from calligrapher.errors import CalligrapherError
 from calligrapher.model.policy import Policy
+from calligrapher.ranks import ALONE, Ranks
 from calligrapher.rl.algorithm import Losses
 from calligrapher.rl.ema import ema_decay, lerp_
 from calligrapher.rl.rows import TrainRows
@@ -131,7 +132,11 @@ class BatchSchedule:
 
 @dataclass
 class TrainLoop:
-    """Runs a schedule's optimizer steps on a policy."""
+    """Runs a schedule's optimizer steps on a policy.
+
+    With several ranks, batch i of a step is that of rank i mod N. Their gradients are added up, and
+    every rank takes the same step; the metrics are those of all batches, on every rank.
+    """
 
     policy: Policy
     state: TrainState
@@ -140,6 +145,7 @@ class TrainLoop:
     total_steps: int | None = None  # where a falling learning rate reaches 0
     ema_max_decay: float = 0.999
     ema_interval: int = 1
+    ranks: Ranks = ALONE
 
     def run(
         self,
@@ -157,6 +163,8 @@ class TrainLoop:
         does not count in the state, and its metrics are `skipped_steps` 1 alone.
         """
         self.policy.loaded = None
+        if self.state.scaler:  # It has no scale before its first loss, and a rank may have none.
+            self.state.scaler.scale(torch.zeros((), device=self.policy.device))
         for batches in schedule.steps()[done:]:
             if limit is not None and self.state.step >= limit:
                 return
@@ -170,7 +178,8 @@ class TrainLoop:
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        metrics = self._backward(rows, batches)
+        metrics = self.ranks.combine(self._backward(rows, batches), is_maximum)
+        self.ranks.sum_gradients(self.policy.parameters.values())
         if self.state.scaler:
             self.state.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(
@@ -196,17 +205,18 @@ class TrainLoop:
     def _backward(
         self, rows: Callable[[list[int]], TrainRows], batches: list[Batch]
     ) -> dict[str, float]:
-        """Add up the gradients of `batches`; return the metrics of all their rows."""
+        """Add up the gradients of this rank's `batches` of a step; return their part of the
+        metrics."""
         scaler = self.state.scaler
-        total = sum(len(batch.index) for batch in batches)
         metrics: dict[str, float] = {}
-        for batch in batches:
-            share = len(batch.index) / total
+        for batch, share in self._shares(batches):
             parts: list[dict[str, Tensor]] = []
             for loss, measured in self.objective(rows(batch.index), batch):
                 scaled = loss * share
                 (scaler.scale(scaled) if scaler else scaled).backward()
                 parts.append(measured)
+            if not share:
+                continue
             for name in parts[0]:
                 values = torch.stack([part[name].double() for part in parts])
                 if is_maximum(name):
@@ -215,6 +225,20 @@ class TrainLoop:
                 else:
                     metrics[name] = metrics.get(name, 0.0) + share * values.mean().item()
         return metrics
+
+    def _shares(self, batches: list[Batch]) -> Iterator[tuple[Batch, float]]:
+        """Yield this rank's `batches` of a step, each with its share of the step's rows.
+
+        Where each forward is the work of all ranks, one that has no batch left goes through another
+        one's, which counts nothing.
+        """
+        total = sum(len(batch.index) for batch in batches)
+        for first in range(0, len(batches), self.ranks.size):
+            own = first + self.ranks.rank
+            if own < len(batches):
+                yield batches[own], len(batches[own].index) / total
+            elif self.policy.sharded:
+                yield batches[first], 0.0
 
     def _must_be_an_overflow(self, norm: float) -> None:
         """Lower the scale of fp16's losses, which the gradients outgrew.

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # A file's name may be no UTF-8.
     wait_asleep()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["reward-server"]:
+    if arguments[:1] in (["reward-server"], ["run_server"]):
         from reward_server.processes.launch import main as reward_server
 
         return reward_server(arguments[1:])

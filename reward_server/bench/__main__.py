@@ -3,6 +3,7 @@
 Run it with `python -m reward_server.bench WHAT`.
 
     throughput   images/s beside a bare loop and one blocking request at a time; latencies
+    sizes        images/s beside a bare loop, for pictures of 96x32 and 512x512
     soak         memory, threads and descriptors of the server over many requests
     faults       one of three servers is killed while it scores
     heldout      OCR components of right, slightly wrong, mirrored and empty pictures
@@ -17,10 +18,11 @@ from collections.abc import Sequence
 
 from reward_server.bench.endurance import faults, soak
 from reward_server.bench.heldout import heldout
-from reward_server.bench.throughput import throughput
+from reward_server.bench.throughput import sizes, throughput
 
 _RUNS = {
     "throughput": (throughput, 512),
+    "sizes": (sizes, 128),
     "soak": (soak, 20_000),
     "faults": (faults, 300),
     "heldout": (heldout, 200),
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--threads", type=int, default=2, help="OCR threads of the server, and of the bare loop"
     )
     parser.add_argument(
-        "--count", type=int, help="pictures, or requests (soak); default 512, 20000, 300, 200"
+        "--count", type=int, help="pictures, or requests (soak); see the table in the file"
     )
     options = parser.parse_args(argv)
     run, count = _RUNS[options.what]

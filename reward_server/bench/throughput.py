@@ -7,12 +7,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import requests
 
-from reward_server.bench.pictures import SIZE, items, picture, pid_of, words
+from reward_server.bench.pictures import SIZE, items, picture, pid_of, png, scenes, words
 from reward_server.client import RewardClient, RewardItem, encode_png
 from reward_server.processes.process import LOCAL_PORTS, ServerProcess, local_server
 from reward_server.scorers.ocr.ctc import Alphabet, likelihood_per_character
@@ -21,7 +23,38 @@ from reward_server.scorers.ocr.weights import LINE_HEIGHT
 from reward_server.text import ocr_accuracy
 
 _TURNS = 3
+_FLAGS = ["--answer-cache=0"]  # the pictures are the same in every turn
 _RATE, _CPU = "images_per_s", "cpu_ms_per_image"
+
+
+def sizes(count: int, threads: int) -> dict:
+    """Images per second of the service and of a bare loop, for pictures of several sizes.
+
+    The line that is read is the same on all; what grows is the picture around it. Client and server
+    encode and decode pictures that are in memory, or, as in a training, pictures that are PNG files
+    already; each has the one mask and the one reference that its group shares. The bare loop reads
+    crops that were cut out before.
+    """
+    loop = _BareLoop(count, threads)
+    found: dict[str, dict] = {}
+    with local_server(ocr_threads=threads, flags=_FLAGS) as url:
+        for side, encoded in ((SIZE, False), ((512, 512), False), ((512, 512), True)):
+            sent = scenes(count, side)
+            if encoded:
+                sent = [replace(one, image=png(one.image)) for one in sent]
+            _load(url, sent[:32], clients=4, chunk=8)  # warm up
+            bare, service = [], []
+            for _ in range(_TURNS):
+                bare.append(_measure(lambda: loop.run(8), count))
+                service.append(_measure(partial(_load, url, sent, clients=8, chunk=8), count))
+            found[f"{side[0]}x{side[1]}{' PNG' if encoded else ''}"] = {
+                "bare_loop": _best(bare),
+                "service": _best(service)[_RATE],
+                "of_bare_loop": statistics.median(
+                    one[_RATE] / other[_RATE] for one, other in zip(service, bare, strict=True)
+                ),
+            }
+    return {"images": count, "threads": threads, **found}
 
 
 def throughput(count: int, threads: int) -> dict:
@@ -37,7 +70,7 @@ def throughput(count: int, threads: int) -> dict:
     }
     best_batch = min(by_batch, key=lambda batch: by_batch[batch][_CPU])
     bare, service = [], []
-    with local_server(ocr_threads=threads) as url:
+    with local_server(ocr_threads=threads, flags=_FLAGS) as url:
         _load(url, sent[:32], clients=4, chunk=8)  # warm up
         for _ in range(_TURNS):
             bare.append(_measure(lambda: loop.run(best_batch), count))
@@ -97,6 +130,7 @@ def _load(url: str, sent: Sequence[RewardItem], *, clients: int, chunk: int) -> 
 
     def work(share: Sequence[RewardItem]) -> None:
         with RewardClient([url], chunk_size=chunk, concurrency=1) as client:
+            client.info()  # as a training does
             for start in range(0, len(share), chunk):
                 started = time.perf_counter()
                 results = client.score_batch(share[start : start + chunk])

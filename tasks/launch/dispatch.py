@@ -28,8 +28,16 @@ FUNCTIONS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def do(call: StageCall, resources: Resources, out: Path) -> dict[str, Any]:
-    """Run the stage function of `call` and return the artifact's meta; its files are in `out`."""
+    """Run the stage function of `call` and return the artifact's meta; its files are in `out`.
+
+    Where several ranks do it, the files are complete when one of them returns, and the meta is the
+    first one's.
+    """
     stage = stage_of(call.name)
     inputs = {key: Artifact.load(path) for key, path in call.inputs.items()}
-    given = resources if STAGES[stage].done_by == "ranks" else resources.params
-    return FUNCTIONS[stage](given, round_of(call.name), out, **inputs, **call.options)
+    shared = STAGES[stage].done_by == "ranks"
+    given = resources if shared else resources.params
+    meta = FUNCTIONS[stage](given, round_of(call.name), out, **inputs, **call.options)
+    if shared:
+        resources.ranks.barrier()
+    return meta

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from calligrapher.data.dataset import DatasetKind
 from calligrapher.params import Count, Positive, Section, Weight
-from reward_server.components import NAMES, WEIGHABLE, WEIGHT_OF, is_weighable
+from reward_server.components import FACTORS, NAMES, WEIGHABLE, WEIGHT_OF, is_weighable
 from reward_server.scorer_files import ScorerFile, check_own_name
 
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
@@ -215,6 +215,28 @@ class RewardParams(Section):
             "by their keys above, and mean the same."
         ),
     )
+    factors: list[str] = Field(
+        [],
+        description=(
+            "Components of 0..1 by which ocr_accuracy and ocr_likelihood are multiplied before they "
+            "are weighed: of ocr_visibility, ocr_upright, ocr_unstruck, ocr_sharpness, ocr_inside, "
+            "ocr_size. Text that nobody can see or accept then earns nothing."
+        ),
+    )
+    ocr_mode: Literal["auto", "scene", "line"] | None = Field(
+        None,
+        description=(
+            "How the run's own server reads: auto finds lines and keeps those in the mask, line "
+            "takes the mask's box for one line; null = auto. Named servers have a flag of their own."
+        ),
+    )
+    ocr_match: Literal["loose", "exact"] | None = Field(
+        None,
+        description=(
+            "Whether case and spaces count (exact) or not (loose), where a case does not say; null "
+            "= as the server is set up: loose for the run's own."
+        ),
+    )
     scorers: dict[str, str] = Field(
         {},
         description=(
@@ -294,6 +316,16 @@ class RewardParams(Section):
                 check_own_name(name)
         return weights
 
+    @field_validator("factors")
+    @classmethod
+    def _names_factors(cls, factors: list[str]) -> list[str]:
+        for name in factors:
+            if name not in FACTORS or factors.count(name) > 1:
+                raise ValueError(
+                    f"factors must name some of {', '.join(FACTORS)}, each once. Got {name!r}."
+                )
+        return factors
+
     @field_validator("scorers")
     @classmethod
     def _names_scorers(cls, scorers: dict[str, str]) -> dict[str, str]:
@@ -307,6 +339,11 @@ class RewardParams(Section):
         given = {component: getattr(self, key) for component, key in WEIGHT_OF.items()}
         given |= self.weights
         return {component: weight for component, weight in given.items() if weight > 0}
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The components that a reward is made of: what is weighed, and the factors."""
+        return tuple(dict.fromkeys([*self.component_weights, *self.factors]))
 
     @property
     def scorer_files(self) -> dict[str, ScorerFile]:

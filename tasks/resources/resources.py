@@ -13,6 +13,7 @@ from calligrapher.data.canvas import Canvas
 from calligrapher.model.conditioning import ConditioningCache
 from calligrapher.model.loading import Model, load_model
 from calligrapher.model.policy import INITIAL, Weights
+from calligrapher.ranks import ALONE, Ranks
 from calligrapher.rl.train_state import TRAINED
 from tasks.artifacts.artifact import Artifact
 from tasks.params.run_params import RunParams, check_multiple
@@ -48,7 +49,10 @@ def open_model(params: RunParams, files: ModelFiles) -> Model:
 
 
 class Resources:
-    """What stages work with. `progress` makes the progress line of a stage."""
+    """What stages work with.
+
+    progress: makes the progress line of a stage. ranks: the processes that share a stage's work.
+    """
 
     def __init__(
         self,
@@ -58,9 +62,10 @@ class Resources:
         scorer: RewardScorer,
         *,
         progress: Callable[..., Progress] = Progress,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.params, self.files, self.cases, self.scorer = params, files, cases, scorer
-        self.progress = progress
+        self.progress, self.ranks = progress, ranks
         self._model: Model | None = None
         self._conditioning: ConditioningCache | None = None
         self._weights: dict[Path, Weights] = {}

@@ -1,6 +1,7 @@
 """Asks the reward servers about pictures and weighs the answers: a row of the score table each."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -38,6 +39,7 @@ MADE_UP = (
     " on constant rewards, without a server."
 )
 _GAVE_NONE = "the server gave none"
+LESSENED = frozenset({"ocr_accuracy", "ocr_likelihood"})  # by the factors
 REFERENCE_SIDE = 1024  # pixels of the longer side; judges see a reference no larger
 
 
@@ -75,7 +77,7 @@ class RewardScorer:
             token=self._token,
             request_timeout_s=params.timeout_s,
             deadline_s=10 * params.timeout_s,
-            needed=tuple(params.weights),
+            needed=tuple(params.component_weights),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -110,7 +112,13 @@ class RewardScorer:
         # By the case, not by its id: training and held-out cases may both be numbered from 1.
         pictures = {case: self._pictures(case) for case in dict.fromkeys(cases)}
         items = [
-            RewardItem(image=image, prompt=case.prompt, text=case.text, **pictures[case])
+            RewardItem(
+                image=image,
+                prompt=case.prompt,
+                text=case.text,
+                match=case.ocr_match or self.params.ocr_match,
+                **pictures[case],
+            )
             for image, case in zip(images, cases, strict=True)
         ]
         try:
@@ -178,14 +186,23 @@ class RewardScorer:
 def reward_of(
     params: RewardParams, row: Mapping[str, Any], errors: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return `sum(weight * component)` as `reward`; null, with a `reason`, when one is missing."""
-    total, missing = 0.0, []
-    for component, weight in params.component_weights.items():
-        if row.get(component) is None:
-            missing.append(f"{component}: {errors.get(component, _no_reason(errors))}")
-        else:
-            total += weight * row[component]
-    return {"reward": None if missing else total, "reason": "; ".join(missing) or None}
+    """Return the `reward` of what was measured; null, with a `reason`, when a part is missing.
+
+    It is `sum(weight * component)`; with `factors`, what OCR read counts their product times.
+    """
+    missing = [
+        f"{component}: {errors.get(component, _no_reason(errors))}"
+        for component in params.needed
+        if row.get(component) is None
+    ]
+    if missing:
+        return {"reward": None, "reason": "; ".join(missing)}
+    factor = math.prod(row[name] for name in params.factors)
+    reward = sum(
+        weight * row[component] * (factor if component in LESSENED else 1)
+        for component, weight in params.component_weights.items()
+    )
+    return {"reward": reward, "reason": None}
 
 
 def measured_numbers(columns: Iterable[str]) -> list[str]:
@@ -263,6 +280,12 @@ def _check_info(info: Mapping[str, Any], params: RewardParams) -> None:
                 f"reward.{key} must be 0 where the reward servers do not measure"
                 f" {component}. Got {weight}. Set it to 0, or start them with"
                 f" {measured_by(component)}."
+            )
+    for component in params.factors:
+        if component not in measured:
+            raise RewardError(
+                f"reward.factors must name what the reward servers measure. Got {component}, which"
+                f" they do not. Leave it out, or start them with {measured_by(component)}."
             )
 
 

@@ -33,7 +33,8 @@ def run_with_checkpoints(
     """Run `loop` with a checkpoint in `out/inner` every `every` steps; write state and metrics to
     `out`.
 
-    Goes on from the newest inner checkpoint of an earlier attempt. Returns the metrics of the whole
+    Goes on from the newest inner checkpoint of an earlier attempt. The first rank writes; the files
+    do not depend on how many there are. Returns the metrics of the whole
     stage, the number of steps taken, and that of the images they and the skipped steps went
     through (each pass counts).
     """
@@ -50,11 +51,10 @@ def run_with_checkpoints(
         history.append({"step": loop.state.step, **_finite(metrics)})
         bar.advance(**{name: metrics[name] for name in ("loss",) if name in metrics})
         if len(history) % every == 0:
-            _save(loop, history, inner)
+            _checkpoint(loop, history, inner)
 
     loop.run(rows, schedule, done=len(history), limit=limit, on_step=on_step)
-    loop.state.save(loop.policy, out)
-    _write_history(history, out)
+    _save(loop, history, out)
     images = sum(len(batch.index) for step in schedule.steps()[: len(history)] for batch in step)
     metrics = _of_stage(history)
     taken = len(history) - metrics.get(SKIPPED, 0)
@@ -98,12 +98,21 @@ def _combined(name: str, values: list[float]) -> float:
     return max(values) if is_maximum(name) else float(np.mean(values))
 
 
-def _save(loop: TrainLoop, history: list[dict[str, float]], inner: Path) -> None:
+def _save(loop: TrainLoop, history: list[dict[str, float]], folder: Path) -> None:
+    if loop.ranks.is_first or loop.policy.sharded:  # all ranks hand in their shards
+        loop.state.save(loop.policy, folder)
+    if loop.ranks.is_first:
+        _write_history(history, folder)
+
+
+def _checkpoint(loop: TrainLoop, history: list[dict[str, float]], inner: Path) -> None:
     name = f"step-{len(history):08d}"
     partial = inner / f"writing-{name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    loop.state.save(loop.policy, partial)
-    _write_history(history, partial)
+    if loop.ranks.is_first:
+        shutil.rmtree(partial, ignore_errors=True)
+    _save(loop, history, partial)
+    if not loop.ranks.is_first:
+        return
     for path in (*partial.iterdir(), partial):
         fsync_path(path)
     os.replace(partial, inner / name)

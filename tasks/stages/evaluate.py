@@ -9,13 +9,14 @@ from calligrapher.model.loading import pictures
 from calligrapher.model.policy import Weights
 from calligrapher.rl.train_state import EMA, NO_TENSORS, TRAINED
 from calligrapher.sampling.sampler import sample_seed
-from calligrapher.tables.parquet import encode_png, write_scores, write_shard
+from calligrapher.tables.parquet import decode_png, encode_png, write_scores, write_shard
 from tasks.artifacts.artifact import Artifact
 from tasks.pictures.grids import image_grid, reward_label
 from tasks.resources.resources import Resources
 from tasks.resources.rewards import further_numbers
-from tasks.stages.sampling import in_order, rows_of, sample_batches, table_columns
+from tasks.stages.sampling import batches_of_cases, rows_of, sample_batches, table_columns
 from tasks.stages.statistics import group_means, means_with_intervals
+from tasks.stages.turns import turns
 
 GRID, IMAGES, SCORES, EVALUATION_FILE = (
     "grid.png",
@@ -71,26 +72,19 @@ def evaluate_weights(
     """Sample and score the first `num_cases` held-out cases under `weights`.
 
     The noise depends on `evaluate.seed`, the case and the member alone, so rounds and runs compare
-    picture by picture. Files: `images.parquet`, `scores.parquet`, `grid.png` (the first
-    `grid_cases`), `metrics.json`. Meta: the metrics; a mean without a scored image is absent,
-    never 0.
+    picture by picture. Batch k is sampled and scored by rank k mod N; the first rank writes. Files:
+    `images.parquet`, `scores.parquet`, `grid.png` (the first `grid_cases`), `metrics.json`. Meta:
+    the metrics; a mean without a scored image is absent, never 0.
     """
     settings, num_steps = resources.params.evaluate, resources.params.evaluation_steps
     group = settings.num_images_per_case
     rows = rows_of(resources.cases.evaluation[:num_cases], group)
     seeds = [sample_seed(settings.seed, 0, row.case.case_id, row.member) for row in rows]
     cases = [row.case for row in rows]
-    canvas = resources.conditioning.canvas
-    with resources.progress("evaluate", total=len(rows), unit="img") as bar:
-        sampled = sample_batches(
-            resources, cases, seeds=seeds, weights=weights, num_steps=num_steps
-        )
-        images = in_order(
-            (index, pictures(resources.model, batch.x0, canvas)) for index, batch in sampled
-        )
-        pngs = [encode_png(image) for image in images]
-        scored = resources.scorer.score(pngs, cases)
-        bar.advance(len(rows))
+    pngs, scored = _paint(resources, cases, seeds, weights)
+    metrics = summarise(scored, group)
+    if not resources.ranks.is_first:
+        return metrics
     columns = table_columns(
         resources,
         rows,
@@ -107,12 +101,44 @@ def evaluate_weights(
     )
     firsts = range(0, settings.grid_cases * group, group)
     grid = image_grid(
-        [images[i] for i in firsts], [caption(cases[i], scored[i]) for i in firsts], columns=4
+        [decode_png(pngs[i]) for i in firsts],
+        [caption(cases[i], scored[i]) for i in firsts],
+        columns=4,
     )
     grid.save(out / GRID)
-    metrics = summarise(scored, group)
     (out / EVALUATION_FILE).write_text(json.dumps(metrics, indent=1) + "\n")
     return metrics
+
+
+def _paint(
+    resources: Resources, cases: list[Case], seeds: list[int], weights: Weights
+) -> tuple[list[bytes], list[dict[str, Any]]]:
+    """Return the picture of each case, as PNG, and its scores; on all ranks, who share the work."""
+    ranks, canvas = resources.ranks, resources.conditioning.canvas
+    batches = batches_of_cases(resources, cases)
+    painted: dict[int, bytes] = {}
+    images = sum(len(batch) for number, batch in enumerate(batches) if ranks.owns(number))
+    with resources.progress("evaluate", total=images, unit="img") as bar:
+        pieces = {n: [cases[i] for i in batch] for n, batch in enumerate(batches)}
+        for turn in turns(resources, pieces):
+            batch = batches[turn.number]
+            ((_, sampled),) = sample_batches(
+                resources,
+                pieces[turn.number],
+                seeds=[seeds[i] for i in batch],
+                weights=weights,
+                num_steps=resources.params.evaluation_steps,
+            )
+            if turn.own:
+                shown = pictures(resources.model, sampled.x0, canvas)
+                painted |= zip(batch, map(encode_png, shown), strict=True)
+                bar.advance(len(batch))
+        scored: list[dict[str, Any]] = []
+        if painted:
+            scored = resources.scorer.score(list(painted.values()), [cases[i] for i in painted])
+    parts = ranks.gather(list(zip(painted.items(), scored, strict=True)))
+    found = sorted((part for given in parts for part in given), key=lambda part: part[0][0])
+    return [png for (_, png), _ in found], [row for _, row in found]
 
 
 def caption(case: Case, row: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from tasks.stages.sampling import (
     table_columns,
 )
 from tasks.stages.score_ahead import ScoreAhead
+from tasks.stages.turns import Turn, turns
 
 
 def rollout(
@@ -34,41 +35,52 @@ def rollout(
 ) -> dict[str, Any]:
     """Sample `num_images_per_prompt` images of each of the round's cases under the policy `old`.
 
-    Rows are prompt-major. Every finished shard, those of an earlier attempt included, is scored
-    into the folder `ahead` while the next ones are sampled. Files: `shard-0000.parquet`, ...
-    Meta: images, seconds_sampling.
+    Rows are prompt-major. Shard k is rank k mod N's. Every finished shard, those of an earlier
+    attempt included, is scored into the folder `ahead` while the next ones are sampled. Files:
+    `shard-0000.parquet`, ... Meta: images, seconds_sampling (of the slowest rank).
     """
     params = resources.params
     rows = rows_of(resources.cases.of_round(round_index), params.rollout.num_images_per_prompt)
     size = params.rollout.shard_size
+    shards = [rows[at : at + size] for at in range(0, len(rows), size)]
+    paths = [out / f"shard-{number:04d}.parquet" for number in range(len(shards))]
+    ranks = resources.ranks
     started = time.monotonic()
     weights = resources.weights(old_weights(old))
+    own = [number for number in range(len(shards)) if ranks.owns(number)]
+    images = sum(len(shards[number]) for number in own)
     with (
         ScoreAhead(resources, ahead) as scoring,
-        resources.progress(f"round {round_index} rollout", total=len(rows), unit="img") as bar,
+        resources.progress(f"round {round_index} rollout", total=images, unit="img") as bar,
     ):
-        for number, start in enumerate(range(0, len(rows), size)):
-            path = out / f"shard-{number:04d}.parquet"
-            shard = rows[start : start + size]
-            if not path.exists():
-                _write(
-                    resources,
-                    shard,
-                    path,
-                    round_index=round_index,
-                    weights=weights,
-                    policy_digest=old.digest,
-                )
-            scoring.submit(path)
-            bar.advance(len(shard))
+        missing = [number for number, path in enumerate(paths) if not path.exists()]
+        ranks.barrier()  # all look which shards there are before anybody writes one
+        for number in (number for number in own if number not in missing):
+            scoring.submit(paths[number])
+            bar.advance(len(shards[number]))
+        for turn in turns(resources, {n: [row.case for row in shards[n]] for n in missing}):
+            _write(
+                resources,
+                shards[turn.number],
+                paths[turn.number],
+                turn,
+                round_index=round_index,
+                weights=weights,
+                policy_digest=old.digest,
+            )
+            if turn.own:
+                scoring.submit(paths[turn.number])
+                bar.advance(len(shards[turn.number]))
         seconds = time.monotonic() - started  # without waiting for the last scores
-    return {"images": len(rows), "seconds_sampling": seconds}
+    slowest = ranks.combine({"seconds_sampling": seconds}, lambda name: True)
+    return {"images": len(rows), **slowest}
 
 
 def _write(
     resources: Resources,
     rows: list[Row],
     path: Path,
+    turn: Turn,
     *,
     round_index: int,
     weights: Weights,
@@ -98,7 +110,10 @@ def _write(
         num_steps=params.rollout.num_inference_steps,
         window_starts=windows,
         starts_from=starts_from,
+        at_least=turn.at_least,
     )
+    if not turn.own:
+        return
     kept: dict[str, Callable[[SampledBatch], Tensor]] = {"x0": lambda s: s.x0}
     if explores is not None:
         kept |= {

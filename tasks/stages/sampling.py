@@ -42,16 +42,18 @@ def sample_batches(
     num_steps: int,
     window_starts: list[int] | None = None,
     starts_from: list[int] | None = None,
+    at_least: int = 0,
 ) -> list[tuple[list[int], SampledBatch]]:
     """Return one image per case, sampled under `weights`, at most `rollout.batch_size` at a time.
 
     A batch has cases of one length: it comes with their indices, see `in_order`. seeds,
-    window_starts, starts_from: one a case, see `sample`.
+    window_starts, starts_from: one a case, see `sample`. at_least: batches to sample; the last one
+    is sampled again, for nothing, where there are fewer.
     """
     params, sampled = resources.params, []
-    kinds = heights(resources, cases)
+    batches = batches_of_cases(resources, cases)
     with resources.model.policy.use(weights):
-        for index in batches_of(range(len(cases)), params.rollout.batch_size, kinds):
+        for index in batches + batches[-1:] * (at_least - len(batches)):
 
             def of_batch(values: list[Any], index: list[int] = index) -> list[Any]:
                 return [values[i] for i in index]
@@ -66,7 +68,13 @@ def sample_batches(
                 exploration=params.rl.exploration if window_starts else None,
             )
             sampled.append((index, batch))
-    return sampled
+    return sampled[: len(batches)]
+
+
+def batches_of_cases(resources: Resources, cases: Sequence[Case]) -> list[list[int]]:
+    """Return the batches in which `cases` are sampled, as their indices: of one height each."""
+    size = resources.params.rollout.batch_size
+    return batches_of(range(len(cases)), size, heights(resources, cases))
 
 
 def heights(resources: Resources, cases: Sequence[Case]) -> list[int] | None:

@@ -31,31 +31,37 @@ def score(
 ) -> dict[str, Any]:
     """Score every shard, taking from `ahead` what was scored while the rollout went on.
 
+    Shard k is scored by the rank that sampled it, k mod N.
+
     earlier: the parent's scores of the same images, which hold all that is weighed now; no server
     is asked then. Files: `scores-0000.parquet`, ... Meta: counts, means. Raises RewardError when
     the servers fail or more than `reward.max_unscored_share` of the images stay unscored.
     """
+    ranks = resources.ranks
     if earlier is not None:
+        if not ranks.is_first:  # It takes no time: there is nothing to share.
+            return {}
         tables = reweigh(Artifact.load(earlier), resources.params.reward, out)
         return summary(resources.params, tables)
     shards = [name for name in sorted(rollout.files) if name.endswith(".parquet")]
-    tables = []
+    targets = {name: out / name.replace("shard-", "scores-") for name in shards}
+    own = [name for number, name in enumerate(shards) if ranks.owns(number)]
     label = f"round {round_index} score"
-    with resources.progress(label, total=len(shards), unit="shard") as bar:
-        for name in shards:
-            target = out / name.replace("shard-", "scores-")
+    with resources.progress(label, total=len(own), unit="shard") as bar:
+        for name in own:
+            target = targets[name]
             if not target.exists():
                 done = scored_shard(ahead, rollout.files[name].sha256)
                 if not done.exists():
                     score_rows(resources, read_shard(rollout.file(name), READS), done)
                 os.replace(done, target)
-            tables.append(read_table(target))
-            bar.advance(
-                reward=np.mean([r for r in tables[-1]["reward"] if r is not None] or [np.nan])
-            )
-    for waiting in ahead.parent.glob(f"{AHEAD}*"):  # also what was scored in another way, before
-        shutil.rmtree(waiting, ignore_errors=True)
-    return summary(resources.params, tables)
+            rewards = read_table(target)["reward"]
+            bar.advance(reward=np.mean([r for r in rewards if r is not None] or [np.nan]))
+    ranks.barrier()
+    if ranks.is_first:
+        for waiting in ahead.parent.glob(f"{AHEAD}*"):  # also what was scored in another way before
+            shutil.rmtree(waiting, ignore_errors=True)
+    return summary(resources.params, [read_table(target) for target in targets.values()])
 
 
 def summary(params: RunParams, tables: list[dict[str, list[Any]]]) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def update(
         total_steps=params.total_updates,
         ema_max_decay=params.ema_decay,
         ema_interval=params.ema.update_interval,
+        ranks=resources.ranks,
     )
     with resources.progress(
         f"round {round_index} update", total=len(schedule.steps()), unit="step"
@@ -100,13 +101,15 @@ def _state(resources: Resources, previous: Artifact, *, first: bool) -> TrainSta
     settings = resources.params.update
     policy = resources.model.policy
     resources.load_trained(previous)
+    # One average is enough where every rank has all weights; they are as large as the adapter.
+    keeps_average = resources.ranks.is_first or policy.sharded
     state = new_state(
         policy,
         betas=settings.betas,
         epsilon=settings.adam_epsilon,
         weight_decay=settings.weight_decay,
         use_8bit=settings.use_8bit_adam,
-        ema=resources.params.ema.use_ema,
+        ema=resources.params.ema.use_ema and keeps_average,
     )
     if not first:
         state.load(policy, previous.path)

@@ -53,7 +53,14 @@ def warmup(resources: Resources, round_index: None, out: Path) -> dict[str, Any]
     def objective(picked: TrainRows, batch: Batch):
         return supervised(policy, picked, seeded(batch.key), settings.style_dropout)
 
-    loop = TrainLoop(policy, state, settings, objective, total_steps=settings.steps)
+    loop = TrainLoop(
+        policy,
+        state,
+        settings,
+        objective,
+        total_steps=settings.steps,
+        ranks=resources.ranks,
+    )
     with resources.progress("warmup", total=settings.steps, unit="step") as bar:
         return run_with_checkpoints(
             loop,

@@ -107,6 +107,17 @@ class Detector:
         """
         return [[crop for _, crop in row] for row in self.places(rgb)]
 
+    def boxes(self, rgb: np.ndarray) -> list[np.ndarray]:
+        """Return the box [4 corners, 2 px] of each piece of text, in no order.
+
+        The picture is looked at as it is: its sides must be multiples of 32.
+        """
+        bgr = np.ascontiguousarray(rgb[:, :, ::-1])
+        batch = SimpleNamespace(instances=[bgr], input_paths=[None], page_indexes=[None])
+        largest = max(rgb.shape[:2])
+        found = self.predictor.process(batch, limit_side_len=largest, limit_type="max")
+        return list(found["dt_polys"][0])
+
     def places(self, rgb: np.ndarray) -> list[list[tuple[np.ndarray, np.ndarray]]]:
         """Return the same, each crop after its box [4 corners, 2 px].
 
