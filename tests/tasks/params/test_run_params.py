@@ -29,6 +29,8 @@ UNREAD = {
     "warmup.checkpointing_steps",
     "update.checkpointing_steps",
     "reward.server_urls",
+    "reward.server_host",
+    "reward.server_port",
     "reward.vlm",
     "reward.scorers",
     "reward.token_file",
@@ -41,6 +43,14 @@ UNREAD = {
     "retention.keep_last",
     "retention.keep_every",
     "retention.keep_best",
+    "launch.gpu_ids",
+    "launch.num_processes",
+    "launch.backend",
+    "launch.strategy",
+    "launch.reward_gpu_ids",
+    "launch.allow_fewer_servers",
+    "launch.timeout_s",
+    "launch.wait_s",
 }
 
 
@@ -317,6 +327,13 @@ def _changed(key, value):
         "reward.server_urls": ["http://a:1"],
         "reward.weights": {"mine": 0.5},
         "reward.scorers": {"mine": "r.py:B"},
+        "reward.server_host": "gpu-7",
+        "reward.server_port": 9000,
+        "launch.gpu_ids": [1],
+        "launch.num_processes": 2,
+        "launch.backend": "ray",
+        "launch.strategy": "fsdp2",
+        "launch.reward_gpu_ids": [2],
     }
     if key in other:
         return other[key]
