@@ -125,14 +125,14 @@ class RankGroup:
             answers: dict[int, Message] = {}
             message = {"call": _absolute(call).to_json(), "out": str(out.absolute())}
             with ExitStack() as stack:
-                bar = _Bar(self.resources.progress, stack)
+                bar = _Bar(self.resources.progress, stack, self.size)
                 self._send(message)
                 for rank, message in self._replies(call.name):
                     if "answer" in message:
                         answers[rank] = message
                         if len(answers) == self.size:
                             break
-                    else:
+                    elif not {"bar", "advance"}.isdisjoint(message):
                         bar.tell(rank, message)
         except BaseException:  # also Ctrl-C: nobody must go on with a stage that has no parent
             self._stop(0.0)
@@ -288,20 +288,31 @@ class RankGroup:
 class _Bar:
     """One progress line for all ranks: images and shards add up, steps are the same on each."""
 
-    def __init__(self, progress: Callable[..., Progress], stack: ExitStack) -> None:
-        self._progress, self._stack = progress, stack
+    def __init__(self, progress: Callable[..., Progress], stack: ExitStack, size: int) -> None:
+        self._progress, self._stack, self._size = progress, stack, size
+        self._begun: dict[int, Message] = {}
+        self._early: list[Message] = []
         self._bar: Progress | None = None
-        self._unit = ""
 
     def tell(self, rank: int, message: Message) -> None:
-        """Show what `rank` says of its progress."""
-        if "bar" in message and self._bar is None:
-            bar = message["bar"]
-            self._unit = bar["unit"]
-            self._bar = self._stack.enter_context(self._progress(**bar))
-        counts = rank == 0 or self._unit != "step"
-        if "advance" in message and counts and self._bar is not None:
-            self._bar.advance(message["advance"], **message["values"])
+        """Show what `rank` says of its progress, once all have said how much there is to do."""
+        if "bar" in message:
+            self._begun[rank] = message["bar"]
+            if len(self._begun) == self._size:
+                self._open()
+        elif self._counts(rank):
+            self._early.append(message)
+        while self._bar is not None and self._early:
+            early = self._early.pop(0)
+            self._bar.advance(early["advance"], **early["values"])
+
+    def _open(self) -> None:
+        counted = [bar for rank, bar in self._begun.items() if self._counts(rank)]
+        sums = {key: sum(bar[key] for bar in counted) for key in ("total", "done")}
+        self._bar = self._stack.enter_context(self._progress(**(self._begun[0] | sums)))
+
+    def _counts(self, rank: int) -> bool:
+        return rank == 0 or self._begun[rank]["unit"] != "step"
 
 
 def _absolute(call: StageCall) -> StageCall:

@@ -7,7 +7,7 @@ The algorithms' own sections (`nft`, `grpo`, `advantage`) are declared beside th
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from calligrapher.data.dataset import DatasetKind
 from calligrapher.params import Count, Positive, Section, Weight
@@ -406,10 +406,20 @@ class RetentionParams(Section):
     keep_best: bool = Field(True, description="Also the round with the best held-out OCR accuracy.")
 
 
+def _listed(ids: Any) -> Any:
+    """Return GPUs written as `0,1,2,3`, or as one number, as a list."""
+    if isinstance(ids, str):
+        return [part.strip() for part in ids.split(",") if part.strip()]
+    return [ids] if isinstance(ids, int) else ids
+
+
+GpuIds = Annotated[list[Count], BeforeValidator(_listed)]
+
+
 class LaunchParams(Section):
     """Where a run works and how fast: no result depends on it, and a run may go on with another."""
 
-    gpu_ids: list[Count] = Field(
+    gpu_ids: GpuIds = Field(
         [], description="GPUs of this machine to train on, one rank each; empty = one process."
     )
     num_processes: Positive | None = Field(
@@ -426,7 +436,7 @@ class LaunchParams(Section):
     strategy: Literal["ddp", "fsdp2", "deepspeed"] = Field(
         "ddp", description="ddp: the whole model on each rank; fsdp2: a share of it on each."
     )
-    reward_gpu_ids: list[Count] = Field(
+    reward_gpu_ids: GpuIds = Field(
         [], description="GPUs of this machine for reward servers that the run starts and stops."
     )
     allow_fewer_servers: bool = Field(

@@ -160,7 +160,7 @@ def test_images_of_all_ranks_add_up_in_one_line_and_steps_are_counted_once(group
     ranks = group(part, part, progress=Counted)
     for _ in range(2):
         ranks.run(CALL, Path("out"))
-    assert counted == [["round 1", 6, "img", 6], ["round 1", 6, "step", 3]]
+    assert counted == [["round 1", 12, "img", 6], ["round 1", 6, "step", 3]]
 
 
 def test_an_error_that_one_rank_meets_is_raised_as_it_was_there(group):
