@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.2
 _GRACE_S = 2.0  # after the first failure: whoever caused it may be heard of a little later
 _END_S = 5.0  # for ranks that are told to end
+_IMPORTS_S = 120.0
 _ARRIVAL_S = 600.0  # until all have come, where nothing else limits it
 
 
@@ -170,7 +171,8 @@ class RankGroup:
         }
         self._send({"setup": setup})
         ready: set[int] = set()
-        for rank, message in self._replies(stage):
+        # While modules are imported a process may say nothing for long.
+        for rank, message in self._replies(stage, max(self._timeout_s, _IMPORTS_S)):
             if "ready" in message:
                 ready.add(rank)
                 if len(ready) == self.size:
@@ -191,8 +193,12 @@ class RankGroup:
                 )
             time.sleep(0.02)
 
-    def _replies(self, stage: str) -> Iterator[tuple[int, Message]]:
-        """Yield (rank, message) while all are alive; raise what ended the first that is not."""
+    def _replies(self, stage: str, timeout_s: float | None = None) -> Iterator[tuple[int, Message]]:
+        """Yield (rank, message) while all are alive; raise what ended the first that is not.
+
+        timeout_s: of a silence; default, `launch.timeout_s`.
+        """
+        timeout_s = timeout_s or self._timeout_s
         self._heard = dict.fromkeys(range(self.size), time.monotonic())
         while True:
             for rank, message in self._messages(_POLL_S):
@@ -205,7 +211,7 @@ class RankGroup:
                     logging.getLogger(name).log(level, "rank %d: %s", rank, text)
                 elif "alive" not in message:
                     yield rank, message
-            self._refuse_silence(stage)
+            self._refuse_silence(stage, timeout_s)
 
     def _messages(self, timeout_s: float) -> Iterator[tuple[int, Message | None]]:
         assert self._switchboard is not None
@@ -213,17 +219,17 @@ class RankGroup:
             self._heard[rank] = time.monotonic()
             yield rank, message
 
-    def _refuse_silence(self, stage: str) -> None:
+    def _refuse_silence(self, stage: str, timeout_s: float) -> None:
         now, before = time.monotonic(), self._polled
         self._polled = now
-        if now - before > self._timeout_s / 4:
+        if now - before > timeout_s / 4:
             # This process was elsewhere (it started servers, or stood still): what the ranks sent
             # meanwhile is to be read first.
             self._heard = dict.fromkeys(self._heard, now)
         for rank, heard in self._heard.items():
-            if now - heard > self._timeout_s:
+            if now - heard > timeout_s:
                 raise RankLostError(
-                    f"{self._name(rank)} has given no sign of life for {self._timeout_s:g} s"
+                    f"{self._name(rank)} has given no sign of life for {timeout_s:g} s"
                     f" (launch.timeout_s) in {stage}: its process stands still.\n"
                     f"{tail(self._log(rank))}\nThe same command goes on from here."
                 )
