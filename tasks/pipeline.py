@@ -157,6 +157,8 @@ _NO_RESULT: dict[str, set[str]] = {
     "warmup": {"checkpointing_steps"},
     "reward": {
         "server_urls",
+        "server_host",
+        "server_port",
         "vlm",
         "ocr_mode",  # who scores says how it reads
         "scorers",
