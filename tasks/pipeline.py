@@ -153,6 +153,7 @@ _NO_RESULT: dict[str, set[str]] = {
         "device",
         "gradient_checkpointing",
         "offload_text_encoder_two",
+        "attention_backend",
     },
     "warmup": {"checkpointing_steps"},
     "reward": {

@@ -163,9 +163,7 @@ def new_state(
     weights = list(policy.parameters.values())
     settings = {"betas": betas, "eps": epsilon, "weight_decay": weight_decay}
     if use_8bit:
-        sharding.check_strategy(
-            "fsdp2" if policy.sharded else "ddp", use_8bit_adam=True, compiled=False
-        )
+        sharding.check_strategy("fsdp2" if policy.sharded else "ddp", use_8bit_adam=True)
         try:
             from bitsandbytes.optim import AdamW8bit
         except ImportError as error:

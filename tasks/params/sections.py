@@ -95,6 +95,13 @@ class ModelParams(Section):
         "auto",
         description="'auto', 'cpu', 'cuda', 'cuda:1', ...; auto takes CUDA when there is one.",
     )
+    attention_backend: str | None = Field(
+        None,
+        description=(
+            "How attention is computed, by its name in diffusers (native, flash, _native_cudnn,"
+            " ...); null = torch's choice. Changes the last bits."
+        ),
+    )
     train_adapter: bool = Field(
         True, description="Train the adapter; false = only the LoRA weights."
     )

@@ -59,19 +59,28 @@ def algorithm(kind):
 
 
 def rollout(policy, params, weights):
-    c = conditioning()
+    """Sampled in the update's batches: GRPO's ratio is exactly 1 among the same neighbours."""
+    c, parts = conditioning(), []
     with policy.use(weights):
-        sampled = sample(
-            policy,
-            c,
-            list(range(ROWS)),
-            STEPS,
-            window_starts=[0] * ROWS if params.exploration else None,
-            exploration=params.exploration,
-        )
-    window = sampled.window if isinstance(sampled.window, Window) else None
+        for at in range(0, ROWS, 2):
+            index = list(range(ROWS))[at : at + 2]
+            parts.append(
+                sample(
+                    policy,
+                    c.rows(index),
+                    index,
+                    STEPS,
+                    window_starts=[0] * len(index) if params.exploration else None,
+                    exploration=params.exploration,
+                )
+            )
+    window = None
+    if params.exploration:
+        fields = ("trajectory", "log_prob", "mean", "sigmas")
+        window = Window(*(torch.cat([getattr(p.window, f) for p in parts]) for f in fields))
     advantages = torch.tensor([1.0, -1.0, 0.5, -0.2, 2.0])
-    return TrainRows(sampled.x0, c, advantages, window, torch.arange(ROWS))
+    x0 = torch.cat([part.x0 for part in parts])
+    return TrainRows(x0, c, advantages, window, torch.arange(ROWS))
 
 
 def step_of(ranks, kind):
@@ -86,7 +95,7 @@ def step_of(ranks, kind):
     def objective(rows, generator):
         return params.losses(policy, rows, generator, num_steps=STEPS, old=own, reference=other)
 
-    settings = UpdateParams(learning_rate=1e-3, max_grad_norm=0.01)
+    settings = UpdateParams(learning_rate=1e-3, max_grad_norm=0.005)
     loop = TrainLoop(policy, state, settings, objective, ema_max_decay=0.5, ranks=ranks)
     history, gradients = [], []
 
@@ -196,7 +205,7 @@ def test_a_step_on_two_ranks_has_the_gradients_of_one_process(two, kind):
         for row, expected in zip(rank[1][kind][0], history, strict=True):
             assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=tolerance)
             assert row["loss"] == pytest.approx(expected["loss"], rel=tolerance)
-    assert history[0]["grad_norm"] > 0.01  # it was clipped
+    assert history[0]["grad_norm"] > 0.005  # it was clipped
     first = two[0][1][kind][2]
     if "bf16" not in kind:
         assert max((first[n] - w).abs().max() for n, w in weights.items()) < 1e-4
@@ -240,10 +249,9 @@ def test_a_run_goes_on_from_two_ranks_to_one_and_back(two, folder):
     [
         ("deepspeed", {}, "must be ddp or fsdp2"),
         ("fsdp2", {"use_8bit_adam": True}, "use_8bit_adam must be false"),
-        ("fsdp2", {"compiled": True}, "model.compile must be false"),
     ],
 )
 def test_a_strategy_that_cannot_run_is_refused_with_its_reason(strategy, how, says):
     with pytest.raises(ParamsError, match=says):
-        sharding.check_strategy(strategy, **{"use_8bit_adam": False, "compiled": False} | how)
-    sharding.check_strategy("ddp", use_8bit_adam=True, compiled=True)
+        sharding.check_strategy(strategy, **{"use_8bit_adam": False} | how)
+    sharding.check_strategy("ddp", use_8bit_adam=True)

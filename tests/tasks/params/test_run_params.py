@@ -25,6 +25,7 @@ UNREAD = {
     "model.device",
     "model.gradient_checkpointing",
     "model.offload_text_encoder_two",
+    "model.attention_backend",
     "data.train",
     "data.evaluation",
     "data.kind",

@@ -131,6 +131,7 @@ CALLS = {
 ERRORS = {
     "data.kind": ("jsonl", DataError, "must be a JSONL file"),
     "model.device": ("warp", ParamsError, "model.device"),
+    "model.attention_backend": ("slow", ParamsError, "model.attention_backend"),
     "warmup.use_8bit_adam": (True, ParamsError, "warmup.use_8bit_adam"),
     "update.use_8bit_adam": (True, ParamsError, "update.use_8bit_adam"),
 }
