@@ -46,7 +46,7 @@ class Launched:
             if names is _SLURM and "SLURM_STEP_NODELIST" not in environment:
                 continue  # a batch script itself, not one of the tasks that srun starts
             address, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT", "")
-            if not address or not port.isdigit():
+            if not address or not port.isdigit() or int(port) == 0:
                 raise ParamsError(
                     "MASTER_ADDR and MASTER_PORT must say where the ranks meet. Got"
                     f" {address!r} and {port!r} for rank {rank} of {size}. Export the first host"
