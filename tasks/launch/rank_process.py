@@ -189,7 +189,15 @@ def resources_of_rank(
     def progress(label: str, total: int, unit: str, *, done: int = 0) -> RankProgress:
         return RankProgress(send, label, total, unit, done=done)
 
-    return Resources(params, files, cases, scorer, progress=progress, ranks=ranks)
+    return Resources(
+        params,
+        files,
+        cases,
+        scorer,
+        progress=progress,
+        ranks=ranks,
+        strategy=params.launch.strategy,
+    )
 
 
 class _ToParent(logging.Handler):

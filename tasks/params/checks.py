@@ -7,6 +7,7 @@ from typing import Protocol, get_args
 
 from pydantic import BaseModel
 
+from calligrapher.model.sharding import check_strategy
 from calligrapher.rl.advantage import AdvantageParams
 from calligrapher.rl.algorithm import Algorithm
 from reward_server.components import FACTORS, NAMES, WEIGHABLE
@@ -235,12 +236,8 @@ def ranks_have_places(params: Sections) -> None:
             f"launch.gpu_ids must be empty with launch.backend ray. Got {launch.gpu_ids}: Ray"
             " chooses machines and GPUs. Set launch.num_processes."
         )
-    if launch.strategy == "deepspeed":
-        raise ValueError(
-            "launch.strategy must be ddp or fsdp2. Got deepspeed: its engine would own the"
-            " optimizer, the clipping and the files of a checkpoint, which are the same here for"
-            " every number of ranks. fsdp2 shares out the model as its stage 3 does."
-        )
+    eight_bit = params.warmup.use_8bit_adam or params.update.use_8bit_adam
+    check_strategy(launch.strategy, use_8bit_adam=eight_bit)
     device = params.model.device
     if launch.size > 1 and device not in ("auto", "cpu", "cuda"):
         raise ValueError(

@@ -21,6 +21,7 @@ from calligrapher.sampling.exploration import Window
 from calligrapher.sampling.sampler import sample
 from tasks.params.run_params import UpdateParams
 
+pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 STEPS, ROWS = 4, 5
 LORA = {"lora": True, "train_adapter": False}
@@ -80,7 +81,8 @@ def rollout(policy, params, weights):
         window = Window(*(torch.cat([getattr(p.window, f) for p in parts]) for f in fields))
     advantages = torch.tensor([1.0, -1.0, 0.5, -0.2, 2.0])
     x0 = torch.cat([part.x0 for part in parts])
-    return TrainRows(x0, c, advantages, window, torch.arange(ROWS))
+    places = torch.stack([torch.arange(ROWS), torch.zeros(ROWS, dtype=torch.int64)], dim=1)
+    return TrainRows(x0, c, advantages, window, places)
 
 
 def step_of(ranks, kind):
@@ -92,8 +94,9 @@ def step_of(ranks, kind):
     batch = rollout(policy, params, own)
     state = new_state(policy, weight_decay=0.01, ema=True)
 
-    def objective(rows, generator):
-        return params.losses(policy, rows, generator, num_steps=STEPS, old=own, reference=other)
+    def objective(rows, at):
+        key = at.pass_key
+        return params.losses(policy, rows, key, num_steps=STEPS, old=own, reference=other)
 
     settings = UpdateParams(learning_rate=1e-3, max_grad_norm=0.005)
     loop = TrainLoop(policy, state, settings, objective, ema_max_decay=0.5, ranks=ranks)
@@ -140,7 +143,7 @@ def states(ranks, folder, *, save, load=None, steps=1):
     x0 = torch.randn(ROWS, 6, 8, generator=torch.Generator().manual_seed(3))
     batch = TrainRows(x0, c, torch.zeros(ROWS))
 
-    def objective(rows, generator):
+    def objective(rows, at):
         sigma = torch.full((len(rows),), 0.5)
         loss = ((policy.velocity(rows.x0, sigma, rows.conditioning) - rows.x0) ** 2).mean()
         yield loss, {"loss": loss.detach()}
