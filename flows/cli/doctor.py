@@ -12,7 +12,7 @@ from flows.cli.settings import split_settings
 def add_doctor_commands(commands: argparse._SubParsersAction) -> None:
     """Add doctor."""
     doctor = commands.add_parser(
-        "doctor", help="whether this machine can do a run: versions, GPUs, weights, servers"
+        "doctor", help="whether this machine can do a run: versions, GPUs, weights, servers, ranks"
     )
     doctor.add_argument(
         "params", help="a YAML file, as params/nft.yaml, or the name of a shipped one"
@@ -27,12 +27,14 @@ def add_doctor_commands(commands: argparse._SubParsersAction) -> None:
 
 def _doctor(chosen: argparse.Namespace) -> int:
     from tasks.doctor import checks
+    from tasks.doctor.on_ranks import on_ranks
     from tasks.params.files import find_params_file
     from tasks.params.run_params import RunParams, load_params
 
     _, runs_dir, overrides = split_settings(chosen.settings)
     params: RunParams = load_params(find_params_file(chosen.params), overrides)
     size = chosen.ranks or getattr(getattr(params, "launch", None), "size", 1)
+    needs = ("devices", "weights", "data")
     asked = [
         checks.Check("versions", checks.versions),
         checks.Check("devices", lambda: checks.devices(params, size)),
@@ -43,6 +45,11 @@ def _doctor(chosen: argparse.Namespace) -> int:
         checks.Check("rewards", lambda: checks.rewards(params)),
         checks.Check("prefect", prefect),
         checks.Check("mlflow", lambda: mlflow(params, runs_dir)),
+        checks.Check(
+            "ranks",
+            lambda: on_ranks(params, runs_dir, size, gpu_ids=checks.gpu_ids(params, size)),
+            after=needs,
+        ),
     ]
     findings = []
     for finding in checks.examine(asked):

@@ -18,6 +18,7 @@ def test_what_is_wrong_is_one_line_with_what_to_do_and_the_exit_status_says_so(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr("tasks.doctor.checks.data", lambda params, runs_dir: "as they are")
+    monkeypatch.setattr("tasks.doctor.on_ranks.on_ranks", lambda *given, **named: "one")
     asked = ["doctor", "tiny-nft", f"runs_dir={tmp_path / 'runs'}", f"tracking.uri={NOBODY}"]
     with temporary_settings({PREFECT_API_URL: ""}):
         assert main([*asked, "--json"]) == 1
