@@ -30,7 +30,7 @@ def _measured(
 
 
 _OCR = "--ocr-engine onnxruntime"
-_LINES = "--ocr-engine onnxruntime and --ocr-mode auto"
+_LINES = f"{_OCR} and --ocr-mode auto"
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,6 @@ class Measured:
     ocr_confidence: float | None = _measured(by=_OCR)
     ocr_accuracy: float | None = _measured(by=_OCR, weight="ocr_weight")
     ocr_likelihood: float | None = _measured(by=_OCR, weight="likelihood_weight")
-    ocr_visibility: float | None = _measured(by=_LINES, weighable=True)
-    ocr_upright: float | None = _measured(by=_LINES, weighable=True)
-    ocr_unstruck: float | None = _measured(by=_LINES, weighable=True)
-    ocr_sharpness: float | None = _measured(by=_LINES, weighable=True)
-    ocr_inside: float | None = _measured(by=_LINES, weighable=True)
-    ocr_size: float | None = _measured(by=_LINES, weighable=True)
     vlm_score: float | None = _measured(
         by="--vlm-model-path or --vlm-url", weight="vlm_weight", sees_reference=True
     )
@@ -72,8 +66,16 @@ LOWEST: dict[str, float] = {
 }
 # Those that depend on the reference picture too.
 SEES_REFERENCE = frozenset(name for name, facts in _FACTS.items() if facts["sees_reference"])
-# Those that say how well a text can be seen, 0..1: they may lessen what is read (`reward.factors`).
-FACTORS = tuple(name for name, facts in _FACTS.items() if facts["by"] == _LINES)
+# How well a text can be seen, 0..1: what a server measures besides where it looks for lines. They
+# may lessen what is read (`reward.factors`).
+FACTORS = (
+    "ocr_visibility",
+    "ocr_upright",
+    "ocr_unstruck",
+    "ocr_sharpness",
+    "ocr_inside",
+    "ocr_size",
+)
 # Those that may be part of a reward.
 WEIGHABLE = tuple(name for name, facts in _FACTS.items() if facts["weighable"])
 
@@ -85,4 +87,4 @@ def is_weighable(name: str) -> bool:
 
 def measured_by(name: str) -> str:
     """Return the option with which a server measures a component, also a user's own."""
-    return MEASURED_BY.get(name, f"--scorer {name}=FILE:CLASS")
+    return _LINES if name in FACTORS else MEASURED_BY.get(name, f"--scorer {name}=FILE:CLASS")

@@ -56,13 +56,13 @@ class Settings(BaseModel):
     ocr_mode: Literal["auto", "line", "scene"] = Field(
         "auto",
         description=(
-            "auto: find lines, keep those in the mask, one that fills it is read as its box shows it;"
+            "auto: find lines, keep those in the mask, read one that fills it as its box shows it;"
             " scene: always as found; line: the mask's box is one line"
         ),
     )
     ocr_match: Literal["loose", "exact"] = Field(
         "loose",
-        description="loose: case and spaces do not count; exact: they do. A request may say `match`",
+        description="whether case and spaces count, where a request's `match` does not say",
     )
     ocr_threads: int = Field(
         1, ge=1, le=256, description="pictures read side by side, one thread each"

@@ -153,10 +153,13 @@ _NO_RESULT: dict[str, set[str]] = {
         "device",
         "gradient_checkpointing",
         "offload_text_encoder_two",
+        "attention_backend",
     },
     "warmup": {"checkpointing_steps"},
     "reward": {
         "server_urls",
+        "server_host",
+        "server_port",
         "vlm",
         "ocr_mode",  # who scores says how it reads
         "scorers",

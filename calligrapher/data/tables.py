@@ -1,8 +1,9 @@
 """Tables of cases: Parquet files, and what the `datasets` library reads.
 
 Columns `source, mask, reference, text[, case_id][, target][, ocr_match]`. A picture is a path,
-relative to the table's folder, or `struct<bytes, path>` as Hugging Face writes it. A case names files, so pictures
-that a table holds are written to a cache folder, under the sha256 of their bytes.
+relative to the table's folder, or `struct<bytes, path>` as Hugging Face writes it. A case names
+files, so pictures that a table holds are written to a cache folder, under the sha256 of their
+bytes.
 """
 
 import hashlib

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from calligrapher.errors import CalligrapherError
+from calligrapher.model import sharding
 from calligrapher.model.policy import Policy
 from calligrapher.ranks import ALONE, Ranks
 from calligrapher.rl.algorithm import Losses
-from calligrapher.rl.ema import ema_decay, lerp_
+from calligrapher.rl.ema import ema_decay, follow_
 from calligrapher.rl.rows import TrainRows
 from calligrapher.rl.seeds import seeded
 from calligrapher.rl.train_state import TrainState
@@ -184,7 +185,8 @@ class TrainLoop:
             self.state.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(
             self.policy.parameters.values(), self.settings.max_grad_norm
-        ).item()
+        )
+        norm = sharding.whole(norm).item()
         if not math.isfinite(norm):
             self._must_be_an_overflow(norm)
             return {"skipped_steps": 1}
@@ -196,10 +198,8 @@ class TrainLoop:
             optimizer.step()
         self.state.step += 1
         if self.state.ema is not None and self.state.step % self.ema_interval == 0:
-            current = {
-                n: p.detach().to("cpu", torch.float32) for n, p in self.policy.parameters.items()
-            }
-            lerp_(self.state.ema, current, ema_decay(self.state.step, self.ema_max_decay))
+            current = {n: sharding.held(p) for n, p in self.policy.parameters.items()}
+            follow_(self.state.ema, current, ema_decay(self.state.step, self.ema_max_decay))
         return metrics | {"grad_norm": norm, "learning_rate": rate}
 
     def _backward(

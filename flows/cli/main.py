@@ -71,18 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _ending_with_the_reader() if what in ONLY_PRINT else nullcontext():
             return chosen.command(chosen)
     except CalligrapherError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print("\n".join([f"{type(error).__name__}: {error}", *_notes(error)]), file=sys.stderr)
         return 2
     except OSError as error:
         if error.filename is None and error.errno not in _FULL:
             raise
         where = f"{error.filename} must be usable" if error.filename else "The disk must have room"
-        print(f"{where}. Found: {error.strerror}.", file=sys.stderr)
+        print("\n".join([f"{where}. Found: {error.strerror}.", *_notes(error)]), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         goes_on = " The same command goes on from here." if hasattr(chosen, "resumes") else ""
         print(f"Stopped.{goes_on}", file=sys.stderr)
         return 130
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
 
 
 @contextmanager
@@ -164,18 +168,24 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(chosen: argparse.Namespace) -> int:
     run, runs_dir, overrides = split_settings(chosen.settings)
+    from tasks.launch.failures import log_of
+    from tasks.launch.places import Launched, check_places
     from tasks.params.files import find_params_file
     from tasks.params.names import check_run_name
     from tasks.params.run_params import load_params
-    from tasks.resources.rewards import check_servers
     from tasks.runs.preflight import preflight
 
     # The user's mistakes are told before anything is started.
     file = find_params_file(chosen.params)
     run = check_run_name(file.stem if run is None else run)
+    launched = Launched.from_environment()
+    if launched is not None and launched.rank > 0:
+        from tasks.launch.joined import serve_parent
+
+        return serve_parent(launched, log_of(runs_dir / run / "logs", launched.rank))
     params = load_params(file, overrides)
     preflight(params, runs_dir / "data", run=runs_dir / run)
-    check_servers(params.reward)
+    check_places(params, launched)
     from flows.services.prefect_api import QUIET, prefect_api
 
     for name, value in (QUIET | {"PREFECT_LOGGING_LEVEL": "WARNING"}).items():

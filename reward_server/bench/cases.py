@@ -6,15 +6,17 @@ each `ID.jpg` (or `.png`) and `ID.mask.png`, white where the text was to be pain
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
 
 from reward_server.scorers.base import Item, Outcome
 from reward_server.scorers.ocr.scorer import OCRScorer
-from reward_server.text import normalise
+from reward_server.text import Match, normalise
 
 _GOOD = 0.9  # a right picture scores at least this much
 
@@ -28,12 +30,13 @@ def cases(folder: Path, threads: int, mode: str = "auto") -> dict[str, Any]:
     picture of one target, how many have the right one above. Raises ValueError for another layout.
     """
     labelled = load(folder)
-    found: dict[str, list[Outcome]] = {}
-    for match in ("loose", "exact"):
-        scorer = OCRScorer(num_threads=threads, mode=mode, match=match)
-        items = [item_of(folder, case) for case in labelled]
-        found[match] = [scorer.score_items([item])[0] for item in items]
-        scorer.close()
+    scorer = OCRScorer(num_threads=threads, mode=mode)
+    items = [item_of(folder, case) for case in labelled]
+    found = {
+        match: _scored(scorer, [replace(item, match=match) for item in items], threads)
+        for match in get_args(Match)
+    }
+    scorer.close()
     kinds = dict.fromkeys(case["kind"] for case in labelled)
     table = {}
     for kind in kinds:
@@ -42,7 +45,7 @@ def cases(folder: Path, threads: int, mode: str = "auto") -> dict[str, Any]:
     return {
         "pictures": len(labelled),
         "all": _shares(labelled, found, range(len(labelled))),
-        "likelihood_ordered": _ordered(labelled, found["loose"]),
+        "likelihood_ordered": {match: _ordered(labelled, found[match]) for match in found},
         "kinds": table,
     }
 
@@ -75,6 +78,11 @@ def item_of(folder: Path, case: Mapping[str, Any]) -> Item:
     return Item(image=image, crop=crop, text=case["target"], mask=mask)
 
 
+def _scored(scorer: OCRScorer, items: Sequence[Item], threads: int) -> list[Outcome]:
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda item: scorer.score_items([item])[0], items))
+
+
 def _shares(
     labelled: Sequence[Mapping], found: Mapping[str, list[Outcome]], places: Sequence[int]
 ) -> dict[str, Any]:
@@ -105,7 +113,7 @@ def _shares(
 
 
 def _ordered(labelled: Sequence[Mapping], outcomes: Sequence[Outcome]) -> dict[str, float | int]:
-    """Of pairs of one target: how many have the right picture's likelihood above the wrong one's."""
+    """Of pairs of one target: how many have the right picture's likelihood above the other's."""
     by_target: dict[str, dict[str, list[float]]] = {}
     for case, outcome in zip(labelled, outcomes, strict=True):
         if "ocr_likelihood" in outcome.values:

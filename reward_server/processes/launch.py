@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reward_server.processes.fleet import Fleet
+from reward_server.processes.fleet import Fleet, local_fleet
 from reward_server.processes.process import (
     START_TIMEOUT_S,
     ServerProcess,
@@ -27,7 +27,7 @@ from reward_server.processes.serve import (
     stop_with,
 )
 
-__all__ = ["Fleet", "ServerProcess", "ServerStartError", "local_server", "main"]
+__all__ = ["Fleet", "ServerProcess", "ServerStartError", "local_fleet", "local_server", "main"]
 
 _OWN_FLAGS = ("host", "port", "parent_pid")  # each server is told its own
 

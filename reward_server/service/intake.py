@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
+from reward_server.components import NAMES
 from reward_server.scorers.base import Item
 from reward_server.service.images import (
     ImageError,

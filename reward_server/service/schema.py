@@ -52,8 +52,8 @@ class ScoreRequest(Wire):
     mask: Base64PNG | None = Field(
         None,
         description=(
-            "white = the painted text area; of the image's size. OCR reads what lies in it; style sees"
-            " its bounding box"
+            "white = the painted text area; of the image's size. OCR reads what lies in it; style"
+            " sees its bounding box"
         ),
     )
     timestep: float | None = Field(
@@ -87,8 +87,8 @@ class ScoreRequest(Wire):
 class ScoreResponse(Wire):
     """Every component of one picture's score; one is null exactly when `errors` says why.
 
-    Its fields are those of `components.Measured`, described, and one for each component that a
-    scorer of the user's own measures.
+    Its fields are those of `components.Measured`, described, and one for each aspect of the
+    lines read (`components.FACTORS`) and each component that a scorer of the user's own measures.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -107,20 +107,6 @@ class ScoreResponse(Wire):
             "probability of the target text in the recogniser's output, geometric mean per"
             " character"
         )
-    )
-    ocr_visibility: Share | None = Field(
-        description="the text stands out: 0 at a CIELAB distance of 1 from its ground, 1 from 6"
-    )
-    ocr_upright: Share | None = Field(
-        description="0 where the text is read far more surely turned by 180 degrees"
-    )
-    ocr_unstruck: Share | None = Field(description="0 where a stroke runs through the whole text")
-    ocr_sharpness: Share | None = Field(
-        description="edges are narrow: 1 up to 0.12 of the line's height, 0 from 0.3"
-    )
-    ocr_inside: Share | None = Field(description="share of the lines' length that is in the mask")
-    ocr_size: Share | None = Field(
-        description="0 where the text fills a tenth of the mask's width and height, 1 from 0.3"
     )
     style_score: Cosine | None = Field(
         description="cosine of the crop's and the reference's embedding"

@@ -27,6 +27,7 @@ from tasks.params.sections import (
     DataParams,
     EmaParams,
     EvaluateParams,
+    LaunchParams,
     LoraParams,
     ModelParams,
     OptimizerParams,
@@ -44,6 +45,7 @@ __all__ = [
     "DataParams",
     "EmaParams",
     "EvaluateParams",
+    "LaunchParams",
     "LoraParams",
     "ModelParams",
     "OptimizerParams",
@@ -92,6 +94,7 @@ class RunParams(Section):
     evaluate: EvaluateParams = EvaluateParams()
     tracking: TrackingParams = TrackingParams()
     retention: RetentionParams = RetentionParams()
+    launch: LaunchParams = LaunchParams()
 
     @property
     def algorithm(self) -> str:

@@ -24,6 +24,7 @@ from reward_server.client import (
     RewardResult,
 )
 from reward_server.components import (
+    FACTORS,
     NAMES,
     SEES_REFERENCE,
     WEIGHABLE,
@@ -70,15 +71,18 @@ class RewardScorer:
         params = self.params
         if params.disable_reward_model:
             return None
-        urls = self._urls() if callable(self._urls) else self._urls
         return RewardClient(
-            urls,
+            self.urls(),
             rank=self._rank,
             token=self._token,
             request_timeout_s=params.timeout_s,
             deadline_s=10 * params.timeout_s,
             needed=tuple(params.component_weights),
         )
+
+    def urls(self) -> list[str]:
+        """Return the servers' addresses; those of servers of our own start when first asked for."""
+        return list(self._urls() if callable(self._urls) else self._urls)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides a score besides the picture: engines and digests of their weights.
@@ -175,7 +179,8 @@ class RewardScorer:
         pictures = {"mask": png_bytes(to_image(mask.expand(3, -1, -1) * 2 - 1))}
         # A scorer of one's own may look at anything.
         if self.params.scorers or any(
-            name in SEES_REFERENCE or name not in NAMES for name in self.params.component_weights
+            name in SEES_REFERENCE or name not in (*NAMES, *FACTORS)
+            for name in self.params.component_weights
         ):
             reference = load_rgb(case.reference)
             reference.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE), Image.Resampling.LANCZOS)
@@ -272,6 +277,11 @@ def _check_info(info: Mapping[str, Any], params: RewardParams) -> None:
     """Raise RewardError unless a server with this `/info` measures what `params` weighs."""
     if info.get("reward_model_disabled"):
         raise RewardError(MADE_UP)
+    if "scorers" not in info:
+        raise RewardError(
+            "reward.server_urls, or reward.server_port, must name reward servers. Got something"
+            f" whose /info holds {sorted(info)[:5]} and no scorers. Correct the address."
+        )
     measured = info.get("components", NAMES)  # a server of before does not say
     for component, weight in params.component_weights.items():
         if component not in measured:

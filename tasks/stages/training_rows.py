@@ -93,7 +93,7 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
 
     at = {i: (p, n) for p, index in enumerate(by_length.values()) for n, i in enumerate(index)}
     kinds = None
-    if len(by_length) > 1:
+    if len({len(latent) for latent in x0}) > 1:
         shard_of = [number for number, shard in enumerate(shards) for _ in shard["sample_id"]]
         kinds = [(shard_of[i], len(x0[i])) for i in keep]
     return RoundRows(

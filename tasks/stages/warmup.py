@@ -13,6 +13,7 @@ from calligrapher.rl.train_loop import Batch, BatchSchedule, TrainLoop
 from calligrapher.rl.train_state import new_state
 from tasks.resources.resources import Resources
 from tasks.stages.checkpointed_loop import run_with_checkpoints
+from tasks.stages.sampling import heights
 
 
 def warmup(resources: Resources, round_index: None, out: Path) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def warmup(resources: Resources, round_index: None, out: Path) -> dict[str, Any]
         passes,
         f"{params.seed}/warmup",
         shuffle_rows=True,
+        kinds=heights(resources, [cases[i] for i in order]),
     )
 
     def rows(index: list[int]) -> TrainRows:

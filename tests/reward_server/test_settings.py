@@ -132,7 +132,7 @@ def test_the_log_level_reaches_our_loggers_alone():
         assert logging.getLogger("reward_server.service").isEnabledFor(logging.DEBUG)
         assert not logging.getLogger("PIL").isEnabledFor(logging.DEBUG)
         log_to_stderr(Settings(log_level="error"))
-        assert not logging.getLogger("uvicorn").isEnabledFor(logging.WARNING)
+        assert not logging.getLogger("a_library").isEnabledFor(logging.WARNING)
     finally:
         logging.getLogger().setLevel(before[0])
         logging.getLogger("reward_server").setLevel(before[1])

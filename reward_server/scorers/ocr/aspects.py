@@ -105,7 +105,8 @@ def look(pixels: np.ndarray) -> tuple[float, float, float]:
     flat = lab_HWC.reshape(-1, 3) - lab_HWC.mean(axis=(0, 1))
     axis = np.linalg.eigh(flat.T @ flat)[1][:, -1]
     shade = (flat @ axis).reshape(height, width)
-    low, high = np.percentile(shade, (1, 99))
+    ordered = np.sort(shade, axis=None)
+    low, high = ordered[len(ordered) // 100], ordered[-1 - len(ordered) // 100]
     levels = ((shade - low) / max(high - low, 1e-6) * 255).clip(0, 255).astype(np.uint8)
     _, split = cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     border = np.concatenate([split[0], split[-1], split[:, 0], split[:, -1]])
@@ -118,7 +119,10 @@ def look(pixels: np.ndarray) -> tuple[float, float, float]:
         cv2.Sobel(shade, cv2.CV_32F, 0, 1, scale=1 / 8),
     )
     # An edge is 1 to 2 px wide however sharp the picture is.
-    edge = max(contrast / max(float(np.percentile(slope, 97)), 1e-6) - 2, 0) / height
+    edge = (
+        max(contrast / max(float(np.sort(slope, axis=None)[int(0.97 * slope.size)]), 1e-6) - 2, 0)
+        / height
+    )
     return _rise(contrast, _VISIBILITY), _rise(edge, _BLUR), _rise(_strike(ink), _STRIKE)
 
 
@@ -131,7 +135,9 @@ def _strike(ink: np.ndarray) -> float:
         return 0.0
     band = ink[int(_STRIKE_BAND[0] * height) : int(_STRIKE_BAND[1] * height)].astype(np.uint8)
     reach = np.ones((int(0.04 * height) | 1, int(0.03 * height) | 1), dtype=np.uint8)
-    return max((longest_run(row > 0) for row in cv2.dilate(band, reach)), default=0) / span
+    rows = cv2.dilate(band, reach).astype(bool)
+    long = rows[rows.sum(axis=1) >= _STRIKE[1] * span]  # no other row has so long a stroke
+    return max((longest_run(row) for row in long), default=0) / span
 
 
 def _upright(seen: Seen) -> float:

@@ -102,13 +102,14 @@ class Place:
 
 
 def region_around(rgb: np.ndarray, place: Place) -> Region:
-    """Return the place with a margin as wide as its shorter side: text that goes on is seen."""
+    """Return the place with a margin of half its shorter side: text that goes on is seen."""
     height, width = rgb.shape[:2]
-    margin = min(place.height, place.width)
+    side = min(place.height, place.width)
+    margin = -(-side // 2)
     top, bottom = max(place.top - margin, 0), min(place.bottom + margin, height)
     left, right = max(place.left - margin, 0), min(place.right + margin, width)
     part = rgb[top:bottom, left:right]
-    scale = max(1.0, _ENLARGED / margin if margin < _SMALL else 1.0)
+    scale = max(1.0, _ENLARGED / side if side < _SMALL else 1.0)
     scale = min(scale, SIDE_LIMIT / max(part.shape[:2]))
     high, wide = (max(round(side * scale / _STEP) * _STEP, _STEP) for side in part.shape[:2])
     if (high, wide) != part.shape[:2]:

@@ -139,8 +139,8 @@ def rows_of(boxes: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
     their middles are less than half a box's height apart. (PaddleOCR's own order asks for 10 px,
     however large the letters are.)
     """
-    if not len(boxes):
-        return []
+    if len(boxes) < 2:
+        return [list(boxes)] if len(boxes) else []
     corners = np.asarray(boxes, dtype=np.float64)  # [N, 4, 2]
     run, rise = (corners[:, 1] - corners[:, 0]).T
     slant = float(np.median(np.arctan2(rise, run)))

@@ -131,6 +131,10 @@ class OCRScorer:
         asked = [(self._picture(item), item.text, item.match or self.match) for item in items]
         return [_outcome(score) for score in self._score_batch(asked)]
 
+    def boxes(self, item: Item) -> list[np.ndarray]:
+        """Where text was read: a box [4 corners, 2 px] for each line."""
+        return self._reader.read([self._picture(item)])[0].boxes
+
     def close(self) -> None:
         """Stop the worker threads."""
         self._pool.shutdown()
