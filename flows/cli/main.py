@@ -2,6 +2,7 @@
 
 calligrapher train tiny-nft|FILE [run=NAME] [runs_dir=DIR] [rounds=5 nft.nft_beta=0.1 ...]
 calligrapher plan nft|FILE [KEY=VALUE ...] [--gpu h100 | --gpu-memory GIB] [--json]
+calligrapher doctor nft|FILE [KEY=VALUE ...] [--ranks N] [--json]
 calligrapher reward-server [--gpu-ids 0,1] [--port 8000] ...
 calligrapher runs
 calligrapher status|verify|gc|sync RUN
@@ -39,10 +40,12 @@ from calligrapher.threads import wait_asleep
 from flows.cli.convert import add_convert_commands
 from flows.cli.data import add_data_commands, count, positive
 from flows.cli.demo import add_demo_commands
+from flows.cli.doctor import add_doctor_commands
 from flows.cli.generate import add_generate_commands
 from flows.cli.look import add_look_commands
 from flows.cli.plan import add_plan_commands
 from flows.cli.runs import add_run_commands
+from flows.cli.settings import split_settings
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # told without the name of a file
 ONLY_PRINT = {"compare", "data", "params", "plan", "runs", "status", "verify", "why"}
@@ -144,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     add_generate_commands(commands)
     add_demo_commands(commands)
     add_plan_commands(commands)
+    add_doctor_commands(commands)
 
     tiny = commands.add_parser("tiny", help="the embedded tiny model").add_subparsers(
         required=True, metavar="WHAT"
@@ -160,24 +164,6 @@ def _parser() -> argparse.ArgumentParser:
     cases.add_argument("--seed", type=count, default=0)
     cases.set_defaults(command=_cases)
     return parser
-
-
-def split_settings(settings: Sequence[str]) -> tuple[str | None, Path, list[str]]:
-    """`run=` and `runs_dir=` apart from the overrides of params."""
-    run, runs_dir, overrides = None, Path("runs"), []
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            from calligrapher.errors import ParamsError
-
-            raise ParamsError(f"Every setting must be KEY=VALUE. Got {setting!r}.")
-        if key == "run":
-            run = value
-        elif key == "runs_dir":
-            runs_dir = Path(value)
-        else:
-            overrides.append(setting)
-    return run, runs_dir, overrides
 
 
 def _train(chosen: argparse.Namespace) -> int:
