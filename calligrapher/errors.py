@@ -8,6 +8,8 @@ CalligrapherError
 │   └── CheckpointError          a weights file: missing, unexpected or wrongly shaped keys
 ├── ArtifactError                an artifact is damaged, missing, or not the one that was asked for
 ├── RewardError                  a reward could not be had: servers down, too many unscored images
+├── RankError                    a process of the rank group failed in a way that nobody foresaw
+│   └── RankLostError            it died or hung: what it did can be done again
 └── RunLockedError               another process works on the same run
 ```
 
@@ -41,6 +43,14 @@ class ArtifactError(CalligrapherError):
 
 class RewardError(CalligrapherError):
     """A reward could not be had."""
+
+
+class RankError(CalligrapherError):
+    """A process of the rank group failed in a way that nobody foresaw."""
+
+
+class RankLostError(RankError):
+    """A process of the rank group died or hung."""
 
 
 class RunLockedError(CalligrapherError):

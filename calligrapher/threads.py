@@ -20,8 +20,20 @@ def wait_asleep() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+_ranks = 1
+
+
+def compute_in(ranks: int, threads: int) -> None:
+    """Say that `ranks` processes of so many threads compute, this one with as many if it does."""
+    global _ranks
+    import torch
+
+    _ranks = ranks
+    torch.set_num_threads(threads)
+
+
 def machine() -> dict[str, str]:
-    """Return the number of threads and the processor, which the last bits of a result depend on.
+    """Return processes, threads of each, and processor: the last bits of a result depend on them.
 
     Nothing where torch was not imported: then it has computed nothing.
     """
@@ -29,6 +41,7 @@ def machine() -> dict[str, str]:
     if torch is None:
         return {}
     return {
+        "ranks": str(_ranks),
         "threads": str(torch.get_num_threads()),
         "cpu": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
     }

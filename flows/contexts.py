@@ -2,8 +2,9 @@
 
 import functools
 import logging
+import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,21 @@ from flows.prefect_ui import PrefectProgress
 from tasks.artifacts.digests import code_version, path_digest
 from tasks.artifacts.layout import RunsDir
 from tasks.artifacts.provenance import fingerprint
+from tasks.launch.places import (
+    DEFAULT_PORT,
+    Launched,
+    check_places,
+    named_servers,
+    size_of,
+    visible,
+)
+from tasks.launch.rank_group import Backend, RankGroup
 from tasks.params.files import find_params_file
 from tasks.params.names import check_run_name
 from tasks.params.run_params import RewardParams, RunParams, load_params
 from tasks.progress import Progress
-from tasks.resources.rewards import RewardScorer, check_servers, scorer_identities
+from tasks.resources.resources import Resources
+from tasks.resources.rewards import RewardScorer, scorer_identities
 from tasks.runs.preflight import preflight
 from tasks.runs.run import Run, open_run, resources_of
 from tasks.weights.checkpoints import siglip_folder
@@ -49,9 +60,10 @@ def training_run(
     name = check_run_name(file.stem if name is None else name)
     runs = RunsDir(runs_dir)
     folder = runs.run(name)
+    launched = Launched.from_environment()
     preflight(params, runs.data, run=folder)
-    check_servers(params.reward)
-    with opened_run(params, folder, progress=PrefectProgress) as run:
+    check_places(params, launched)
+    with opened_run(params, folder, progress=PrefectProgress, launched=launched) as run:
         yield run
 
 
@@ -62,25 +74,68 @@ def opened_run(
     *,
     scorer: Any = None,
     progress: Callable[..., Progress] = Progress,
+    launched: Launched | None = None,
 ) -> Iterator[Run]:
     """The run in `folder`, locked, with all that its stages need.
 
-    scorer: default, one that asks the reward servers of the params, or a server of our own.
+    scorer: default, one that asks the reward servers of the params, or servers of our own.
+    launched: by the user's launcher, whose processes are the ranks then.
     """
     runs = RunsDir(folder.parent)
+    size = size_of(params, launched)
     with ExitStack() as stack:
-        scorer = scorer or stack.enter_context(lazy_scorer(params, folder, runs.data))
+        scorer = scorer or stack.enter_context(lazy_scorer(params, folder, runs.data, size=size))
         resources = resources_of(params, runs, scorer, progress=progress)
-        yield stack.enter_context(open_run(resources, folder))
+        group = ranks_of_run(resources, folder, launched)
+        launcher = None if group is None else stack.enter_context(closing(group))
+        yield stack.enter_context(open_run(resources, folder, launcher=launcher))
+
+
+def ranks_of_run(
+    resources: Resources, folder: Path, launched: Launched | None = None
+) -> RankGroup | None:
+    """Return the ranks that do the stages of the run in `folder`; None where this process does.
+
+    They are started with the first stage that needs them.
+    """
+    launch, logs = resources.params.launch, folder / "logs"
+    backend: Backend
+    if launched is not None:
+        from tasks.launch.joined import Joined
+
+        backend = Joined(launched)
+    elif launch.chosen_backend == "inline":
+        return None
+    elif launch.chosen_backend == "ray":
+        from tasks.launch.ray_actors import RayActors
+
+        backend = RayActors(logs, device=resources.params.model.device, wait_s=launch.wait_s)
+    else:
+        from tasks.launch.spawned import Spawned
+
+        backend = Spawned(logs, launch.gpu_ids)
+    return RankGroup(
+        resources,
+        backend,
+        size=size_of(resources.params, launched),
+        servers=lambda: resources.scorer.urls(),
+        runs_dir=folder.parent,
+        logs=logs,
+    )
 
 
 @contextmanager
-def lazy_scorer(params: RunParams, run_folder: Path, data_dir: Path) -> Iterator[RewardScorer]:
-    """Yield the scorer of a run; a server of its own starts when something is to be scored."""
+def lazy_scorer(
+    params: RunParams, run_folder: Path, data_dir: Path, *, size: int = 1
+) -> Iterator[RewardScorer]:
+    """Yield the scorer of a run of `size` ranks.
+
+    Servers of the run's own start when something is to be scored.
+    """
     canvas = Canvas(params.model.width, params.model.height, params.model.reference_context)
-    own = not params.reward.disable_reward_model and not params.reward.server_urls
+    own = not params.reward.disable_reward_model and not named_servers(params, size)
     with ExitStack() as stack:
-        urls = functools.cache(lambda: stack.enter_context(reward_urls(params, run_folder)))
+        urls = functools.cache(lambda: stack.enter_context(reward_urls(params, run_folder, size)))
         note = identity_note(params, data_dir) if own else None
         yield RewardScorer(params.reward, urls, canvas, identity_note=note)
 
@@ -90,10 +145,13 @@ def identity_note(params: RunParams, data_dir: Path) -> Path:
 
     Its name stands for the server's packages, code and models.
     """
+    device = {"device": "cuda"} if params.launch.reward_gpu_ids else {}
     key = fingerprint(
         "identity",
         1,
-        {"versions": {name: version(name) for name in ENGINES}, "code": code_version()},
+        {"versions": {name: version(name) for name in ENGINES}, "code": code_version()}
+        | ({"ocr_mode": params.reward.ocr_mode} if params.reward.ocr_mode else {})
+        | device,
         {name: path_digest(folder) for name, folder in own_server_models(params).items()}
         | {f"scorer {name}": told for name, told in scorer_identities(params.reward).items()},
     )
@@ -127,24 +185,38 @@ def our_logs() -> None:
 
 
 @contextmanager
-def reward_urls(params: RunParams, run_folder: Path) -> Iterator[list[str]]:
-    """The servers that the params name, or one of our own for as long as the block lasts."""
-    reward = params.reward
-    if reward.disable_reward_model or reward.server_urls:
-        with nullcontext(list(reward.server_urls)) as urls:
-            yield urls
+def reward_urls(params: RunParams, run_folder: Path, size: int = 1) -> Iterator[list[str]]:
+    """The servers that the params name for `size` ranks, or our own for as long as the block lasts.
+
+    Those are one on the CPU, or one on each of `launch.reward_gpu_ids`.
+    """
+    named = named_servers(params, size)
+    if params.reward.disable_reward_model or named:
+        yield named
         return
-    from reward_server.processes.launch import ServerStartError, local_server
+    from reward_server.processes.launch import ServerStartError, local_fleet, local_server
 
     run_folder.mkdir(parents=True, exist_ok=True)
     flags = [
         f"{OWN_SERVER_FLAGS[name]}={folder}" for name, folder in own_server_models(params).items()
     ]
-    flags += scorer_flags(reward)
+    flags += scorer_flags(params.reward)
+    if params.reward.ocr_mode is not None:
+        flags.append(f"--ocr-mode={params.reward.ocr_mode}")
+    gpu_ids = params.launch.reward_gpu_ids
     with ExitStack() as stack:
-        server = local_server(flags=flags, log_path=run_folder / "reward-server.log")
         try:
-            url = stack.enter_context(server)
+            if gpu_ids:
+                fleet = local_fleet(
+                    visible(gpu_ids, os.environ).split(","),
+                    first_port=params.reward.server_port or DEFAULT_PORT,
+                    flags=flags,
+                    log_dir=run_folder / "logs",
+                )
+                urls = stack.enter_context(fleet)
+            else:
+                server = local_server(flags=flags, log_path=run_folder / "reward-server.log")
+                urls = [stack.enter_context(server)]
         except ServerStartError as error:
             raise RewardError(f"The run's own reward server must start. {error}") from error
-        yield [url]
+        yield urls

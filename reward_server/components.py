@@ -30,6 +30,7 @@ def _measured(
 
 
 _OCR = "--ocr-engine onnxruntime"
+_LINES = f"{_OCR} and --ocr-mode auto"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,16 @@ LOWEST: dict[str, float] = {
 }
 # Those that depend on the reference picture too.
 SEES_REFERENCE = frozenset(name for name, facts in _FACTS.items() if facts["sees_reference"])
+# How well a text can be seen, 0..1: what a server measures besides where it looks for lines. They
+# may lessen what is read (`reward.factors`).
+FACTORS = (
+    "ocr_visibility",
+    "ocr_upright",
+    "ocr_unstruck",
+    "ocr_sharpness",
+    "ocr_inside",
+    "ocr_size",
+)
 # Those that may be part of a reward.
 WEIGHABLE = tuple(name for name, facts in _FACTS.items() if facts["weighable"])
 
@@ -76,4 +87,4 @@ def is_weighable(name: str) -> bool:
 
 def measured_by(name: str) -> str:
     """Return the option with which a server measures a component, also a user's own."""
-    return MEASURED_BY.get(name, f"--scorer {name}=FILE:CLASS")
+    return _LINES if name in FACTORS else MEASURED_BY.get(name, f"--scorer {name}=FILE:CLASS")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
-from reward_server.components import NAMES
+from reward_server.components import FACTORS, NAMES
 
 FORM = "FILE:CLASS or FILE:CLASS?KEY=VALUE&KEY=VALUE"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
@@ -27,7 +27,7 @@ _TAKEN |= {"ocr", "vlm", "debug", "scorers"}
 
 def check_own_name(name: str) -> str:
     """Return `name`. Raises ValueError unless it can name a component of one's own."""
-    if not _NAME.fullmatch(name) or name in _TAKEN or name in NAMES:
+    if not _NAME.fullmatch(name) or name in (*_TAKEN, *NAMES, *FACTORS):
         raise ValueError(
             "a scorer's name must be 1 to 40 of a-z, 0-9 and _, begin with a letter, and not be"
             f" taken ({', '.join(NAMES)}, reward, reason ...). Got {name!r}. Choose another."

@@ -1,5 +1,6 @@
 """Everything that a server process can be told."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -7,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reward_server.scorer_files import ScorerFile
 
+_VLM_TYPE = "qwen2_5_vl"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Option -> what it must name, and the file by which that is seen.
 _LOADED = {
@@ -54,8 +56,13 @@ class Settings(BaseModel):
     ocr_mode: Literal["auto", "line", "scene"] = Field(
         "auto",
         description=(
-            "line: one line on the crop; scene: find lines first; auto: line when a mask is given"
+            "auto: find lines, keep those in the mask, read one that fills it as its box shows it;"
+            " scene: always as found; line: the mask's box is one line"
         ),
+    )
+    ocr_match: Literal["loose", "exact"] = Field(
+        "loose",
+        description="whether case and spaces count, where a request's `match` does not say",
     )
     ocr_threads: int = Field(
         1, ge=1, le=256, description="pictures read side by side, one thread each"
@@ -159,6 +166,8 @@ class Settings(BaseModel):
             path = getattr(self, name)
             if path is not None and not (path / file).is_file():
                 raise ValueError(f"{name} must be {kind}. Got {path}, where there is none.")
+        if self.vlm_model_path is not None:
+            _check_vlm(self.vlm_model_path)
 
     def token(self) -> str | None:
         """Return the bearer token, or None when none is required. Raises ValueError."""
@@ -176,3 +185,34 @@ class Settings(BaseModel):
                 f" {self.token_file}."
             )
         return token
+
+
+def _check_vlm(folder: Path) -> None:
+    """Raise ValueError unless `folder` is a whole Qwen2.5-VL by the look of its files."""
+    what = f"vlm_model_path must be a folder with a Qwen2.5-VL. Got {folder}"
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{what}, whose config.json names no model_type ({error!r}).") from None
+    if kind != _VLM_TYPE:
+        raise ValueError(f"{what}, whose config.json names the model_type {kind!r}.")
+    needed = {
+        "weights": ("*.safetensors", "*.bin"),
+        "a tokenizer": ("tokenizer.json", "vocab.json"),
+        "a picture processor": ("preprocessor_config.json",),
+    }
+    lacking = [
+        f"{part} ({' or '.join(names)})"
+        for part, names in needed.items()
+        if not any(any(folder.glob(name)) for name in names)
+    ]
+    if lacking:
+        raise ValueError(f"{what}, where {' and '.join(lacking)} is missing: copy it there.")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if gone := sorted(name for name in files if not (folder / name).is_file()):
+            raise ValueError(
+                f"{what}, where {len(gone)} of {len(files)} weight files are missing,"
+                f" such as {gone[0]}: copy them there."
+            )

@@ -7,6 +7,9 @@ form as ' " -, case folded. By hand: `ocr_accuracy("Cafe", "CAFB") == 0.75`.
 
 import re
 import unicodedata
+from typing import Literal
+
+Match = Literal["loose", "exact"]
 
 _OPENING = re.compile("text is:? ?(['\"\u2018\u2019\u201c\u201d])", re.IGNORECASE)
 # Which quotes may close a quote of each kind (curly ones are often typed the wrong way round).
@@ -43,14 +46,27 @@ def normalise(text: str) -> str:
     )
 
 
-def ocr_accuracy(target: str, recognised: str) -> float:
+def normalise_exact(text: str) -> str:
+    """Return what counts of a text where case and spaces do: as `normalise`, without folding.
+
+    White space of any length is one space; at the ends it is removed.
+    """
+    plain = unicodedata.normalize("NFKC", text).translate(_PLAIN)
+    return " ".join("".join(c for c in plain if unicodedata.category(c) != "Cf").split())
+
+
+def ocr_accuracy(target: str, recognised: str, match: Match = "loose") -> float:
     """1 minus the clipped edit distance as a share of the target's length, in [0, 1].
+
+    match: loose compares without case and spaces, exact with them. By hand: "iPhone" for "IPHONE"
+    is 1 loosely and 1 - 5/6 exactly.
 
     Raises ValueError when the target is empty after normalisation: nothing can be compared then.
     """
     from rapidfuzz.distance import Levenshtein
 
-    wanted, found = normalise(target), normalise(recognised)
+    counts = normalise if match == "loose" else normalise_exact
+    wanted, found = counts(target), counts(recognised)
     if not wanted:
         raise ValueError(
             f"text must hold at least one character that is not a space. Got {target!r}."

@@ -117,6 +117,7 @@ STAGES: dict[str, Stage] = {
                 "algorithm_section",
                 "num_inference_steps",
                 "horizon",
+                "update_version",
             ),
             decides=("round",),
         ),
@@ -152,11 +153,15 @@ _NO_RESULT: dict[str, set[str]] = {
         "device",
         "gradient_checkpointing",
         "offload_text_encoder_two",
+        "attention_backend",
     },
     "warmup": {"checkpointing_steps"},
     "reward": {
         "server_urls",
+        "server_host",
+        "server_port",
         "vlm",
+        "ocr_mode",  # who scores says how it reads
         "scorers",
         "token_file",
         "timeout_s",
@@ -188,14 +193,14 @@ def _exploration(params: RunParams) -> dict[str, Any]:
 _LATER: dict[str, dict[str, Any]] = {
     "advantage": {"combine": "sum", "drop_solved": False},
     "evaluate": {"num_inference_steps": None},
-    "reward": {"weights": {}},
+    "reward": {"weights": {}, "factors": [], "ocr_match": None},
 }
 
 
 def _component_weights(params: RunParams) -> dict[str, Any]:
     settings = params.advantage
     weighed = settings.combine == "standardized" or settings.drop_solved
-    return {"weights": params.reward.weights} if weighed else {}
+    return {"weights": params.reward.component_weights} if weighed else {}
 
 
 # What `reads` names beside sections and single keys of the params.
@@ -212,6 +217,10 @@ _DERIVED: dict[str, Callable[[RunParams], dict[str, Any]]] = {
     # Only where it is set: what was made before there was such a key is not stale.
     "reconstruct": lambda params: (
         {"data": {"reconstruct": True}} if params.data.reconstruct else {}
+    ),
+    # Only where an algorithm has had another: updates of the others are not stale.
+    "update_version": lambda params: (
+        {"update_version": params.rl.update_version} if params.rl.update_version > 1 else {}
     ),
     "sampling_batch": lambda params: {"batch_size": params.rollout.batch_size},
 }

@@ -8,13 +8,12 @@ import pytest
 import yaml
 from pydantic_core import PydanticUndefined
 
-from calligrapher.rl.grpo import GRPOParams
-from calligrapher.rl.nft import NFTParams
+from tasks.params.checks import algorithms
 from tasks.params.run_params import RunParams
 
 TEXT = (Path(__file__).parents[1] / "docs" / "algorithms.md").read_text()
 SECTIONS = {name: field.annotation for name, field in RunParams.model_fields.items()}
-SECTIONS |= {"nft": NFTParams, "grpo": GRPOParams}
+SECTIONS |= algorithms(RunParams)
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in TEXT.split("## Old flags")[1].splitlines()
@@ -44,9 +43,13 @@ def test_the_documented_default_is_the_declared_one(row):
         assert yaml.safe_load(default) == found
 
 
-NAMES = re.compile(rf"`((?:schedule|step|exploration|rows|{'|'.join(SECTIONS)})\.[a-z_0-9]+)")
+NAMES = re.compile(
+    rf"`((?:schedule|step|exploration|rows|forward_process|{'|'.join(SECTIONS)})\.[a-z_0-9]+)"
+)
 MODULES = {"schedule": "sampling", "step": "sampling", "exploration": "sampling"}
-MODULES |= dict.fromkeys(("advantage", "grpo", "nft", "ema", "rows"), "rl")
+MODULES |= dict.fromkeys(
+    ("advantage", "awm", "forward_process", "grpo", "nft", "ema", "rows"), "rl"
+)
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES.findall(TEXT))))

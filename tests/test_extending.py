@@ -176,7 +176,7 @@ def test_a_component_is_added_in_five_places_and_trained_with(tree, tmp_path):
     )
     insert(
         server / "service" / "schema.py",
-        "    errors: dict[str, str]\n    reward_model_disabled",
+        "    errors: dict[str, str] = Field(",
         "    legible: Share | None\n",
     )
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -212,6 +212,7 @@ from pydantic import Field
 
 from calligrapher.rl.algorithm import Algorithm
 from calligrapher.rl.rows import noised
+from calligrapher.rl.seeds import seeded
 
 
 class BestOfParams(Algorithm):
@@ -226,9 +227,12 @@ class BestOfParams(Algorithm):
     old_is_start: ClassVar[bool] = False
     exploration: ClassVar[None] = None
 
-    def losses(self, policy, rows, generator, *, num_steps, old, reference):
-        sigma = torch.rand(len(rows), generator=generator)
-        x, noise = noised(rows.x0, sigma, generator)
+    def losses(self, policy, rows, key, *, num_steps, old, reference):
+        streams = [seeded(key, *place) for place in rows.places.tolist()]
+        sigma = torch.cat([torch.rand(1, generator=stream) for stream in streams])
+        shape = rows.x0.shape[1:]
+        noise = torch.stack([torch.randn(shape, generator=stream) for stream in streams])
+        x = noised(rows.x0, sigma, noise)
         error = ((policy.velocity(x, sigma, rows.conditioning) - (noise - rows.x0)) ** 2)
         learned = (rows.advantages > self.threshold).float()
         loss = (error.mean((1, 2)) * learned).mean()

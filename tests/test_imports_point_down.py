@@ -31,6 +31,7 @@ LAYERS = {
         {"components", "text"},
     ),
     "tasks": (
+        {"doctor"},
         {"runs"},
         {"launch", "reports", "evaluation", "inference", "planning"},
         {"stages"},

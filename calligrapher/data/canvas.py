@@ -16,6 +16,7 @@ from calligrapher.data.images import (
     mask_to_tensor,
     stack_context,
     to_tensor,
+    upright_size,
 )
 from calligrapher.errors import DataError
 
@@ -27,6 +28,15 @@ class Canvas:
     width: int
     height: int
     reference_context: bool = False
+
+    def height_with(self, case: Case) -> int:
+        """Return the height of what the model sees of `case`, its reference on top included.
+
+        Costs the reading of the reference's header. Cases of unlike heights share no batch.
+        """
+        if not self.reference_context:
+            return self.height
+        return self.height + images.context_height(upright_size(case.reference), self.width)
 
 
 @dataclass(frozen=True, eq=False)

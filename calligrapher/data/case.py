@@ -7,7 +7,7 @@ import hashlib
 import re
 import unicodedata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,8 @@ from calligrapher.errors import DataError
 CaseId = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$")
 ]  # Becomes part of file names.
+
+OcrMatch = Literal["loose", "exact"]
 
 
 def prompt_for(text: str) -> str:
@@ -34,6 +36,7 @@ class Case(BaseModel):
     mask: Path
     reference: Path
     target: Path | None = None
+    ocr_match: OcrMatch | None = None  # whether case and spaces count; None = as the run says
 
     @property
     def prompt(self) -> str:
@@ -52,6 +55,8 @@ class Case(BaseModel):
         whole.update(self.text.encode())
         if self.target is not None:
             whole.update(b"\0" + _file_digest(self.target))  # A text holds no zero byte.
+        if self.ocr_match is not None:
+            whole.update(b"\0ocr_match " + self.ocr_match.encode())
         return whole.hexdigest()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from calligrapher.errors import CalligrapherError, DataError
@@ -47,6 +47,19 @@ def load_rgb(path: Path) -> Image.Image:
     if rgb.info.get("icc_profile", b"")[16:20] != b"RGB ":
         rgb.info.pop("icc_profile", None)  # That of CMYK or grey says nothing of these numbers.
     return rgb
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Return (width, height) of the picture that `load_rgb` gives, from the file's header alone.
+
+    Raises DataError when there is no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # a quarter turn
+            return image.size[::-1] if turned else image.size
+    except _DECODE_ERRORS as error:
+        raise DataError(f"{path} must be a whole, readable image. Found: {error}.") from error
 
 
 def load_mask(path: Path) -> Image.Image:
@@ -169,10 +182,14 @@ def reference_context(reference: Image.Image, width: int) -> Image.Image:
 
     A tie goes down.
     """
-    height = width * reference.height // reference.width
-    below, rest = divmod(height, CONTEXT_MULTIPLE)
-    multiples = max(1, below + (rest > CONTEXT_MULTIPLE // 2))
-    return _resized(reference, width, multiples * CONTEXT_MULTIPLE, Image.Resampling.LANCZOS)
+    height = context_height(reference.size, width)
+    return _resized(reference, width, height, Image.Resampling.LANCZOS)
+
+
+def context_height(size: tuple[int, int], width: int) -> int:
+    """Return the height of `reference_context` for a reference of `size` (width, height)."""
+    below, rest = divmod(width * size[1] // size[0], CONTEXT_MULTIPLE)
+    return CONTEXT_MULTIPLE * max(1, below + (rest > CONTEXT_MULTIPLE // 2))
 
 
 def stack_context(

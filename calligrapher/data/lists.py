@@ -7,7 +7,8 @@ A bench folder holds `testN_source.png`, `testN_mask.png`, `testN_ref.png` and l
   `test{ref1}_ref.png`, ...
 
 The text is all that follows, '-' and ',' included. A JSONL file holds one
-`{source, mask, reference, text[, case_id][, target]}` a line, paths relative to the file.
+`{source, mask, reference, text[, case_id][, target][, ocr_match]}` a line, paths relative to the
+file.
 
 Self cases find their target as `testN_target.png`; cross cases have none, for that picture is in
 another reference's style.
@@ -22,7 +23,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from calligrapher.data.case import Case, CaseId, checked_text, slug
+from calligrapher.data.case import Case, CaseId, OcrMatch, checked_text, slug
 from calligrapher.errors import DataError
 
 FileName = Annotated[str, Field(min_length=1)]
@@ -53,6 +54,7 @@ class ListedCase(BaseModel):
     text: str
     case_id: CaseId | None = None
     target: FileName | None = None
+    ocr_match: OcrMatch | None = None
 
     def case(self, folder: Path, name: str) -> Case:
         """Return the case, its paths relative to `folder`.
@@ -67,6 +69,7 @@ class ListedCase(BaseModel):
             mask=folder / self.mask,
             reference=folder / self.reference,
             target=None if self.target is None else folder / self.target,
+            ocr_match=self.ocr_match,
         )
 
 
@@ -156,8 +159,8 @@ def _parse_jsonl(folder: Path, line: str) -> list[Case]:
         record = ListedCase.model_validate_json(line)
     except ValidationError as error:
         raise DataError(
-            f"must be {{source, mask, reference, text[, case_id][, target]}}. Found {line[:80]!r} "
-            f"({wrong_fields(error)})."
+            "must be {source, mask, reference, text[, case_id][, target][, ocr_match]}."
+            f" Found {line[:80]!r} ({wrong_fields(error)})."
         ) from error
     return [record.case(folder, slug(Path(record.source).stem))]
 

@@ -1,8 +1,9 @@
 """Tables of cases: Parquet files, and what the `datasets` library reads.
 
-Columns `source, mask, reference, text[, case_id][, target]`. A picture is a path, relative to the
-table's folder, or `struct<bytes, path>` as Hugging Face writes it. A case names files, so pictures
-that a table holds are written to a cache folder, under the sha256 of their bytes.
+Columns `source, mask, reference, text[, case_id][, target][, ocr_match]`. A picture is a path,
+relative to the table's folder, or `struct<bytes, path>` as Hugging Face writes it. A case names
+files, so pictures that a table holds are written to a cache folder, under the sha256 of their
+bytes.
 """
 
 import hashlib
@@ -154,8 +155,8 @@ def _check_columns(where: Path | str, columns: list[str]) -> None:
             f"{word} {', '.join(sorted(names))}" for word, names in wrong.items() if names
         )
         raise DataError(
-            f"{where} must have the columns source, mask, reference, text[, case_id][, target]."
-            f" Found {told}. Rename or drop columns."
+            f"{where} must have the columns source, mask, reference, text[, case_id][, target]"
+            f"[, ocr_match]. Found {told}. Rename or drop columns."
         )
 
 

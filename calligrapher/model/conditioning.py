@@ -150,7 +150,7 @@ class ConditioningCache:
                     f"{case_id} with {length} image tokens" for length, case_id in heights.items()
                 )
                 + ". model.reference_context stacks references on top, and theirs differ in shape:"
-                " crop them to one shape, use batches of one case, or set it to false."
+                " make a batch of cases with one `Canvas.height_with`."
             )
         stacked = {k: torch.stack([row[k] for row in rows]) for k in rows[0] if k != "image_ids"}
         return Conditioning(**stacked, image_ids=rows[0]["image_ids"]).to(self.device)

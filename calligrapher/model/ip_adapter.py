@@ -84,18 +84,38 @@ class StyleAttention(nn.Module):
         self.to_k_ip = nn.Linear(token_dim, inner_dim, bias=False)
         self.to_v_ip = nn.Linear(token_dim, inner_dim, bias=False)
 
-    def forward(self, query_BNHK: Tensor, tokens_BID: Tensor) -> Tensor:
-        """Normalised image queries (before RoPE) and style tokens -> [B, N, H*K]."""
+    def forward(self, query_BNHK: Tensor, tokens_BID: Tensor, backend=None) -> Tensor:
+        """Normalised image queries (before RoPE) and style tokens -> [B, N, H*K].
+
+        backend: see `StyleAttnProcessor`.
+        """
         b, _, heads, width = query_BNHK.shape
         key = self.to_k_ip(tokens_BID).reshape(b, -1, heads, width)
         value = self.to_v_ip(tokens_BID).reshape(b, -1, heads, width)
         key = F.rms_norm(key, (width,), eps=KEY_NORM_EPS)
-        attended = F.scaled_dot_product_attention(
-            query_BNHK.transpose(1, 2),
-            key.transpose(1, 2).to(query_BNHK.dtype),
-            value.transpose(1, 2).to(query_BNHK.dtype),
+        attended = _attention(
+            query_BNHK, key.to(query_BNHK.dtype), value.to(query_BNHK.dtype), backend=backend
         )
-        return attended.transpose(1, 2).flatten(2)
+        return attended.flatten(2)
+
+
+def _attention(
+    query_BNHK: Tensor, key_BMHK: Tensor, value_BMHK: Tensor, *, mask: Tensor | None = None, backend
+) -> Tensor:
+    """Attention [B, N, H, K] as diffusers' `backend` computes it; None: as torch does."""
+    if backend is not None:
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        return dispatch_attention_fn(
+            query_BNHK, key_BMHK, value_BMHK, attn_mask=mask, backend=backend
+        )
+    attended = F.scaled_dot_product_attention(
+        query_BNHK.transpose(1, 2),
+        key_BMHK.transpose(1, 2),
+        value_BMHK.transpose(1, 2),
+        attn_mask=mask,
+    )
+    return attended.transpose(1, 2)
 
 
 class StyleAttnProcessor:
@@ -103,7 +123,8 @@ class StyleAttnProcessor:
 
     The two are added before `to_out`. In double blocks the image stream alone looks at the style;
     in single blocks the whole sequence does, text tokens included. `style_tokens=None` or scale 0
-    is exactly `FluxAttnProcessor`.
+    is exactly `FluxAttnProcessor`. Both attentions are computed by the backend that the model's
+    `set_attention_backend` chose.
     """
 
     _attention_backend = None
@@ -144,16 +165,12 @@ class StyleAttnProcessor:
             query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
             key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
 
-        attended = F.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
-            attn_mask=attention_mask,
-        )
-        attended = attended.transpose(1, 2).flatten(2).to(query.dtype)
+        backend = self._attention_backend
+        attended = _attention(query, key, value, mask=attention_mask, backend=backend)
+        attended = attended.flatten(2).to(query.dtype)
         text, image = attended[:, :text_length], attended[:, text_length:]
         if style_tokens is not None and self.scale != 0:
-            image = image + self.scale * self.style(style_query, style_tokens)
+            image = image + self.scale * self.style(style_query, style_tokens, backend)
         if encoder_hidden_states is None:
             return image
         return attn.to_out[1](attn.to_out[0](image)), attn.to_add_out(text.contiguous())

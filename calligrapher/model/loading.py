@@ -16,6 +16,8 @@ from calligrapher.model.conditioning import Encoders
 from calligrapher.model.ip_adapter import AdapterConfig, StyleAdapter
 from calligrapher.model.lora import add_loras
 from calligrapher.model.policy import Policy, StyledTransformer
+from calligrapher.model.sharding import Strategy
+from calligrapher.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +76,17 @@ def load_model(
     lora: dict | None = None,
     device: str = "auto",
     seed: int = 0,
+    attention_backend: str | None = None,
+    strategy: Strategy = "ddp",
+    ranks: Ranks = ALONE,
 ) -> Model:
     """Load everything from folders in diffusers' and transformers' layout.
 
     `adapter=None` makes a new one with random weights from `seed`; `digest` names the frozen
     weights in the conditioning cache. Frozen weights are held in `mixed_precision`'s type (of a
     frozen adapter the matrices alone: see `Policy.storage_dtype`), trained ones always in float32.
+    attention_backend: how attention is computed, by its name in diffusers; None: torch's own.
+    strategy `fsdp2` shares the policy's weights out among `ranks`; the encoders are whole on each.
     Raises CheckpointError for folders and files that do not fit.
     """
     from diffusers import FluxFillPipeline
@@ -122,7 +129,9 @@ def load_model(
             parameter.data = parameter.data.float()
         elif name.startswith("adapter."):
             parameter.data = parameter.data.to(policy.storage_dtype(name))
-    styled.to(where)
+    if attention_backend is not None:
+        _set_attention_backend(transformer, attention_backend)
+    policy.shard(ranks if strategy == "fsdp2" else ALONE, where)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, tower):
         part.eval().requires_grad_(False)
         if not (part is pipeline.text_encoder_2 and offload_text_encoder_two):
@@ -136,6 +145,18 @@ def load_model(
         offload_text_encoder_two=offload_text_encoder_two,
     )
     return Model(policy, encoders, where)
+
+
+def _set_attention_backend(transformer, name: str) -> None:
+    """Let every attention of `transformer` be computed by `name`; ParamsError where it cannot."""
+    try:
+        transformer.set_attention_backend(name)
+    except (ValueError, RuntimeError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise ParamsError(
+            "model.attention_backend must name a way to compute attention that diffusers has and"
+            f" this machine can run (native, flash, ...), or be null. Got {name!r}: {reason}"
+        ) from None
 
 
 @torch.no_grad()

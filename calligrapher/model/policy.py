@@ -1,8 +1,9 @@
 """The one model call (noisy tokens, sigma, conditioning -> velocity) and the policies behind it.
 
 A policy is a set of values for the trained weights (style adapter, LoRA) on one frozen base.
-Switching swaps pointers; the base is never copied. `trained` lives in the model; `old`, `reference`
-and `ema` are plain dicts.
+Switching swaps pointers, or copies shards where the model is shared out among ranks; the base is
+never copied. `trained` lives in the model; `old`, `reference` and `ema` are plain dicts, of whole
+tensors or of this rank's shards.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from calligrapher.errors import CheckpointError
+from calligrapher.model import sharding
 from calligrapher.model.ip_adapter import StyleAdapter
+from calligrapher.ranks import ALONE, Ranks
 
 Weights = dict[str, Tensor]
 INITIAL = "initial"  # `Policy.loaded` of weights as the model was built
@@ -94,13 +97,37 @@ class Policy:
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear)}
         self._used = 0  # depth of `use`
-        self.sharded = False  # each forward and backward is then the work of all ranks together
+        self._sharers: Ranks = ALONE
         self.loaded: str | None = INITIAL
         """Digest of the weights loaded last and not changed since; lets a stage skip a load."""
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each forward and backward is the work of all ranks together."""
+        return not self._sharers.alone
+
+    @property
+    def keeps_whole(self) -> bool:
+        """Whether this process gets whole weights of `snapshot`: it alone writes them."""
+        return self._sharers.is_first
+
+    def shard(self, ranks: Ranks, device: torch.device) -> None:
+        """Share the weights out among `ranks`, onto their devices (FSDP2); alone, move them there.
+
+        To be called before anything holds the parameters: they are others afterwards.
+        """
+        if ranks.alone:
+            self.model.to(device)
+            return
+        names = list(self.parameters)
+        sharding.shard(self.model, ranks, device)
+        found = dict(self.model.named_parameters())
+        self.parameters = {name: found[name] for name in names}
+        self._sharers = ranks
 
     def storage_dtype(self, name: str) -> torch.dtype:
         """Return the smallest type for weights without gradient that changes no result.
@@ -111,11 +138,23 @@ class Policy:
         return self.autocast if self.autocast and name in self._linear else torch.float32
 
     def to_storage(self, weights: Mapping[str, Tensor]) -> Weights:
-        """Return `weights` on the model's device in their `storage_dtype`.
+        """Return `weights` on the model's device in their `storage_dtype`, this rank's part alone.
 
         For policies that `use` runs often.
         """
-        return {n: w.to(self.device, self.storage_dtype(n)) for n, w in weights.items()}
+        return {
+            n: self.part(n, w).to(self.device, self.storage_dtype(n)) for n, w in weights.items()
+        }
+
+    def part(self, name: str, tensor: Tensor) -> Tensor:
+        """Return what this rank holds of `tensor`, whole or a part already, as it holds the weight
+        `name`."""
+        like = self.parameters.get(name)
+        return tensor if like is None else sharding.part_of(tensor, like)
+
+    def whole(self, name: str, part: Tensor) -> Tensor:
+        """Return the tensor that the ranks hold as they hold the weight `name`; all must ask."""
+        return sharding.whole(sharding.as_shard(part, self.parameters[name]))
 
     def velocity(
         self, x: Tensor, sigma: Tensor, conditioning: Conditioning, styled: Tensor | None = None
@@ -125,18 +164,24 @@ class Policy:
         with context:
             return self.model(x, sigma, conditioning, styled).float()
 
-    def snapshot(self) -> Weights:
-        """Real copies of the trained weights, in float32, on the CPU; never an alias."""
-        return {
-            n: p.detach().to("cpu", torch.float32, copy=True) for n, p in self.parameters.items()
-        }
+    def snapshot(self, *, whole: bool = True) -> Weights:
+        """Real copies of the trained weights, in float32, on the CPU; never an alias.
+
+        Where they are sharded, all ranks must ask. They are gathered one by one, and the first rank
+        alone gets them; the others get nothing. With `whole` False each gets what it holds.
+        """
+        kept: Weights = {}
+        for name, parameter in self.parameters.items():
+            tensor = sharding.whole(parameter) if whole else sharding.held(parameter)
+            if self.keeps_whole or not whole:
+                kept[name] = tensor.to("cpu", torch.float32, copy=True)
+        return kept
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Make `weights` the trained ones. Raises CheckpointError unless names and shapes match."""
         assert not self._used, "load() inside use() would overwrite the weights in use."
         self._check(weights)
-        for name, parameter in self.parameters.items():
-            parameter.data.copy_(weights[name])
+        self._put(weights)
         self.loaded = None
 
     @contextmanager
@@ -146,25 +191,55 @@ class Policy:
         The trained ones are put back whatever happens.
         """
         self._check(weights)  # before the first swap: a refused policy leaves the model alone
-        own = {name: parameter.data for name, parameter in self.parameters.items()}
         self._used += 1
         try:
-            # `.data` is swapped, not the Parameter: optimizer, peft and DDP hold that object. `.to`
+            swap = self._shards_of if self.sharded else self._swapped
+            with swap(weights), torch.no_grad():
+                yield
+        finally:
+            self._used -= 1
+
+    @contextmanager
+    def _swapped(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        own = {name: parameter.data for name, parameter in self.parameters.items()}
+        try:
+            # `.data` is swapped, not the Parameter: optimizer and peft hold that object. `.to`
             # copies nothing where the weights come from `to_storage`. Copying them into place would
             # need room for the trained ones meanwhile, and a second copy to bring those back.
             for name, parameter in self.parameters.items():
                 parameter.data = weights[name].to(parameter.device, self.storage_dtype(name))
-            with torch.no_grad():
-                yield
+            yield
         finally:
-            self._used -= 1
             for name, parameter in self.parameters.items():
                 parameter.data = own[name]
+
+    @contextmanager
+    def _shards_of(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        # FSDP gathers from storage of its own, which `.data` does not reach: shards are copied.
+        own = {n: sharding.held(p).clone() for n, p in self.parameters.items()}
+        try:
+            self._put(weights, stored=True)
+            yield
+        finally:
+            self._put(own)
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, Tensor], *, stored: bool = False) -> None:
+        """Copy `weights` into the parameters; rounded to the type in which policies are stored."""
+        for name, parameter in self.parameters.items():
+            tensor = self.part(name, weights[name])
+            if stored:
+                tensor = tensor.to(self.storage_dtype(name))
+            sharding.held(parameter).copy_(tensor)
+        if self.sharded:
+            sharding.reshard(self.model)
 
     def _check(self, weights: Mapping[str, Tensor]) -> None:
         differ = sorted(set(weights) ^ set(self.parameters))
         differ += [
-            n for n, p in self.parameters.items() if n in weights and weights[n].shape != p.shape
+            n
+            for n, p in self.parameters.items()
+            if n in weights and weights[n].shape not in (p.shape, sharding.held(p).shape)
         ]
         if differ:
             raise CheckpointError(

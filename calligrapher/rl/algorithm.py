@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from calligrapher.model.policy import Policy, Weights
@@ -30,6 +29,7 @@ class Algorithm(Section, ABC):
     default_ema_decay: ClassVar[float]
     usual: ClassVar[dict[str, Any]] = {}  # what a plan assumes where it shows the algorithm
     needs_old: ClassVar[bool]  # the update also runs under the policy that sampled
+    update_version: ClassVar[int] = 1  # raise it when an update learns otherwise from the same
 
     @property
     @abstractmethod
@@ -51,7 +51,7 @@ class Algorithm(Section, ABC):
         self,
         policy: Policy,
         rows: TrainRows,
-        generator: torch.Generator,
+        key: str,
         *,
         num_steps: int,
         old: Weights | None,
@@ -59,6 +59,8 @@ class Algorithm(Section, ABC):
     ) -> Losses:
         """Yield the losses of a batch, under the trained weights of `policy`.
 
+        key: names this pass over the round. What is drawn for a row derives from it and the row's
+        place (`TrainRows.places`), so that no draw depends on which rows share a batch.
         num_steps: of the rollout's schedule. old: the weights that sampled, where `needs_old`.
         reference: those RL started from, where `needs_reference`; None says that they are the same
         as `old`, so that one forward serves as both.

@@ -12,6 +12,8 @@ from torch import Tensor
 from calligrapher.errors import InputError
 
 OldPolicy = Literal["fixed", "slow", "fast", "copy"]
+CHUNK = 16 * 2**20  # numbers that come from a GPU at a time
+ROOM_LEFT = 2 * 2**30  # bytes of a GPU that an average leaves alone
 
 
 def ema_decay(step: int, max_decay: float) -> float:
@@ -74,11 +76,79 @@ def lerp_(target: dict[str, Tensor], source: dict[str, Tensor], decay: float) ->
     if decay == 1.0:
         return
     for name, kept in target.items():
-        new = source[name].detach()
-        if decay == 0.0:
-            kept.copy_(new)
-        else:
-            kept.copy_(kept.float().lerp(new.to(kept.device).float(), 1.0 - decay))
+        _blend_(kept, source[name].detach().to(kept.device), decay)
+
+
+def _blend_(kept: Tensor, new: Tensor, decay: float) -> None:
+    if decay == 0.0:
+        kept.copy_(new)
+    elif kept.dtype == torch.float32:
+        kept.lerp_(new.float(), 1.0 - decay)  # without a copy as large as the tensor
+    else:
+        kept.copy_(kept.float().lerp(new.float(), 1.0 - decay))
+
+
+def follow_(average: dict[str, Tensor], trained: dict[str, Tensor], decay: float) -> None:
+    """`lerp_` of an average on the CPU after weights on a GPU, at least cost.
+
+    Where the GPU has room, the average moves there for good (`average` gets new tensors). The peak
+    of its memory is known: follow the weights after an optimizer step. Otherwise the weights come
+    over in chunks, each blended while the next one is on its way. On one device it is `lerp_`.
+    """
+    devices = {tensor.device for tensor in trained.values()}
+    if not any(device.type == "cuda" for device in devices) or all(
+        tensor.device in devices for tensor in average.values()
+    ):
+        return lerp_(average, trained, decay)
+    (device,) = devices
+    if sum(tensor.nbytes for tensor in average.values()) <= room_on(device):
+        for name in average:
+            average[name] = average[name].to(device)
+        return lerp_(average, trained, decay)
+    follow_in_chunks_(average, trained, decay)
+
+
+def room_on(device: torch.device) -> int:
+    """Bytes of a GPU that stay free at the peak of this process so far, less `ROOM_LEFT`."""
+    free, _ = torch.cuda.mem_get_info(device)
+    spare = torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
+    return free + min(spare, 0) - ROOM_LEFT
+
+
+@torch.no_grad()
+def follow_in_chunks_(average: dict[str, Tensor], trained: dict[str, Tensor], decay: float) -> None:
+    """`lerp_` of float32 tensors on the CPU after ones of a GPU, `CHUNK` numbers at a time.
+
+    Two pinned buffers take turns: the copy into one, on a stream of its own, goes on while the
+    other is blended.
+    """
+    device = next(iter(trained.values())).device
+    on_gpu = device.type == "cuda"
+    pieces = [
+        (kept_part, new_part)
+        for name, kept in average.items()
+        for kept_part, new_part in zip(
+            kept.view(-1).split(CHUNK), trained[name].reshape(-1).split(CHUNK), strict=True
+        )
+    ]
+    buffers = [torch.empty(CHUNK, pin_memory=on_gpu) for _ in range(2)]
+    stream = torch.cuda.Stream(device) if on_gpu else None
+    if stream:
+        stream.wait_stream(torch.cuda.current_stream(device))  # the optimizer's step
+
+    def fetch(number: int) -> torch.cuda.Event | None:
+        new = pieces[number][1]
+        with torch.cuda.stream(stream):
+            buffers[number % 2][: new.numel()].copy_(new, non_blocking=True)
+            return stream.record_event() if stream else None
+
+    arrived = fetch(0) if pieces else None
+    for number, (kept, _) in enumerate(pieces):
+        following = fetch(number + 1) if number + 1 < len(pieces) else None
+        if arrived:
+            arrived.synchronize()
+        _blend_(kept, buffers[number % 2][: kept.numel()], decay)
+        arrived = following
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ class GRPOParams(Exploration, Algorithm):
         self,
         policy: Policy,
         rows: TrainRows,
-        generator: torch.Generator,
+        key: str,
         *,
         num_steps: int,
         old: Weights | None,
@@ -67,7 +67,7 @@ class GRPOParams(Exploration, Algorithm):
     ) -> Losses:
         """Yield a loss for every step of the rows' windows.
 
-        `generator` is not used: the noise was the rollout's.
+        `key` is not used: the noise was the rollout's.
         """
         window = rows.window
         sigma_max = sigma_schedule(num_steps, rows.x0.shape[1])[1].item()

@@ -6,22 +6,19 @@ relative to it.
 
 from typing import Any, ClassVar, Literal
 
-import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from calligrapher.errors import InputError
 from calligrapher.model.policy import Policy, Weights
-from calligrapher.rl.algorithm import Algorithm, Losses
-from calligrapher.rl.ema import OldPolicy, old_policy_decay
-from calligrapher.rl.rows import TrainRows, noised
-from calligrapher.sampling.schedule import sigma_schedule, trained_steps
+from calligrapher.rl.algorithm import Losses
+from calligrapher.rl.forward_process import ForwardProcess
+from calligrapher.rl.rows import TrainRows
 
 AdvMode = Literal["normal", "positive_only", "negative_only", "one_only", "binary"]
-DECAY_TYPES: dict[int, OldPolicy] = {0: "fixed", 1: "slow", 2: "fast"}
 
 
-class NFTParams(Algorithm):
+class NFTParams(ForwardProcess):
     """The settings of DiffusionNFT.
 
     The learning rate, batch sizes and passes belong to the update stage.
@@ -35,11 +32,6 @@ class NFTParams(Algorithm):
             "Mixing of the trained and the old velocity in the positive and negative branch: "
             "0.3-0.5 leans on the old policy, 0.7-0.9 on the trained one."
         ),
-    )
-    kl_coef: float = Field(
-        0.01,
-        ge=0,
-        description="Weight of mean((v - v_ref)^2). 0 saves the reference's forward.",
     )
     adv_clip_max: float = Field(
         5.0,
@@ -56,67 +48,17 @@ class NFTParams(Algorithm):
             "where A > 0, else 0; binary: sign(A). With c = adv_clip_max."
         ),
     )
-    num_train_sigmas: int | None = Field(
-        None,
-        ge=1,
-        description=(
-            "Noise levels trained per image and update, drawn anew for each; null = all of"
-            " timestep_fraction. The cost knob: each costs a forward+backward and the old and"
-            " reference forwards."
-        ),
-    )
-    timestep_fraction: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="Share of the schedule, from its noisy end, that noise levels are drawn from.",
-    )
-    noise: Literal["row", "group"] = Field(
-        "row",
-        description=(
-            "Noise and noise levels are drawn for every image, or once for all images of a group: "
-            "what does not depend on the image then cancels, for a group's advantages add up to 0."
-        ),
-    )
-    old_policy: OldPolicy = Field(
-        "fixed",
-        description=(
-            "How the rollout policy follows the trained one after a round. fixed: never; slow:"
-            " decay 0.001 t up to 0.5; fast: copies for 75 steps, then a decay of 0.0075 (t - 75)"
-            " up to 0.999; copy: always. The numbers 0, 1, 2 (nft_decay_type) stand for fixed,"
-            " slow, fast."
-        ),
-    )
-
-    @field_validator("old_policy", mode="before")
-    @classmethod
-    def _decay_type(cls, value: Any) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return DECAY_TYPES.get(value, value)
-        return value
 
     name: ClassVar[str] = "nft"
     default_ema_decay: ClassVar[float] = 0.999
     usual: ClassVar[dict[str, Any]] = {"old_policy": "slow"}
-    needs_old: ClassVar[bool] = True
-
-    @property
-    def exploration(self) -> None:
-        return None
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.kl_coef > 0
-
-    @property
-    def old_is_start(self) -> bool:
-        return self.old_policy == "fixed"
+    update_version: ClassVar[int] = 2  # 1 drew noise batch by batch
 
     def losses(
         self,
         policy: Policy,
         rows: TrainRows,
-        generator: torch.Generator,
+        key: str,
         *,
         num_steps: int,
         old: Weights | None,
@@ -124,26 +66,19 @@ class NFTParams(Algorithm):
     ) -> Losses:
         """Yield a loss for each of `num_train_sigmas` noise levels.
 
-        Noise is fresh per row or group. With `reference` None the old policy's forward is the
-        reference's as well; with `kl_coef` 0 the reference is not run at all.
+        Noise and levels are fresh in each pass, per row or group. With `reference` None the old
+        policy's forward is the reference's as well; with `kl_coef` 0 the reference is not run.
         """
-        schedule = sigma_schedule(num_steps, rows.x0.shape[1])
-        draw = torch.arange(len(rows))
-        if self.noise == "group":
-            draw = rows.groups.unique(return_inverse=True)[1].cpu()
-        sigmas_KB = train_sigmas(schedule, int(draw.max()) + 1, self, generator)[:, draw].to(
-            rows.x0.device
-        )
-        for sigma in sigmas_KB:
-            x, _ = noised(rows.x0, sigma, generator, draw)
+        count = self.forwards_per_image(num_steps)
+        for at in self.noised_rows(rows, key, num_steps):
             with policy.use(old):
-                velocity_old = velocity_ref = policy.velocity(x, sigma, rows.conditioning)
+                velocity_old = velocity_ref = policy.velocity(at.x, at.sigma, rows.conditioning)
             if self.kl_coef == 0:
                 velocity_ref = None
             elif reference is not None:
                 with policy.use(reference):
-                    velocity_ref = policy.velocity(x, sigma, rows.conditioning)
-            velocity = policy.velocity(x, sigma, rows.conditioning)
+                    velocity_ref = policy.velocity(at.x, at.sigma, rows.conditioning)
+            velocity = policy.velocity(at.x, at.sigma, rows.conditioning)
             loss, metrics = nft_loss(
                 velocity,
                 rows.advantages,
@@ -151,28 +86,10 @@ class NFTParams(Algorithm):
                 velocity_old=velocity_old,
                 velocity_ref=velocity_ref,
                 x0=rows.x0,
-                x=x,
-                sigma=sigma,
+                x=at.x,
+                sigma=at.sigma,
             )
-            yield loss / len(sigmas_KB), metrics | {"loss": loss.detach()}
-
-    @property
-    def decides_old(self) -> dict[str, Any]:
-        return {"old_policy": self.old_policy}
-
-    def old_policy_decay(self, step: int) -> float:
-        return old_policy_decay(self.old_policy, step)
-
-    def forwards_per_image(self, num_steps: int) -> int:
-        return self.num_train_sigmas or trained_steps(num_steps, self.timestep_fraction)
-
-    def fits(self, num_steps: int) -> None:
-        available = trained_steps(num_steps, self.timestep_fraction)
-        if self.num_train_sigmas is not None and self.num_train_sigmas > available:
-            raise ValueError(
-                f"nft.num_train_sigmas must be at most {available} (nft.timestep_fraction of"
-                f" {num_steps} rollout.num_inference_steps). Got {self.num_train_sigmas}."
-            )
+            yield loss / count, metrics | {"loss": loss.detach()}
 
 
 def nft_loss(
@@ -247,27 +164,6 @@ def reward_weight(advantages: Tensor, params: NFTParams) -> Tensor:
         case "binary":
             clipped = clipped.sign()
     return (clipped / c / 2.0 + 0.5).clamp(0.0, 1.0)
-
-
-def train_sigmas(
-    sigmas: Tensor, rows: int, params: NFTParams, generator: torch.Generator | None = None
-) -> Tensor:
-    """Noise levels to train on, [K, B]: K different ones for each row, drawn without replacement.
-
-    sigmas: the schedule [N + 1], ending in 0, which is never drawn. K = num_train_sigmas, or all
-    that timestep_fraction leaves. Raises InputError when more are asked for than there are.
-    """
-    available = trained_steps(len(sigmas) - 1, params.timestep_fraction)
-    count = available if params.num_train_sigmas is None else params.num_train_sigmas
-    if count > available:
-        raise InputError(
-            f"num_train_sigmas must be at most {available} (timestep_fraction of {len(sigmas) - 1}"
-            f" steps). Got {count}. Lower it, or raise the number of steps or timestep_fraction."
-        )
-    drawn = torch.stack(
-        [torch.randperm(available, generator=generator)[:count] for _ in range(rows)], dim=1
-    )
-    return sigmas[drawn.to(sigmas.device)]
 
 
 def _normalised_error(x0_hat: Tensor, x0: Tensor) -> Tensor:

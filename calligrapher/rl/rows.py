@@ -20,7 +20,7 @@ class TrainRows:
     conditioning: Conditioning
     advantages: Tensor  # [B]; zeros in the warm-up
     window: Window | None = None  # GRPO only
-    groups: Tensor | None = None  # [B], equal within a group; for NFT's shared noise
+    places: Tensor | None = None  # [B, 2] group and member; what is drawn for a row derives from it
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -32,20 +32,12 @@ class TrainRows:
             if w
             else None
         )
-        groups = self.groups[index] if self.groups is not None else None
+        places = self.places[index] if self.places is not None else None
         return TrainRows(
-            self.x0[index], self.conditioning.rows(index), self.advantages[index], window, groups
+            self.x0[index], self.conditioning.rows(index), self.advantages[index], window, places
         )
 
 
-def noised(
-    x0: Tensor, sigma: Tensor, generator: torch.Generator, draw: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Fresh noise, and `x = (1 - sigma) x0 + sigma noise`; x0 [B, L, D], sigma [B] -> (x, noise).
-
-    `draw` [B] numbers the rows' noises from 0: rows with one number share one noise.
-    """
-    count = len(x0) if draw is None else int(draw.max()) + 1
-    noise = torch.randn(count, *x0.shape[1:], generator=generator)
-    noise = (noise if draw is None else noise[draw.cpu()]).to(x0.device)
-    return torch.lerp(x0, noise, sigma[:, None, None]), noise
+def noised(x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """Return `x = (1 - sigma) x0 + sigma noise`; x0 and noise [B, L, D], sigma [B]."""
+    return torch.lerp(x0, noise, sigma[:, None, None])

@@ -13,7 +13,7 @@ def supervised(
     """Flow matching on the rows' x0: `mean((v - (noise - x0))^2)` at logit-normal sigmas."""
     sigma = torch.sigmoid(torch.randn(len(rows), generator=generator)).to(rows.x0.device)
     styled = (torch.rand(len(rows), generator=generator) >= style_dropout).to(rows.x0)
-    x, noise = noised(rows.x0, sigma, generator)
-    velocity = policy.velocity(x, sigma, rows.conditioning, styled)
+    noise = torch.randn(rows.x0.shape, generator=generator).to(rows.x0.device)
+    velocity = policy.velocity(noised(rows.x0, sigma, noise), sigma, rows.conditioning, styled)
     loss = ((velocity - (noise - rows.x0)) ** 2).mean()
     yield loss, {"loss": loss.detach()}

@@ -1,25 +1,26 @@
 """The optimisation loop: batches of rows in, optimizer steps out; the same for warm-up, NFT and
 GRPO.
 
-Everything random derives from (seed, stage, pass, batch), so a loop that starts again at step k
-goes on exactly as it would have gone.
+Everything random derives from names: of the seed, the stage, the pass, and the batch or the row in
+it. So a loop that starts again at step k goes on exactly as it would have gone.
 """
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from calligrapher.errors import CalligrapherError
+from calligrapher.model import sharding
 from calligrapher.model.policy import Policy
 from calligrapher.ranks import ALONE, Ranks
 from calligrapher.rl.algorithm import Losses
-from calligrapher.rl.ema import ema_decay, lerp_
+from calligrapher.rl.ema import ema_decay, follow_
 from calligrapher.rl.rows import TrainRows
+from calligrapher.rl.seeds import seeded
 from calligrapher.rl.train_state import TrainState
 
 LEAST_SCALE = 1e-4  # of fp16's losses: gradients that overflow below it are not the scale's fault
@@ -58,18 +59,34 @@ def is_maximum(name: str) -> bool:
     return "_max_" in name
 
 
-def seeded(*parts: Any) -> torch.Generator:
-    """A CPU generator whose stream is given by `parts` alone."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one forward and backward, and what their random numbers derive from."""
+    """The rows of one forward and backward, and what their random numbers derive from.
 
-    key: str
+    pass_key: for what belongs to a row in this pass, whatever batch it is in, as in `0/update/3/1`.
+    """
+
+    pass_key: str
+    number: int  # within the pass
     index: list[int]
+
+    @property
+    def key(self) -> str:
+        """For what belongs to the batch."""
+        return f"{self.pass_key}/{self.number}"
+
+
+def batches_of(
+    rows: Sequence[int], size: int, kinds: Sequence[Hashable] | None = None
+) -> list[list[int]]:
+    """Return `rows` in batches of at most `size`, each of one kind; kinds: of row 0, 1, ...
+
+    Rows of a kind stay in their order; without kinds, batches are runs of the rows.
+    """
+    alike: dict[Hashable, list[int]] = {}
+    for row in rows:
+        alike.setdefault(kinds[row] if kinds else None, []).append(row)
+    return [run[at : at + size] for run in alike.values() for at in range(0, len(run), size)]
 
 
 @dataclass(frozen=True)
@@ -78,7 +95,9 @@ class BatchSchedule:
 
     Batches are runs of consecutive rows, so that a row has the neighbours that it had in the
     rollout (GRPO's ratio is then exactly 1 at first); only the order of the batches is shuffled,
-    anew in each pass. With `shuffle_rows` the rows themselves are shuffled.
+    anew in each pass. With `shuffle_rows` the rows themselves are shuffled. `teaches` says which
+    rows have something to teach: a step in which none has is left out. A batch has rows of one of
+    the `kinds` only.
     """
 
     num_rows: int
@@ -87,6 +106,8 @@ class BatchSchedule:
     passes: int
     key: str  # what the order derives from, as in `0/update/3`
     shuffle_rows: bool = False
+    teaches: Sequence[bool] | None = None
+    kinds: Sequence[Hashable] | None = None
 
     def steps(self) -> list[list[Batch]]:
         """Return the optimizer steps, each with the batches whose gradients it adds up."""
@@ -96,16 +117,18 @@ class BatchSchedule:
             rows = list(range(self.num_rows))
             if self.shuffle_rows:
                 rows = torch.randperm(self.num_rows, generator=generator).tolist()
-            runs = [
-                rows[at : at + self.batch_size] for at in range(0, self.num_rows, self.batch_size)
-            ]
+            runs = batches_of(rows, self.batch_size, self.kinds)
             order = torch.randperm(len(runs), generator=generator).tolist()
-            batches = [Batch(f"{self.key}/{p}/{i}", runs[i]) for i in order]
+            batches = [Batch(f"{self.key}/{p}", i, runs[i]) for i in order]
             steps += [
                 batches[i : i + self.accumulation]
                 for i in range(0, len(batches), self.accumulation)
             ]
-        return steps
+        return [step for step in steps if self._teaches(step)]
+
+    def _teaches(self, step: list[Batch]) -> bool:
+        teaches = self.teaches
+        return teaches is None or any(teaches[row] for batch in step for row in batch.index)
 
 
 @dataclass
@@ -119,7 +142,7 @@ class TrainLoop:
     policy: Policy
     state: TrainState
     settings: OptimizerSettings
-    objective: Callable[[TrainRows, torch.Generator], Losses]
+    objective: Callable[[TrainRows, Batch], Losses]
     total_steps: int | None = None  # where a falling learning rate reaches 0
     ema_max_decay: float = 0.999
     ema_interval: int = 1
@@ -162,7 +185,8 @@ class TrainLoop:
             self.state.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(
             self.policy.parameters.values(), self.settings.max_grad_norm
-        ).item()
+        )
+        norm = sharding.whole(norm).item()
         if not math.isfinite(norm):
             self._must_be_an_overflow(norm)
             return {"skipped_steps": 1}
@@ -174,10 +198,8 @@ class TrainLoop:
             optimizer.step()
         self.state.step += 1
         if self.state.ema is not None and self.state.step % self.ema_interval == 0:
-            current = {
-                n: p.detach().to("cpu", torch.float32) for n, p in self.policy.parameters.items()
-            }
-            lerp_(self.state.ema, current, ema_decay(self.state.step, self.ema_max_decay))
+            current = {n: sharding.held(p) for n, p in self.policy.parameters.items()}
+            follow_(self.state.ema, current, ema_decay(self.state.step, self.ema_max_decay))
         return metrics | {"grad_norm": norm, "learning_rate": rate}
 
     def _backward(
@@ -189,7 +211,7 @@ class TrainLoop:
         metrics: dict[str, float] = {}
         for batch, share in self._shares(batches):
             parts: list[dict[str, Tensor]] = []
-            for loss, measured in self.objective(rows(batch.index), seeded(batch.key)):
+            for loss, measured in self.objective(rows(batch.index), batch):
                 scaled = loss * share
                 (scaler.scale(scaled) if scaler else scaled).backward()
                 parts.append(measured)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from calligrapher.durable import save_tensors
 from calligrapher.errors import CalligrapherError, CheckpointError
+from calligrapher.model import sharding
 from calligrapher.model.policy import Policy, Weights
 
 TRAINED, EMA, OPTIMIZER, STATE = (
@@ -26,7 +27,11 @@ NO_TENSORS = 16  # bytes of a safetensors file without a tensor, as `EMA` is whe
 
 @dataclass
 class TrainState:
-    """What moves while training, besides the trained weights in the policy themselves."""
+    """What moves while training, besides the trained weights in the policy themselves.
+
+    Of a sharded policy each rank holds its shards of the average and of the optimizer's moments.
+    The files hold whole tensors in either case, and do not depend on the number of ranks.
+    """
 
     optimizer: torch.optim.Optimizer
     step: int = 0  # optimizer steps since the optimizer was new
@@ -34,14 +39,34 @@ class TrainState:
     scaler: torch.amp.GradScaler | None = None  # fp16 only
 
     def save(self, policy: Policy, folder: Path) -> None:
-        """Write the four state files; the same state gives the same bytes."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(policy.snapshot(), folder / TRAINED)
-        save_tensors(self.ema or {}, folder / EMA)
-        save_tensors(_flat(self.optimizer.state_dict()["state"]), folder / OPTIMIZER)
-        scaler = self.scaler.state_dict() if self.scaler else None
-        state = json.dumps({"step": self.step, "scaler": scaler}, allow_nan=False)
-        (folder / STATE).write_text(state + "\n")
+        """Write the four state files; the same state gives the same bytes.
+
+        All ranks of a sharded policy must call it. Tensors are gathered one by one; the first rank
+        keeps and writes them, a file at a time.
+        """
+        if policy.keeps_whole:
+            folder.mkdir(parents=True, exist_ok=True)
+
+        def write(tensors: Weights, name: str) -> None:
+            if policy.keeps_whole:
+                save_tensors(tensors, folder / name)
+
+        write(policy.snapshot(), TRAINED)
+        write(self._whole_average(policy), EMA)
+        state = self.optimizer.state_dict()["state"]
+        write(_flat(state, keep=policy.keeps_whole), OPTIMIZER)
+        if policy.keeps_whole:
+            scaler = self.scaler.state_dict() if self.scaler else None
+            text = json.dumps({"step": self.step, "scaler": scaler}, allow_nan=False)
+            (folder / STATE).write_text(text + "\n")
+
+    def _whole_average(self, policy: Policy) -> Weights:
+        kept: Weights = {}
+        for name, part in (self.ema or {}).items():
+            tensor = policy.whole(name, part)
+            if policy.keeps_whole:
+                kept[name] = tensor.to("cpu")
+        return kept
 
     def load(self, policy: Policy, folder: Path) -> None:
         """Read what `save` wrote, into the policy and this state.
@@ -52,11 +77,19 @@ class TrainState:
         """
         policy.load(load_file(folder / TRAINED))
         if self.ema is not None:
-            self.ema = load_file(folder / EMA) or policy.snapshot()
+            average = load_file(folder / EMA)
+            self.ema = {
+                # A real copy of a part: a view would keep the whole tensor in memory.
+                n: policy.part(n, w).clone() if policy.sharded else w
+                for n, w in average.items()
+            } or policy.snapshot(whole=False)
         tensors = load_file(folder / OPTIMIZER)
         self._must_fit(tensors, folder)
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": _nested(tensors), "param_groups": groups})
+        state = _nested(tensors)
+        if policy.sharded:
+            state = _shards(state, list(policy.parameters.values()))
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         saved = json.loads((folder / STATE).read_text())
         self.step = saved["step"]
         if self.scaler is not None and saved["scaler"] is not None:
@@ -76,16 +109,17 @@ class TrainState:
             )
 
 
-def _flat(state: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
-    """An optimizer's state as tensors on the CPU, `0|exp_avg`; that of bitsandbytes is nested."""
+def _flat(state: Mapping[Any, Any], prefix: str = "", *, keep: bool = True) -> dict[str, Tensor]:
+    """An optimizer's state as whole tensors on the CPU, `0|exp_avg`; that of bitsandbytes is
+    nested. Without `keep` this rank hands in its shards, and gets nothing."""
     found: dict[str, Tensor] = {}
     for key, value in state.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}|")
-        else:
-            found[f"{prefix}{key}"] = (
-                torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
-            )
+            found |= _flat(value, f"{prefix}{key}|", keep=keep)
+            continue
+        tensor = sharding.whole(torch.as_tensor(value))
+        if keep:
+            found[f"{prefix}{key}"] = tensor.to("cpu", copy=True).contiguous()
     return found
 
 
@@ -102,6 +136,20 @@ def _nested(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Any]]:
     return state
 
 
+def _shards(state: dict[int, dict[str, Any]], weights: list[Tensor]) -> dict[int, dict[str, Any]]:
+    """Return an optimizer's state with this rank's shards of what has the shape of its weight."""
+    found: dict[int, dict[str, Any]] = {}
+    for index, values in state.items():
+        like = weights[index]
+        found[index] = {
+            key: sharding.as_shard(sharding.part_of(value, like).to(like.device, copy=True), like)
+            if isinstance(value, Tensor) and value.shape == like.shape
+            else value
+            for key, value in values.items()
+        }
+    return found
+
+
 def new_state(
     policy: Policy,
     *,
@@ -115,6 +163,7 @@ def new_state(
     weights = list(policy.parameters.values())
     settings = {"betas": betas, "eps": epsilon, "weight_decay": weight_decay}
     if use_8bit:
+        sharding.check_strategy("fsdp2" if policy.sharded else "ddp", use_8bit_adam=True)
         try:
             from bitsandbytes.optim import AdamW8bit
         except ImportError as error:
@@ -126,4 +175,4 @@ def new_state(
     else:
         optimizer = torch.optim.AdamW(weights, lr=0.0, **settings)
     scaler = torch.amp.GradScaler(policy.device.type) if policy.autocast == torch.float16 else None
-    return TrainState(optimizer, ema=policy.snapshot() if ema else None, scaler=scaler)
+    return TrainState(optimizer, ema=policy.snapshot(whole=False) if ema else None, scaler=scaler)

@@ -1,9 +1,10 @@
 """Parquet, written and read: a row is an image; scores and advantages are joined by `sample_id`.
 
 Legend: B rows, L image tokens, D packed channels, W window steps. Tensors are binary columns (their
-bytes, row by row); dtype and shape of a row stand in the schema's metadata under `tensors`. Lists
-and Arrow's tensor type were 5-20 times slower, and the latter makes Hugging Face `datasets` refuse
-the file. Pictures are PNG.
+bytes, row by row); dtype and shape of a row stand in the schema's metadata under `tensors`, with
+null for a dimension that differs between rows: the number of bytes tells it. Lists and Arrow's
+tensor type were 5-20 times slower, and the latter makes Hugging Face `datasets` refuse the file.
+Pictures are PNG.
 
 ```
 SELECT r.text, s.ocr_text, a.advantage FROM 'rollout/*.parquet' r
@@ -59,14 +60,15 @@ def write_shard(
     path: str | Path,
     columns: Mapping[str, Sequence[Any]],
     images: Sequence[Image.Image | bytes],
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor | Sequence[Tensor]],
 ) -> None:
     """Write one shard of B rows; it is there whole or not at all.
 
     columns: every name of ROLLOUT_COLUMNS but `image`, B values each. images: B pictures (or their
-    PNG bytes). tensors: names of TENSOR_COLUMNS, [B, ...] each, stored bit by bit in their own
-    dtype; the window's belong together. Raises ArtifactError for missing, unknown, too short or
-    non-finite columns; OSError when the disk is full.
+    PNG bytes). tensors: names of TENSOR_COLUMNS, [B, ...] each or B rows that differ in one
+    dimension at most, stored bit by bit in their own dtype; the window's belong together. Raises
+    ArtifactError for missing, unknown, too short or non-finite columns; OSError when the disk is
+    full.
     """
     rows = len(images)
     fields = [field for field in ROLLOUT_COLUMNS if field.name != "image"]
@@ -80,10 +82,7 @@ def write_shard(
     _check_tensors(path, tensors, rows)
     layout = {}
     for name, tensor in tensors.items():
-        layout[name] = {
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "shape": list(tensor.shape[1:]),
-        }
+        layout[name] = _layout(path, name, tensor)
         arrays.append(_binary(tensor))
         fields.append(pa.field(name, pa.large_binary(), nullable=False))
     metadata = {
@@ -99,8 +98,9 @@ def write_shard(
 def read_shard(path: str | Path, columns: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the named columns of a shard, or all.
 
-    Tensors come as [B, ...] of their own dtype, the rest as lists. `image` comes as PNG bytes
-    (`decode_png` makes pictures of them): what the reward servers take. Raises ArtifactError when
+    Tensors come as [B, ...] of their own dtype, or as a list of B rows where their shapes differ;
+    the rest as lists. `image` comes as PNG bytes (`decode_png` makes pictures of them): what the
+    reward servers take. Raises ArtifactError when
     the file is damaged, of another schema, or without a column that was named.
     """
     table = _read(path, columns)
@@ -223,7 +223,9 @@ def _arrays(
     return arrays
 
 
-def _check_tensors(path: str | Path, tensors: Mapping[str, Tensor], rows: int) -> None:
+def _check_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor | Sequence[Tensor]], rows: int
+) -> None:
     unknown = sorted(set(tensors) - set(TENSOR_COLUMNS))
     if unknown:
         raise ArtifactError(
@@ -236,34 +238,61 @@ def _check_tensors(path: str | Path, tensors: Mapping[str, Tensor], rows: int) -
         )
     for name, tensor in tensors.items():
         if len(tensor) != rows:
+            found = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else len(tensor)
+            raise ArtifactError(f"{path}: {name} must have {rows} rows. Got {found}.")
+        bad = [i for i, row in enumerate(tensor) if not torch.isfinite(row).all()]
+        if bad:
             raise ArtifactError(
-                f"{path}: {name} must have {rows} rows. Got shape {tuple(tensor.shape)}."
+                f"{path}: {name} must be finite. Row {bad[0]} holds NaN or infinity."
             )
-        if not torch.isfinite(tensor).all():
-            bad = (~torch.isfinite(tensor).flatten(1).all(1)).nonzero()[0].item()
-            raise ArtifactError(f"{path}: {name} must be finite. Row {bad} holds NaN or infinity.")
 
 
-def _binary(tensor: Tensor) -> pa.LargeBinaryArray:
-    """[B, ...] -> B binary values that share the tensor's own memory."""
-    tensor = tensor.detach().cpu().contiguous()
-    data = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0, np.uint8)
-    offsets = np.arange(len(tensor) + 1, dtype=np.int64) * (data.nbytes // max(len(tensor), 1))
+def _layout(path: str | Path, name: str, tensor: Tensor | Sequence[Tensor]) -> dict[str, Any]:
+    """Return dtype and shape of a row; null stands for the dimension in which rows differ."""
+    if isinstance(tensor, Tensor):
+        dtype, shape = tensor.dtype, list(tensor.shape[1:])
+    else:
+        dtypes, shapes = {row.dtype for row in tensor}, {tuple(row.shape) for row in tensor}
+        sides = [set(side) for side in zip(*shapes, strict=False)]
+        shape = [side.pop() if len(side) == 1 else None for side in sides]
+        if len(dtypes) != 1 or len({len(s) for s in shapes}) != 1 or shape.count(None) > 1:
+            raise ArtifactError(
+                f"{path}: rows of {name} must have one dtype, and shapes that differ in one"
+                f" dimension at most. Got {sorted(map(str, dtypes))} and {sorted(shapes)}."
+            )
+        (dtype,) = dtypes
+    return {"dtype": str(dtype).removeprefix("torch."), "shape": shape}
+
+
+def _binary(tensor: Tensor | Sequence[Tensor]) -> pa.LargeBinaryArray:
+    """[B, ...] -> B binary values that share the tensor's own memory; a list of rows is joined."""
+    if isinstance(tensor, Tensor):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        sizes = np.full(len(tensor), flat.nbytes // max(len(tensor), 1))
+    else:
+        flat = torch.cat([row.detach().cpu().reshape(-1) for row in tensor])
+        sizes = np.array([row.nbytes for row in tensor])
+    data = flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     return pa.LargeBinaryArray.from_buffers(
         pa.large_binary(), len(tensor), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     )
 
 
-def _tensor(column: pa.ChunkedArray, layout: dict[str, Any]) -> Tensor:
+def _tensor(column: pa.ChunkedArray, layout: dict[str, Any]) -> Tensor | list[Tensor]:
     """The reverse of `_binary`; one copy, so that the result can be written to."""
     dtype, shape = getattr(torch, layout["dtype"]), layout["shape"]
     array = column.combine_chunks().cast(pa.large_binary())
     if len(array) == 0:
-        return torch.empty((0, *shape), dtype=dtype)
+        return [] if None in shape else torch.empty((0, *shape), dtype=dtype)
     _, offsets, data = array.buffers()
     first = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
     raw = np.frombuffer(data, np.uint8)[first[0] : first[-1]].copy()
-    return torch.from_numpy(raw).view(dtype).reshape(len(array), *shape)
+    flat = torch.from_numpy(raw).view(dtype)
+    if None not in shape:
+        return flat.reshape(len(array), *shape)
+    rows = flat.split((np.diff(first) // dtype.itemsize).tolist())
+    return [row.reshape([-1 if side is None else side for side in shape]) for row in rows]
 
 
 def _write(path: str | Path, table: pa.Table, opaque: set[str] = frozenset()) -> None:

@@ -2,6 +2,7 @@
 
 calligrapher train tiny-nft|FILE [run=NAME] [runs_dir=DIR] [rounds=5 nft.nft_beta=0.1 ...]
 calligrapher plan nft|FILE [KEY=VALUE ...] [--gpu h100 | --gpu-memory GIB] [--json]
+calligrapher doctor nft|FILE [KEY=VALUE ...] [--ranks N] [--json]
 calligrapher reward-server [--gpu-ids 0,1] [--port 8000] ...
 calligrapher runs
 calligrapher status|verify|gc|sync RUN
@@ -39,10 +40,12 @@ from calligrapher.threads import wait_asleep
 from flows.cli.convert import add_convert_commands
 from flows.cli.data import add_data_commands, count, positive
 from flows.cli.demo import add_demo_commands
+from flows.cli.doctor import add_doctor_commands
 from flows.cli.generate import add_generate_commands
 from flows.cli.look import add_look_commands
 from flows.cli.plan import add_plan_commands
 from flows.cli.runs import add_run_commands
+from flows.cli.settings import split_settings
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # told without the name of a file
 ONLY_PRINT = {"compare", "data", "params", "plan", "runs", "status", "verify", "why"}
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # A file's name may be no UTF-8.
     wait_asleep()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["reward-server"]:
+    if arguments[:1] in (["reward-server"], ["run_server"]):
         from reward_server.processes.launch import main as reward_server
 
         return reward_server(arguments[1:])
@@ -68,18 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _ending_with_the_reader() if what in ONLY_PRINT else nullcontext():
             return chosen.command(chosen)
     except CalligrapherError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print("\n".join([f"{type(error).__name__}: {error}", *_notes(error)]), file=sys.stderr)
         return 2
     except OSError as error:
         if error.filename is None and error.errno not in _FULL:
             raise
         where = f"{error.filename} must be usable" if error.filename else "The disk must have room"
-        print(f"{where}. Found: {error.strerror}.", file=sys.stderr)
+        print("\n".join([f"{where}. Found: {error.strerror}.", *_notes(error)]), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         goes_on = " The same command goes on from here." if hasattr(chosen, "resumes") else ""
         print(f"Stopped.{goes_on}", file=sys.stderr)
         return 130
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
 
 
 @contextmanager
@@ -140,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     add_generate_commands(commands)
     add_demo_commands(commands)
     add_plan_commands(commands)
+    add_doctor_commands(commands)
 
     tiny = commands.add_parser("tiny", help="the embedded tiny model").add_subparsers(
         required=True, metavar="WHAT"
@@ -158,38 +166,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def split_settings(settings: Sequence[str]) -> tuple[str | None, Path, list[str]]:
-    """`run=` and `runs_dir=` apart from the overrides of params."""
-    run, runs_dir, overrides = None, Path("runs"), []
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            from calligrapher.errors import ParamsError
-
-            raise ParamsError(f"Every setting must be KEY=VALUE. Got {setting!r}.")
-        if key == "run":
-            run = value
-        elif key == "runs_dir":
-            runs_dir = Path(value)
-        else:
-            overrides.append(setting)
-    return run, runs_dir, overrides
-
-
 def _train(chosen: argparse.Namespace) -> int:
     run, runs_dir, overrides = split_settings(chosen.settings)
+    from tasks.launch.failures import log_of
+    from tasks.launch.places import Launched, check_places
     from tasks.params.files import find_params_file
     from tasks.params.names import check_run_name
     from tasks.params.run_params import load_params
-    from tasks.resources.rewards import check_servers
     from tasks.runs.preflight import preflight
 
     # The user's mistakes are told before anything is started.
     file = find_params_file(chosen.params)
     run = check_run_name(file.stem if run is None else run)
+    launched = Launched.from_environment()
+    if launched is not None and launched.rank > 0:
+        from tasks.launch.joined import serve_parent
+
+        return serve_parent(launched, log_of(runs_dir / run / "logs", launched.rank))
     params = load_params(file, overrides)
     preflight(params, runs_dir / "data", run=runs_dir / run)
-    check_servers(params.reward)
+    check_places(params, launched)
     from flows.services.prefect_api import QUIET, prefect_api
 
     for name, value in (QUIET | {"PREFECT_LOGGING_LEVEL": "WARNING"}).items():

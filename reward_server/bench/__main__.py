@@ -3,9 +3,11 @@
 Run it with `python -m reward_server.bench WHAT`.
 
     throughput   images/s beside a bare loop and one blocking request at a time; latencies
+    sizes        images/s beside a bare loop, for pictures of 96x32 and 512x512
     soak         memory, threads and descriptors of the server over many requests
     faults       one of three servers is killed while it scores
     heldout      OCR components of right, slightly wrong, mirrored and empty pictures
+    cases DIR    labelled pictures: how many right ones score low, how many wrong ones score 1
 
 Each prints one JSON object.
 """
@@ -14,13 +16,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from reward_server.bench.cases import cases
 from reward_server.bench.endurance import faults, soak
 from reward_server.bench.heldout import heldout
-from reward_server.bench.throughput import throughput
+from reward_server.bench.throughput import sizes, throughput
 
 _RUNS = {
     "throughput": (throughput, 512),
+    "sizes": (sizes, 128),
     "soak": (soak, 20_000),
     "faults": (faults, 300),
     "heldout": (heldout, 200),
@@ -34,14 +39,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("what", choices=_RUNS)
+    parser.add_argument("what", choices=[*_RUNS, "cases"])
+    parser.add_argument("folder", nargs="?", type=Path, help="labelled pictures, for cases")
+    parser.add_argument(
+        "--mode", choices=("auto", "scene", "line"), default="auto", help="of cases: how to read"
+    )
     parser.add_argument(
         "--threads", type=int, default=2, help="OCR threads of the server, and of the bare loop"
     )
     parser.add_argument(
-        "--count", type=int, help="pictures, or requests (soak); default 512, 20000, 300, 200"
+        "--count", type=int, help="pictures, or requests (soak); see the table in the file"
     )
     options = parser.parse_args(argv)
+    if (options.what == "cases") != (options.folder is not None):
+        parser.error("a folder must be given for cases, and only for it.")
+    if options.what == "cases":
+        try:
+            found = cases(options.folder, options.threads, options.mode)
+        except ValueError as error:
+            parser.error(str(error))
+        sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        return 0
     run, count = _RUNS[options.what]
     sys.stdout.write(json.dumps(run(options.count or count, options.threads), indent=1) + "\n")
     return 0

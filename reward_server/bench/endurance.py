@@ -22,7 +22,7 @@ def soak(count: int, threads: int) -> dict:
     sent = items(64)
     step = max(count // 20, 1)
     samples: list[dict] = []
-    with local_server(ocr_threads=threads) as url:
+    with local_server(ocr_threads=threads, flags=["--answer-cache=0"]) as url:
         pid = pid_of(url)
         with (
             ThreadPoolExecutor(_CLIENTS) as pool,
@@ -47,7 +47,7 @@ def soak(count: int, threads: int) -> dict:
 def faults(count: int, threads: int) -> dict:
     """Three servers score for a client; its own one is killed on the way."""
     sent = items(count)
-    flags = [f"--ocr-threads={threads}"]
+    flags = [f"--ocr-threads={threads}", "--answer-cache=0"]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         servers = []
         for port in random.SystemRandom().sample(LOCAL_PORTS, 3):

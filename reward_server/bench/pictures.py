@@ -3,6 +3,7 @@
 import io
 import random
 
+import numpy as np
 import requests
 from PIL import Image, ImageDraw, ImageFont
 
@@ -26,6 +27,36 @@ def words(count: int, seed: int = 0) -> list[str]:
     """Random words of five letters."""
     rng = random.Random(seed)
     return ["".join(rng.choices(LETTERS, k=5)) for _ in range(count)]
+
+
+def scene(text: str, size: tuple[int, int], seed: int = 0) -> tuple[Image.Image, Image.Image]:
+    """A picture of `size` with the word's strip of 96 x 32 px in its middle, and the strip's mask.
+
+    The rest is soft colours with grain: as hard for PNG as what a model paints.
+    """
+    width, height = size
+    rng = np.random.default_rng(seed)
+    soft = Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+    pixels = np.asarray(soft.resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
+    grain = rng.integers(-6, 7, (height, width, 3), dtype=np.int16)
+    image = Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8))
+    left, top = (width - SIZE[0]) // 2, (height - SIZE[1]) // 2
+    image.paste(picture(text), (left, top))
+    mask = Image.new("L", size)
+    mask.paste(255, (left, top, left + SIZE[0], top + SIZE[1]))
+    return image, mask
+
+
+def scenes(count: int, size: tuple[int, int]) -> list[RewardItem]:
+    """Scenes with random words, not encoded yet; all share one mask and one reference."""
+    _, mask = scene("", size)
+    reference, _ = scene("style", size, seed=1)
+    return [
+        RewardItem(
+            scene(word, size, seed)[0], f"The text is '{word}'.", mask, word, reference=reference
+        )
+        for seed, word in enumerate(words(count))
+    ]
 
 
 def items(count: int) -> list[RewardItem]:

@@ -7,21 +7,75 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import requests
 
-from reward_server.bench.pictures import SIZE, items, picture, pid_of, words
+from reward_server.bench.pictures import SIZE, items, picture, pid_of, png, scenes, words
 from reward_server.client import RewardClient, RewardItem, encode_png
 from reward_server.processes.process import LOCAL_PORTS, ServerProcess, local_server
+from reward_server.scorers.base import Item
 from reward_server.scorers.ocr.ctc import Alphabet, likelihood_per_character
 from reward_server.scorers.ocr.models import load_recogniser, padded_width
+from reward_server.scorers.ocr.scorer import OCRScorer
 from reward_server.scorers.ocr.weights import LINE_HEIGHT
+from reward_server.service.images import bounding_box
 from reward_server.text import ocr_accuracy
 
 _TURNS = 3
+_FLAGS = ["--answer-cache=0"]  # the pictures are the same in every turn
 _RATE, _CPU = "images_per_s", "cpu_ms_per_image"
+
+
+def sizes(count: int, threads: int) -> dict:
+    """Images per second of the service and of a bare loop, for pictures of several sizes.
+
+    The line that is read is the same on all; what grows is the picture around it. Client and server
+    encode and decode pictures that are in memory, or, as in a training, pictures that are PNG files
+    already; each has the one mask and the one reference that its group shares. The bare loop is the
+    server's OCR itself on decoded pictures.
+    """
+    scorer = OCRScorer(num_threads=threads, mode="auto")
+    found: dict[str, dict] = {}
+    with local_server(ocr_threads=threads, flags=_FLAGS) as url:
+        for side, encoded in ((SIZE, False), ((512, 512), False), ((512, 512), True)):
+            sent = scenes(count, side)
+            if encoded:
+                sent = [replace(one, image=png(one.image)) for one in sent]
+            decoded = [_decoded(item) for item in scenes(count, side)]
+            _load(url, sent[:32], clients=4, chunk=8)  # warm up
+            bare, service = [], []
+            for _ in range(_TURNS):
+                bare.append(_measure(partial(_score_all, scorer, decoded, threads), count))
+                service.append(_measure(partial(_load, url, sent, clients=8, chunk=8), count))
+            found[f"{side[0]}x{side[1]}{' PNG' if encoded else ''}"] = {
+                "bare_loop": _best(bare),
+                "service": _best(service)[_RATE],
+                "of_bare_loop": statistics.median(
+                    one[_RATE] / other[_RATE] for one, other in zip(service, bare, strict=True)
+                ),
+            }
+    scorer.close()
+    return {"images": count, "threads": threads, **found}
+
+
+def _decoded(item: RewardItem) -> Item:
+    image, white = np.asarray(item.image), np.asarray(item.mask) >= 128
+    box = top, bottom, left, right = bounding_box(white)
+    crop = image[top:bottom, left:right]
+    return Item(image, crop, item.text or "", mask=white, box=box, prompt=item.prompt)
+
+
+def _score_all(scorer: OCRScorer, items: Sequence[Item], threads: int) -> None:
+    """Score all items, `threads` batches side by side."""
+    size = scorer.max_batch
+    with ThreadPoolExecutor(threads) as pool:
+        batches = [items[start : start + size] for start in range(0, len(items), size)]
+        assert all(one.values for outcomes in pool.map(scorer.score_items, batches)
+                   for one in outcomes)  # fmt: skip
 
 
 def throughput(count: int, threads: int) -> dict:
@@ -37,7 +91,7 @@ def throughput(count: int, threads: int) -> dict:
     }
     best_batch = min(by_batch, key=lambda batch: by_batch[batch][_CPU])
     bare, service = [], []
-    with local_server(ocr_threads=threads) as url:
+    with local_server(ocr_threads=threads, flags=_FLAGS) as url:
         _load(url, sent[:32], clients=4, chunk=8)  # warm up
         for _ in range(_TURNS):
             bare.append(_measure(lambda: loop.run(best_batch), count))
@@ -97,6 +151,7 @@ def _load(url: str, sent: Sequence[RewardItem], *, clients: int, chunk: int) -> 
 
     def work(share: Sequence[RewardItem]) -> None:
         with RewardClient([url], chunk_size=chunk, concurrency=1) as client:
+            client.info()  # as a training does
             for start in range(0, len(share), chunk):
                 started = time.perf_counter()
                 results = client.score_batch(share[start : start + chunk])

@@ -263,12 +263,12 @@ def _result(one: dict) -> RewardResult:
         )
     score = one["score"]
     known = {name: score[name] for name in _RESULT if name in score}
-    # What a newer server says besides is no component unless it is a number, or null with a reason.
+    # A number, or null with a reason, that this client has no field for is a component.
     own = {
         name: value
         for name, value in score.items()
         if name not in _RESULT
-        and (type(value) in (int, float) or (value is None and name in known["errors"]))
+        and (type(value) in (int, float) or (value is None and name in score["errors"]))
     }
     return RewardResult(**known, own=own)
 

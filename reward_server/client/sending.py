@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from reward_server.client.failover import Request
+from reward_server.text import Match
 
 _FILES = 2  # the protocol from which on a server has /score_files
 
@@ -30,6 +31,7 @@ class RewardItem:
     mask: Any = None
     text: str | None = None
     reference: Any = None
+    match: Match | None = None  # whether case and spaces count; None = as the server is set up
 
 
 def encode_png(picture: Any) -> str:
@@ -167,7 +169,8 @@ def sent_items(
 
     sent = []
     for item in items:
-        words = {"prompt": item.prompt} | ({} if item.text is None else {"text": item.text})
+        said = {"prompt": item.prompt, "text": item.text, "match": item.match}
+        words = {name: word for name, word in said.items() if word is not None}
         pictures = {"image": once(item.image)}
         if item.mask is not None:
             pictures["mask"] = once(item.mask)

@@ -6,7 +6,8 @@ They are started and stopped together.
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from reward_server.processes.process import START_TIMEOUT_S, ServerProcess, ServerStartError
@@ -120,6 +121,41 @@ class Fleet:
             "the reward server on port %d ended with status %d; restart %d of %d in %g s",
             slot.port, status, slot.restarts, self._max_restarts, pause,
         )  # fmt: skip
+
+
+@contextmanager
+def local_fleet(
+    gpu_ids: Sequence[str],
+    *,
+    first_port: int,
+    flags: Sequence[str] = (),
+    log_dir: Path,
+    max_restarts: int = 5,
+    start_timeout_s: float = START_TIMEOUT_S,
+) -> Iterator[list[str]]:
+    """A server on each of `gpu_ids` for this process: `with local_fleet(["4", "5"], ...) as urls:`.
+
+    They listen on loopback from `first_port` on; one that dies is started again; all are gone after
+    the block, and also when this process is killed. Raises ServerStartError.
+    """
+    flags = ["--device=cuda", *flags]
+    fleet = Fleet(
+        gpu_ids,
+        host="127.0.0.1",
+        first_port=first_port,
+        flags=flags,
+        log_dir=log_dir,
+        max_restarts=max_restarts,
+    )
+    fleet.start(start_timeout_s)
+    watch = threading.Thread(target=fleet.watch, name="reward-fleet", daemon=True)
+    watch.start()
+    try:
+        yield [server.url for server in fleet.servers]
+    finally:
+        fleet.ask_to_stop()
+        watch.join()
+        fleet.stop()
 
 
 class _Slot:

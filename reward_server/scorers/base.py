@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from reward_server.text import Match
+
 
 @dataclass(frozen=True)
 class Item:
@@ -21,6 +23,7 @@ class Item:
     # Why the reference that was sent cannot be used: who looks at one is not asked about this item.
     reference_error: str | None = None
     prompt: str = ""  # what the model was told
+    match: Match | None = None  # whether case and spaces count; None: as the server is set up
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ def _ocr(settings: Settings) -> Scorer | None:
     return OCRScorer(
         num_threads=settings.ocr_threads,
         mode=settings.ocr_mode,
+        match=settings.ocr_match,
         engine=settings.ocr_engine,
         model_dir=settings.ocr_model_dir,
         det_model_dir=settings.ocr_det_model_dir,

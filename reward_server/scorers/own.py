@@ -7,9 +7,10 @@ class Legible:                                     # my_rewards.py
 ```
 
 Further members, all optional: `lowest` (the smallest number it may give, 0.0; the largest is always
-1), `sees_reference` (False; True: items whose reference cannot be used are not asked about),
-`max_batch` (16 items of a call), `parallel` (1 call at a time), `timeout_s` (30 seconds of a call),
-`info` (a dict of what else decides its numbers: a model's digest), `close()`.
+1), `sees_reference` (False; True: items come with their `reference`, and one whose reference cannot
+be used is not asked about), `max_batch` (16 items of a call), `parallel` (1 call at a time),
+`timeout_s` (30 seconds of a call), `info` (a dict of what else decides its numbers: a model's
+digest), `close()`.
 """
 
 import math
@@ -17,6 +18,7 @@ import sys
 import threading
 import types
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -39,7 +41,7 @@ class OwnScorer:
         self.max_batch = int(_member(scorer, name, "max_batch", 16, lambda n: n >= 1))
         self.parallel = int(_member(scorer, name, "parallel", 1, lambda n: 1 <= n <= 64))
         self.timeout_s = float(_member(scorer, name, "timeout_s", 30.0, lambda n: 0 < n < math.inf))
-        self._sees_reference = bool(getattr(scorer, "sees_reference", False))
+        self.sees_reference = bool(getattr(scorer, "sees_reference", False))
         told = getattr(scorer, "info", {})
         if not callable(getattr(scorer, "score", None)) or not isinstance(told, dict):
             raise TypeError(
@@ -52,7 +54,9 @@ class OwnScorer:
 
     def score_items(self, items: Sequence[Item]) -> list[Outcome]:
         """See Scorer; never raises."""
-        unusable = [item.reference_error if self._sees_reference else None for item in items]
+        unusable = [item.reference_error if self.sees_reference else None for item in items]
+        if not self.sees_reference:  # nor does what others look at decide its numbers
+            items = [replace(item, reference=None) for item in items]
         asked = iter(self._score([i for i, no in zip(items, unusable, strict=True) if no is None]))
         return [next(asked) if no is None else failed(self.fields, no) for no in unusable]
 

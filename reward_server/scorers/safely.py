@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from reward_server.components import LOWEST
+from reward_server.components import FACTORS, LOWEST
 from reward_server.scorers.base import (
     Item,
     Outcome,
@@ -13,6 +13,7 @@ from reward_server.scorers.base import (
     probe_item,
 )
 
+_LOWEST = LOWEST | dict.fromkeys(FACTORS, 0.0)
 log = logging.getLogger(__name__)
 
 
@@ -41,9 +42,9 @@ def score_safely(scorer: Scorer, items: Sequence[Item]) -> list[Outcome]:
 def checked(outcome: Outcome) -> Outcome:
     """Return the outcome with each number outside its range (NaN is) turned into an error."""
     bad = {
-        field: f"the scorer gave {value}, which is no number in {LOWEST[field]:g}..1"
+        field: f"the scorer gave {value}, which is no number in {_LOWEST[field]:g}..1"
         for field, value in outcome.values.items()
-        if field in LOWEST and not LOWEST[field] <= value <= 1
+        if field in _LOWEST and not _LOWEST[field] <= value <= 1
     }
     if not bad:
         return outcome

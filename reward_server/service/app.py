@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from reward_server.scorers.base import Scorer
 from reward_server.service.admission import OverloadedError
 from reward_server.service.forms import FormError, parts_of
 from reward_server.service.guard import OPEN_PATHS, Guard
-from reward_server.service.intake import Ask, ItemError, ask_of, read_item, told
+from reward_server.service.intake import Ask, Buffer, ItemError, ask_of, read_item, told
 from reward_server.service.schema import (
     Alive,
     BatchRequest,
@@ -133,7 +133,7 @@ def create_app(
     async def score(request: ScoreRequest, response: Response) -> ScoreResponse:
         """Score one picture."""
         try:
-            (result,) = await service.score([ask_of(request)])
+            (result,) = await service.score([ask_of(request, names=service.names)])
         except ItemError as error:
             service.metrics.rejected.labels("item").inc()
             raise HTTPException(422, str(error)) from None
@@ -156,20 +156,21 @@ def create_app(
         """
         try:
             parts = parts_of(request.headers["content-type"], await request.body())
-            batch = BatchRequest.model_validate_json(parts.pop("items", b""))
+            batch = BatchRequest.model_validate_json(bytes(parts.pop("items", b"")))
         except (FormError, ValidationError) as error:
             detail = str(error) if isinstance(error, FormError) else told(error.errors())
             raise HTTPException(422, f"items: {detail}"[:500]) from None
         return await _score_all(batch, parts, response)
 
     async def _score_all(
-        batch: BatchRequest, files: Mapping[str, bytes] | None, response: Response
+        batch: BatchRequest, files: Mapping[str, Buffer] | None, response: Response
     ) -> BatchResponse:
         if len(batch.items) > settings.max_items:
             raise HTTPException(
                 422, f"items must be at most {settings.max_items}. Got {len(batch.items)}."
             )
-        results = await service.score([_read(item, files) for item in batch.items])
+        asked = [_read(item, files, service.names) for item in batch.items]
+        results = await service.score(asked)
         _name_setup(response)
         if any(isinstance(result, ItemError) for result in results):
             response.status_code = 207
@@ -237,9 +238,9 @@ def create_app(
     return app
 
 
-def _read(item: Any, files: Mapping[str, bytes] | None) -> Ask | ItemError:
+def _read(item: Any, files: Mapping[str, Buffer] | None, names: Sequence[str]) -> Ask | ItemError:
     try:
-        return read_item(item, files)
+        return read_item(item, files, names=names)
     except ItemError as error:
         return error
 

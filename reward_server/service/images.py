@@ -26,7 +26,7 @@ def open_png(data: str, *, field: str, max_pixels: int) -> Image.Image:
 
 
 def open_file(
-    raw: bytes, *, field: str, max_pixels: int, formats: Sequence[str] = ("PNG", "BMP")
+    raw: bytes | memoryview, *, field: str, max_pixels: int, formats: Sequence[str] = ("PNG", "BMP")
 ) -> Image.Image:
     """Check a picture's file by its header only: no pixel is decoded yet. Raises ImageError."""
     try:

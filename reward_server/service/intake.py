@@ -5,7 +5,7 @@ decoded once: a group of pictures has the same.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -26,9 +26,10 @@ from reward_server.service.images import (
 )
 from reward_server.service.lru import LRU
 from reward_server.service.schema import MAX_PROMPT_CHARS, MAX_TEXT_CHARS, ScoreRequest
-from reward_server.text import normalise, text_from_prompt
+from reward_server.text import Match, normalise, text_from_prompt
 
-Picture = str | bytes  # base64 of a PNG, or a PNG or BMP file
+Buffer = bytes | memoryview
+Picture = str | Buffer  # base64 of a PNG, or a PNG or BMP file
 
 
 class ItemError(ValueError):
@@ -45,6 +46,7 @@ class Ask:
     mask: Picture | None = None
     reference: Picture | None = None
     components: tuple[str, ...] | None = None  # None: all
+    match: Match | None = None
 
     @cached_property
     def image_digest(self) -> bytes:
@@ -64,7 +66,8 @@ class Ask:
     def digest(self, *, reference: bool) -> tuple:
         """Stands for all that decides the score; the reference where somebody looks at it."""
         seen = self.reference_digest if reference else b""
-        return self.image_digest, self.mask_digest, seen, self.text, self.prompt, self.components
+        pictures = self.image_digest, self.mask_digest, seen
+        return *pictures, self.text, self.prompt, self.components, self.match
 
 
 @dataclass(frozen=True)
@@ -109,24 +112,32 @@ def shared_pictures(capacity_bytes: int) -> LRU:
     )
 
 
-def read_item(sent: Any, files: Mapping[str, bytes] | None = None) -> Ask:
+def read_item(
+    sent: Any, files: Mapping[str, Buffer] | None = None, *, names: Sequence[str] = NAMES
+) -> Ask:
     """Check one item's form and limits. Raises ItemError.
 
-    files: the pictures that the item names, when they did not come in base64.
+    files: the pictures that the item names, when they did not come in base64. names: the components
+    that it may ask for.
     """
     try:
         request = ScoreRequest.model_validate(sent)
     except ValidationError as error:
         raise ItemError(told(error.errors())) from None
-    return ask_of(request, files)
+    return ask_of(request, files, names=names)
 
 
-def ask_of(request: ScoreRequest, files: Mapping[str, bytes] | None = None) -> Ask:
+def ask_of(
+    request: ScoreRequest,
+    files: Mapping[str, Buffer] | None = None,
+    *,
+    names: Sequence[str] = NAMES,
+) -> Ask:
     """Return what a request of the right form asks. Raises ItemError: its limits, its names."""
     text = _target(request)
     components = request.components
-    if components is not None and not (components and set(components) <= set(NAMES)):
-        raise ItemError(f"components must be some of {', '.join(NAMES)}. Got {components}.")
+    if components is not None and not (components and set(components) <= set(names)):
+        raise ItemError(f"components must be some of {', '.join(names)}. Got {components}.")
 
     def picture(name: str | None) -> Picture | None:
         if files is None or name is None:
@@ -144,6 +155,7 @@ def ask_of(request: ScoreRequest, files: Mapping[str, bytes] | None = None) -> A
         picture(request.mask),
         picture(request.reference),
         None if components is None else tuple(sorted(set(components))),
+        request.match,
     )
 
 
@@ -197,7 +209,7 @@ def decode(ask: Ask, opened: Opened, shared: LRU) -> Item:
             shared.put(("mask", ask.mask_digest), mask)
     except ImageError as error:
         raise ItemError(str(error)) from None
-    item = Item(image, image, ask.text, has_mask=False, prompt=ask.prompt)
+    item = Item(image, image, ask.text, has_mask=False, prompt=ask.prompt, match=ask.match)
     if mask is not None:
         top, bottom, left, right = mask.box
         crop = image[top:bottom, left:right]

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from reward_server.components import LOWEST
 from reward_server.scorers.base import KINDS
+from reward_server.text import Match
 
 MAX_PROMPT_CHARS = 4096
 MAX_TEXT_CHARS = 256
@@ -51,7 +52,8 @@ class ScoreRequest(Wire):
     mask: Base64PNG | None = Field(
         None,
         description=(
-            "white = the painted text area; of the image's size. OCR and style see its bounding box"
+            "white = the painted text area; of the image's size. OCR reads what lies in it; style"
+            " sees its bounding box"
         ),
     )
     timestep: float | None = Field(
@@ -69,6 +71,10 @@ class ScoreRequest(Wire):
     reference: Base64PNG | None = Field(
         None, description="the picture whose style was wanted (style, VLM)"
     )
+    match: Match | None = Field(
+        None,
+        description="exact: case and spaces count; loose: they do not; default: as the server's",
+    )
     components: list[str] | None = Field(
         None,
         description=(
@@ -81,8 +87,8 @@ class ScoreRequest(Wire):
 class ScoreResponse(Wire):
     """Every component of one picture's score; one is null exactly when `errors` says why.
 
-    Its fields are those of `components.Measured`, described, and one for each component that a
-    scorer of the user's own measures.
+    Its fields are those of `components.Measured`, described, and one for each aspect of the
+    lines read (`components.FACTORS`) and each component that a scorer of the user's own measures.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)

@@ -85,9 +85,16 @@ class RewardService:
         self._status: dict[str, str] = {"scorers": "loading"}
         self.fingerprint = ""  # of what decides the scores, once the scorers are loaded
         self._closed = threading.Event()
-        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(
+            len(os.sched_getaffinity(0)), thread_name_prefix="decode"
+        )
         self._shared = shared_pictures(_SHARED_BYTES)
         self._answers = LRU(settings.answer_cache)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Components that an item may ask for."""
+        return (*NAMES, *self._own)
 
     @property
     def ready(self) -> bool:
@@ -244,8 +251,10 @@ class RewardService:
         ]
 
     def _looks_at_reference(self, ask: Ask) -> bool:
+        # A scorer of the user's own may look at anything.
         return any(
-            isinstance(one.scorer, OwnScorer) or SEES_REFERENCE.intersection(one.scorer.fields)
+            SEES_REFERENCE.intersection(one.scorer.fields)
+            or (isinstance(one.scorer, OwnScorer) and one.scorer.sees_reference)
             for one in self._asked(ask)
         )
 

@@ -187,6 +187,13 @@ _OTHER_ENGINES = (
     " them as they were, on the same kind of CPU, to put that back."
 )
 
+_UPDATE_VERSION = "params.update_version"
+_OTHER_PROGRAM = (
+    " A version is that of the program, which makes this in another way now: only the program that"
+    " made it can go on with this run. To keep its rounds and go on with this program, fork at the"
+    " first stage that is missing."
+)
+
 
 def stale(artifact: Artifact, asked: Provenance) -> ArtifactError:
     """Return the error that lists how `artifact` differs from what is asked for."""
@@ -194,6 +201,7 @@ def stale(artifact: Artifact, asked: Provenance) -> ArtifactError:
     data = contents.explain(artifact.path, artifact.inputs, asked.inputs)
     lines = "".join(f"\n  {line}" for line in (*changes, *data))
     other_engines = "\n  extra.scored_by." in lines
+    other_program = any(f"\n  {key}: " in lines for key in ("stage_version", _UPDATE_VERSION))
     return ArtifactError(
         f"{artifact.path} was made from other params or inputs than are asked for now:{lines}\nA"
         " finished artifact is never overwritten. Put the old values back to go on with this run,"
@@ -201,4 +209,5 @@ def stale(artifact: Artifact, asked: Provenance) -> ArtifactError:
         " anew in a fork: `calligrapher rerun RUN STAGE --fork NAME --downstream`. After a mended"
         " sample STAGE is the first one that `calligrapher status RUN` shows as missing."
         + (_OTHER_ENGINES if other_engines else "")
+        + (_OTHER_PROGRAM if other_program else "")
     )

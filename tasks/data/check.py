@@ -14,7 +14,7 @@ from calligrapher.data.dataset import DatasetKind, ListedSample, survey
 from calligrapher.data.images import load_mask, load_rgb
 from calligrapher.data.tables import SAVED
 from calligrapher.errors import DataError
-from tasks.data.demands import Demands, advice, unmet
+from tasks.data.demands import Demands, advice, heights_on, unmet
 from tasks.progress import Progress
 
 _LONGEST_COUNT = 40  # kinds of characters or sizes that are counted out
@@ -47,6 +47,8 @@ class CheckedDataset:
         broken = [f"broken: {problem}" for problem in self.problems]
         cases = [sample.case for sample in self.samples if sample.case]
         rows = [f"{name:<12} {value}" for name, value in _statistics(self.sound)]
+        if (told := heights_on(self.demands.canvas, self.sound)) is not None:
+            rows.append(f"{'shapes':<12} {told}")
         return "\n".join([self.title, *broken, *advice(cases, self.demands), *rows])
 
 

@@ -4,6 +4,7 @@ Known before a model is loaded, and asked of all cases at once: by `data check`,
 before a run.
 """
 
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,19 @@ def advice(cases: Iterable[Case], demands: Demands) -> list[str]:
     if demands.warmup and any(case.target is None for case in cases):
         return [WITHOUT_TARGETS]
     return []
+
+
+def heights_on(canvas: Canvas, cases: Sequence[Case]) -> str | None:
+    """Return what references on top make of the canvas, in words; None where they do not."""
+    if not canvas.reference_context or not cases:
+        return None
+    heights = sorted(canvas.height_with(case) for case in cases)
+    if heights[0] == heights[-1]:
+        return f"canvas and reference on top: {canvas.width}x{heights[0]}"
+    return (
+        f"canvas and reference on top: {canvas.width} wide, {len(set(heights))} heights from"
+        f" {heights[0]} to {heights[-1]} (median {statistics.median(heights):.0f}); a batch has one"
+    )
 
 
 def require(cases: Sequence[Case], demands: Demands) -> None:

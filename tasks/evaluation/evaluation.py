@@ -113,7 +113,9 @@ class Evaluation:
         def build(out: Path) -> dict[str, Any]:
             resources = self.resources
             weights: Weights = (
-                resources.weights(path) if path else resources.initial_model().policy.snapshot()
+                resources.weights(path)
+                if path
+                else resources.initial_model().policy.snapshot(whole=False)
             )
             counts = evaluate_stage.evaluate_weights(
                 resources,

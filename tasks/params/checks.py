@@ -7,12 +7,14 @@ from typing import Protocol, get_args
 
 from pydantic import BaseModel
 
+from calligrapher.model.sharding import check_strategy
 from calligrapher.rl.advantage import AdvantageParams
 from calligrapher.rl.algorithm import Algorithm
-from reward_server.components import NAMES, WEIGHABLE
+from reward_server.components import FACTORS, NAMES, WEIGHABLE
 from tasks.params.sections import (
     DataParams,
     EvaluateParams,
+    LaunchParams,
     ModelParams,
     RewardParams,
     RolloutParams,
@@ -34,6 +36,7 @@ class Sections(Protocol):
     update: UpdateParams
     evaluate: EvaluateParams
     tracking: TrackingParams
+    launch: LaunchParams
 
     @property
     def rl(self) -> Algorithm: ...
@@ -67,6 +70,8 @@ def check_all(params: Sections) -> None:
     evaluates(params)
     learning_rate_rises(params)
     tracking_has_a_store(params)
+    ranks_have_places(params)
+    servers_have_places(params)
 
 
 def algorithms(params: type[BaseModel]) -> dict[str, type[Algorithm]]:
@@ -84,9 +89,9 @@ def one_algorithm(params: Sections) -> None:
     given = [name for name in known if getattr(params, name) is not None]
     if len(given) != 1:
         raise ValueError(
-            f"exactly one of the sections {' and '.join(known)} must be given. Got"
+            f"exactly one of the sections {', '.join(known)} must be given. Got"
             f" {' and '.join(given) or 'none'}. To switch off the one of a file, override it with"
-            f" null: `{known[-1]}=null {known[0]}={{}}`."
+            f" null: `{(given or known)[-1]}=null {known[0]}={{}}`."
         )
 
 
@@ -167,7 +172,7 @@ def reward_answers(params: Sections) -> None:
             f" reward.server_urls is empty). Got {reward.vlm_weight}. Set it to 0, or name a VLM."
         )
     for name in reward.weights:
-        if name not in NAMES and name not in reward.scorers and not reward.server_urls:
+        if name not in (*NAMES, *FACTORS, *reward.scorers) and not reward.server_urls:
             raise ValueError(
                 f"reward.weights.{name} must name what is measured: a component of the reward"
                 f" server ({', '.join(WEIGHABLE)}), or one of reward.scorers. Got"
@@ -211,4 +216,61 @@ def tracking_has_a_store(params: Sections) -> None:
         raise ValueError(
             "tracking.uri must be a folder, or a URI that begins with one of"
             f" {', '.join(MLFLOW_SCHEMES)}. Got {scheme}://, which MLflow cannot open."
+        )
+
+
+def ranks_have_places(params: Sections) -> None:
+    launch = params.launch
+    if launch.num_processes and launch.gpu_ids and launch.num_processes != len(launch.gpu_ids):
+        raise ValueError(
+            "launch.num_processes must be the number of launch.gpu_ids, or null. Got"
+            f" {launch.num_processes} for {len(launch.gpu_ids)} GPUs."
+        )
+    if launch.backend == "inline" and launch.size > 1:
+        raise ValueError(
+            f"launch.backend must be accelerate or ray for {launch.size} ranks. Got inline, which"
+            " is this process alone. Set it to null."
+        )
+    if launch.backend == "ray" and launch.gpu_ids:
+        raise ValueError(
+            f"launch.gpu_ids must be empty with launch.backend ray. Got {launch.gpu_ids}: Ray"
+            " chooses machines and GPUs. Set launch.num_processes."
+        )
+    eight_bit = params.warmup.use_8bit_adam or params.update.use_8bit_adam
+    check_strategy(launch.strategy, use_8bit_adam=eight_bit)
+    device = params.model.device
+    if launch.size > 1 and device not in ("auto", "cpu", "cuda"):
+        raise ValueError(
+            f"model.device must be auto, cpu or cuda for {launch.size} ranks. Got {device!r}, which"
+            " is one device. Choose GPUs with launch.gpu_ids."
+        )
+
+
+def servers_have_places(params: Sections) -> None:
+    launch, reward = params.launch, params.reward
+    for key, ids in (("gpu_ids", launch.gpu_ids), ("reward_gpu_ids", launch.reward_gpu_ids)):
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"launch.{key} must name each GPU once. Got {ids}.")
+    if both := sorted(set(launch.gpu_ids) & set(launch.reward_gpu_ids)):
+        raise ValueError(
+            "launch.gpu_ids and launch.reward_gpu_ids must be different GPUs. Got"
+            f" {', '.join(map(str, both))} in both: a model and a reward server would share its"
+            " memory."
+        )
+    if launch.reward_gpu_ids and reward.server_urls:
+        raise ValueError(
+            "launch.reward_gpu_ids must be empty where reward.server_urls names servers. Got"
+            f" {launch.reward_gpu_ids}. Give one of the two."
+        )
+    if launch.reward_gpu_ids and reward.server_host not in (None, "127.0.0.1", "localhost"):
+        raise ValueError(
+            "reward.server_host must be null with launch.reward_gpu_ids, which are of this machine."
+            f" Got {reward.server_host!r}. Start the servers there, and set"
+            " launch.reward_gpu_ids=[]."
+        )
+    last = (reward.server_port or 8000) + max(launch.size, len(launch.reward_gpu_ids)) - 1
+    if last > 65535:
+        raise ValueError(
+            "reward.server_port must leave room for a port of each rank. Got"
+            f" {reward.server_port}, which would end at {last}."
         )

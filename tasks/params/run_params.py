@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from calligrapher.errors import ParamsError
 from calligrapher.rl.advantage import AdvantageParams
 from calligrapher.rl.algorithm import Algorithm
+from calligrapher.rl.awm import AWMParams
 from calligrapher.rl.grpo import GRPOParams
 from calligrapher.rl.nft import NFTParams
 from tasks.params.checks import algorithms, check_all
@@ -26,6 +27,7 @@ from tasks.params.sections import (
     DataParams,
     EmaParams,
     EvaluateParams,
+    LaunchParams,
     LoraParams,
     ModelParams,
     OptimizerParams,
@@ -43,6 +45,7 @@ __all__ = [
     "DataParams",
     "EmaParams",
     "EvaluateParams",
+    "LaunchParams",
     "LoraParams",
     "ModelParams",
     "OptimizerParams",
@@ -78,16 +81,20 @@ class RunParams(Section):
     reward: RewardParams = Field(default_factory=RewardParams)
     advantage: AdvantageParams = AdvantageParams()
     nft: NFTParams | None = Field(
-        None, description="Train with DiffusionNFT; exactly one of nft and grpo."
+        None, description="Train with DiffusionNFT; exactly one algorithm."
     )
     grpo: GRPOParams | None = Field(
-        None, description="Train with Flow-GRPO; exactly one of nft and grpo."
+        None, description="Train with Flow-GRPO; exactly one algorithm."
+    )
+    awm: AWMParams | None = Field(
+        None, description="Train with Advantage Weighted Matching; exactly one algorithm."
     )
     update: UpdateParams = UpdateParams()
     ema: EmaParams = EmaParams()
     evaluate: EvaluateParams = EvaluateParams()
     tracking: TrackingParams = TrackingParams()
     retention: RetentionParams = RetentionParams()
+    launch: LaunchParams = LaunchParams()
 
     @property
     def algorithm(self) -> str:

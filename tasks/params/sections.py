@@ -7,11 +7,11 @@ The algorithms' own sections (`nft`, `grpo`, `advantage`) are declared beside th
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from calligrapher.data.dataset import DatasetKind
 from calligrapher.params import Count, Positive, Section, Weight
-from reward_server.components import NAMES, WEIGHABLE, WEIGHT_OF, is_weighable
+from reward_server.components import FACTORS, NAMES, WEIGHABLE, WEIGHT_OF, is_weighable
 from reward_server.scorer_files import ScorerFile, check_own_name
 
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
@@ -94,6 +94,13 @@ class ModelParams(Section):
     device: str = Field(
         "auto",
         description="'auto', 'cpu', 'cuda', 'cuda:1', ...; auto takes CUDA when there is one.",
+    )
+    attention_backend: str | None = Field(
+        None,
+        description=(
+            "How attention is computed, by its name in diffusers (native, flash, _native_cudnn,"
+            " ...); null = torch's choice. Changes the last bits."
+        ),
     )
     train_adapter: bool = Field(
         True, description="Train the adapter; false = only the LoRA weights."
@@ -215,6 +222,28 @@ class RewardParams(Section):
             "by their keys above, and mean the same."
         ),
     )
+    factors: list[str] = Field(
+        [],
+        description=(
+            "Components of 0..1 by which ocr_accuracy and ocr_likelihood are multiplied before "
+            "they are weighed: of ocr_visibility, ocr_upright, ocr_unstruck, ocr_sharpness, "
+            "ocr_inside, ocr_size. Text that nobody can see or accept then earns nothing."
+        ),
+    )
+    ocr_mode: Literal["auto", "scene", "line"] | None = Field(
+        None,
+        description=(
+            "How the run's own server reads: auto finds lines and keeps those in the mask, line "
+            "takes the mask's box for one line; null = auto. Named servers have their own flag."
+        ),
+    )
+    ocr_match: Literal["loose", "exact"] | None = Field(
+        None,
+        description=(
+            "Whether case and spaces count (exact) or not (loose), where a case does not say; null "
+            "= as the server is set up: loose for the run's own."
+        ),
+    )
     scorers: dict[str, str] = Field(
         {},
         description=(
@@ -228,6 +257,20 @@ class RewardParams(Section):
     )
     vlm: str | None = Field(
         None, description="VLM for the run's own server (a model folder); null = none."
+    )
+    server_host: str | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "Host of reward servers that are there already, one for each rank; null = 127.0.0.1."
+        ),
+    )
+    server_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        None,
+        description=(
+            "Port of rank 0's reward server; rank i's is i higher. null = 8000. Without host, port,"
+            " launch.gpu_ids and server_urls the run has a server of its own."
+        ),
     )
     token_file: str | None = Field(
         None,
@@ -290,9 +333,19 @@ class RewardParams(Section):
                     f"weights must name components that can be weighed ({', '.join(WEIGHABLE)}, or"
                     f" one of your own). Got {name!r}."
                 )
-            if name not in NAMES:
+            if name not in NAMES and name not in FACTORS:
                 check_own_name(name)
         return weights
+
+    @field_validator("factors")
+    @classmethod
+    def _names_factors(cls, factors: list[str]) -> list[str]:
+        for name in factors:
+            if name not in FACTORS or factors.count(name) > 1:
+                raise ValueError(
+                    f"factors must name some of {', '.join(FACTORS)}, each once. Got {name!r}."
+                )
+        return factors
 
     @field_validator("scorers")
     @classmethod
@@ -307,6 +360,11 @@ class RewardParams(Section):
         given = {component: getattr(self, key) for component, key in WEIGHT_OF.items()}
         given |= self.weights
         return {component: weight for component, weight in given.items() if weight > 0}
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The components that a reward is made of: what is weighed, and the factors."""
+        return tuple(dict.fromkeys([*self.component_weights, *self.factors]))
 
     @property
     def scorer_files(self) -> dict[str, ScorerFile]:
@@ -390,3 +448,57 @@ class RetentionParams(Section):
     keep_last: Positive = Field(2, description="The newest rounds that keep their files.")
     keep_every: Count = Field(0, description="Also every n-th round; 0 = none.")
     keep_best: bool = Field(True, description="Also the round with the best held-out OCR accuracy.")
+
+
+def _listed(ids: Any) -> Any:
+    """Return GPUs written as `0,1,2,3`, or as one number, as a list."""
+    if isinstance(ids, str):
+        return [part.strip() for part in ids.split(",") if part.strip()]
+    return [ids] if isinstance(ids, int) else ids
+
+
+GpuIds = Annotated[list[Count], BeforeValidator(_listed)]
+
+
+class LaunchParams(Section):
+    """Where a run works and how fast: no result depends on it, and a run may go on with another."""
+
+    gpu_ids: GpuIds = Field(
+        [], description="GPUs of this machine to train on, one rank each; empty = one process."
+    )
+    num_processes: Positive | None = Field(
+        None, description="Ranks; null = one for each of gpu_ids, or one."
+    )
+    backend: Literal["inline", "accelerate", "ray"] | None = Field(
+        None,
+        description=(
+            "inline: this process; accelerate: processes of this machine; ray: actors on all"
+            " machines of RAY_ADDRESS, or of a local Ray. null = inline for one rank, accelerate"
+            " for more."
+        ),
+    )
+    strategy: Literal["ddp", "fsdp2", "deepspeed"] = Field(
+        "ddp", description="ddp: the whole model on each rank; fsdp2: a share of it on each."
+    )
+    reward_gpu_ids: GpuIds = Field(
+        [], description="GPUs of this machine for reward servers that the run starts and stops."
+    )
+    allow_fewer_servers: bool = Field(
+        False, description="Let several ranks share a reward server, and scoring take longer."
+    )
+    timeout_s: Annotated[float, Field(gt=0)] = Field(
+        300.0, description="Seconds without a sign of life after which a rank is taken for hung."
+    )
+    wait_s: Weight = Field(
+        600.0, description="Seconds that Ray may take to find places for all ranks."
+    )
+
+    @property
+    def size(self) -> int:
+        """How many ranks the params ask for."""
+        return self.num_processes or len(self.gpu_ids) or 1
+
+    @property
+    def chosen_backend(self) -> str:
+        """The backend, or the one that the number of ranks stands for."""
+        return self.backend or ("inline" if self.size == 1 else "accelerate")

@@ -25,6 +25,7 @@ from calligrapher.sizing.activations import (
 from calligrapher.sizing.meta_model import MetaModel, build, config_folders, count
 from tasks.params.checks import algorithms
 from tasks.params.run_params import ModelParams, RunParams, check_multiple
+from tasks.planning.shapes import shapes
 from tasks.weights.model_files import model_files
 
 # bitsandbytes: smaller tensors keep float32 moments; each block of numbers has a scale.
@@ -66,10 +67,10 @@ def _meta_model(model_json: str, base: Path, siglip: Path, adapter: Path | None)
 
 
 def batch_of(params: RunParams, model: MetaModel, rows: int) -> Batch:
-    """Token counts of `rows` images; a reference stacked on top counts as a square one."""
+    """Token counts of `rows` images, each as large as the largest; see `shapes`."""
     m, side = params.model, model.multiple
-    strip = m.width if m.reference_context else 0
-    return Batch(rows, (m.width // side) * ((m.height + strip) // side), m.max_sequence_length)
+    tallest = shapes(params).largest
+    return Batch(rows, (m.width // side) * (tallest // side), m.max_sequence_length)
 
 
 def memory(params: RunParams) -> list[Memory]:

@@ -13,6 +13,7 @@ from calligrapher.sizing.meta_model import MetaModel, count
 from tasks.params.run_params import RunParams, load_params
 from tasks.planning.gpu_fit import GIB, RESERVE, changes_to_fit, needed
 from tasks.planning.memory import Memory, batch_of, folders, memory, meta_model, other_algorithm
+from tasks.planning.shapes import shapes
 from tasks.planning.work import Files, Forwards, files, forwards
 
 
@@ -153,10 +154,14 @@ def make_plan(path: Path, overrides: Sequence[str], gpu: str, gib: float) -> Run
 def _title(path: Path, params: RunParams) -> str:
     m = params.model
     tokens = batch_of(params, meta_model(params), 1)
-    context = " below a reference counted as square" if m.reference_context else ""
+    found = shapes(params)
+    counted = f"{tokens.image} image"
+    if found.mean < found.largest:
+        mean = tokens.image * found.mean / found.largest
+        counted += f" (the most, which is counted; {mean:.0f} in the mean)"
     return (
         f"{path}: {params.algorithm}, mixed_precision {m.mixed_precision}, {m.width} x"
-        f" {m.height}{context}, {tokens.image} image and {tokens.text} text tokens"
+        f" {m.height}{found.words}, {counted} and {tokens.text} text tokens"
     )
 
 

@@ -102,7 +102,7 @@ def _asked(
 
 def _versions(artifact: Artifact) -> dict[str, str]:
     """Return the versions of the code that made it, without the machine that it ran on."""
-    return {k: v for k, v in artifact.manifest.code.items() if k not in ("threads", "cpu")}
+    return {k: v for k, v in artifact.manifest.code.items() if k not in ("ranks", "threads", "cpu")}
 
 
 def _with_parent(line: str, name: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from calligrapher.data.case import Case
 from calligrapher.data.dataset import load_cases
 from calligrapher.errors import ParamsError
-from calligrapher.rl.train_loop import seeded
+from calligrapher.rl.seeds import seeded
 from calligrapher.tiny.pack import TINY
 from tasks.artifacts.contents import note
 from tasks.artifacts.digests import bench_contents, cases_digest, contents_digest

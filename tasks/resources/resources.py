@@ -13,6 +13,7 @@ from calligrapher.data.canvas import Canvas
 from calligrapher.model.conditioning import ConditioningCache
 from calligrapher.model.loading import Model, load_model
 from calligrapher.model.policy import INITIAL, Weights
+from calligrapher.model.sharding import Strategy, check_strategy
 from calligrapher.ranks import ALONE, Ranks
 from calligrapher.rl.train_state import TRAINED
 from tasks.artifacts.artifact import Artifact
@@ -24,9 +25,18 @@ from tasks.resources.rewards import RewardScorer
 from tasks.weights.model_files import ModelFiles
 
 
-def open_model(params: RunParams, files: ModelFiles) -> Model:
-    """Load the model in `files` as `params` want it. Raises ParamsError, CheckpointError."""
+def open_model(
+    params: RunParams, files: ModelFiles, *, strategy: Strategy = "ddp", ranks: Ranks = ALONE
+) -> Model:
+    """Load the model in `files` as `params` want it. Raises ParamsError, CheckpointError.
+
+    ranks: the processes that share out its weights where the strategy is fsdp2.
+    """
     m = params.model
+    check_strategy(
+        strategy,
+        use_8bit_adam=params.warmup.use_8bit_adam or params.update.use_8bit_adam,
+    )
     model = load_model(
         files.base,
         files.siglip,
@@ -41,6 +51,9 @@ def open_model(params: RunParams, files: ModelFiles) -> Model:
         offload_text_encoder_two=m.offload_text_encoder_two,
         train_adapter=m.train_adapter,
         device=m.device,
+        attention_backend=m.attention_backend,
+        strategy=strategy,
+        ranks=ranks,
     )
     files.load_lora(model.policy)
     for side, pixels in (("width", m.width), ("height", m.height)):
@@ -52,6 +65,7 @@ class Resources:
     """What stages work with.
 
     progress: makes the progress line of a stage. ranks: the processes that share a stage's work.
+    strategy: whether each of them holds the whole model (ddp) or a share of it (fsdp2).
     """
 
     def __init__(
@@ -63,9 +77,10 @@ class Resources:
         *,
         progress: Callable[..., Progress] = Progress,
         ranks: Ranks = ALONE,
+        strategy: Strategy = "ddp",
     ) -> None:
         self.params, self.files, self.cases, self.scorer = params, files, cases, scorer
-        self.progress, self.ranks = progress, ranks
+        self.progress, self.ranks, self.strategy = progress, ranks, strategy
         self._model: Model | None = None
         self._conditioning: ConditioningCache | None = None
         self._weights: dict[Path, Weights] = {}
@@ -84,7 +99,9 @@ class Resources:
     def model(self) -> Model:
         """The model, loaded when first asked for."""
         if self._model is None:
-            self._model = open_model(self.params, self.files)
+            self._model = open_model(
+                self.params, self.files, strategy=self.strategy, ranks=self.ranks
+            )
         return self._model
 
     @property

@@ -1,6 +1,7 @@
 """Asks the reward servers about pictures and weighs the answers: a row of the score table each."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -23,6 +24,7 @@ from reward_server.client import (
     RewardResult,
 )
 from reward_server.components import (
+    FACTORS,
     NAMES,
     SEES_REFERENCE,
     WEIGHABLE,
@@ -38,6 +40,7 @@ MADE_UP = (
     " on constant rewards, without a server."
 )
 _GAVE_NONE = "the server gave none"
+LESSENED = frozenset({"ocr_accuracy", "ocr_likelihood"})  # by the factors
 REFERENCE_SIDE = 1024  # pixels of the longer side; judges see a reference no larger
 
 
@@ -68,15 +71,18 @@ class RewardScorer:
         params = self.params
         if params.disable_reward_model:
             return None
-        urls = self._urls() if callable(self._urls) else self._urls
         return RewardClient(
-            urls,
+            self.urls(),
             rank=self._rank,
             token=self._token,
             request_timeout_s=params.timeout_s,
             deadline_s=10 * params.timeout_s,
-            needed=tuple(params.weights),
+            needed=tuple(params.component_weights),
         )
+
+    def urls(self) -> list[str]:
+        """Return the servers' addresses; those of servers of our own start when first asked for."""
+        return list(self._urls() if callable(self._urls) else self._urls)
 
     def identity(self) -> dict[str, Any]:
         """Return what decides a score besides the picture: engines and digests of their weights.
@@ -110,7 +116,13 @@ class RewardScorer:
         # By the case, not by its id: training and held-out cases may both be numbered from 1.
         pictures = {case: self._pictures(case) for case in dict.fromkeys(cases)}
         items = [
-            RewardItem(image=image, prompt=case.prompt, text=case.text, **pictures[case])
+            RewardItem(
+                image=image,
+                prompt=case.prompt,
+                text=case.text,
+                match=case.ocr_match or self.params.ocr_match,
+                **pictures[case],
+            )
             for image, case in zip(images, cases, strict=True)
         ]
         try:
@@ -167,7 +179,8 @@ class RewardScorer:
         pictures = {"mask": png_bytes(to_image(mask.expand(3, -1, -1) * 2 - 1))}
         # A scorer of one's own may look at anything.
         if self.params.scorers or any(
-            name in SEES_REFERENCE or name not in NAMES for name in self.params.component_weights
+            name in SEES_REFERENCE or name not in (*NAMES, *FACTORS)
+            for name in self.params.component_weights
         ):
             reference = load_rgb(case.reference)
             reference.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE), Image.Resampling.LANCZOS)
@@ -178,14 +191,23 @@ class RewardScorer:
 def reward_of(
     params: RewardParams, row: Mapping[str, Any], errors: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return `sum(weight * component)` as `reward`; null, with a `reason`, when one is missing."""
-    total, missing = 0.0, []
-    for component, weight in params.component_weights.items():
-        if row.get(component) is None:
-            missing.append(f"{component}: {errors.get(component, _no_reason(errors))}")
-        else:
-            total += weight * row[component]
-    return {"reward": None if missing else total, "reason": "; ".join(missing) or None}
+    """Return the `reward` of what was measured; null, with a `reason`, when a part is missing.
+
+    It is `sum(weight * component)`; with `factors`, what OCR read counts their product times.
+    """
+    missing = [
+        f"{component}: {errors.get(component, _no_reason(errors))}"
+        for component in params.needed
+        if row.get(component) is None
+    ]
+    if missing:
+        return {"reward": None, "reason": "; ".join(missing)}
+    factor = math.prod(row[name] for name in params.factors)
+    reward = sum(
+        weight * row[component] * (factor if component in LESSENED else 1)
+        for component, weight in params.component_weights.items()
+    )
+    return {"reward": reward, "reason": None}
 
 
 def measured_numbers(columns: Iterable[str]) -> list[str]:
@@ -255,6 +277,11 @@ def _check_info(info: Mapping[str, Any], params: RewardParams) -> None:
     """Raise RewardError unless a server with this `/info` measures what `params` weighs."""
     if info.get("reward_model_disabled"):
         raise RewardError(MADE_UP)
+    if "scorers" not in info:
+        raise RewardError(
+            "reward.server_urls, or reward.server_port, must name reward servers. Got something"
+            f" whose /info holds {sorted(info)[:5]} and no scorers. Correct the address."
+        )
     measured = info.get("components", NAMES)  # a server of before does not say
     for component, weight in params.component_weights.items():
         if component not in measured:
@@ -263,6 +290,12 @@ def _check_info(info: Mapping[str, Any], params: RewardParams) -> None:
                 f"reward.{key} must be 0 where the reward servers do not measure"
                 f" {component}. Got {weight}. Set it to 0, or start them with"
                 f" {measured_by(component)}."
+            )
+    for component in params.factors:
+        if component not in measured:
+            raise RewardError(
+                f"reward.factors must name what the reward servers measure. Got {component}, which"
+                f" they do not. Leave it out, or start them with {measured_by(component)}."
             )
 
 

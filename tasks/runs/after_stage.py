@@ -17,6 +17,7 @@ from tasks.reports.learning_curve import show_learning_curve
 from tasks.reports.round_pictures import describe, show_grid, show_round
 from tasks.runs import retention
 from tasks.stages.checkpointed_loop import STEP_METRICS_FILE, by_step
+from tasks.stages.update import IDLE
 from tasks.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,12 @@ class AfterStage:
         if round_index is not None and name not in self.folder.shared:
             self._track_time(name, artifact, cost)
         match stage:
-            case "warmup" | "update":
+            case "warmup":
                 self._track_steps(name, artifact)
+            case "update":
+                self._track_steps(name, artifact)
+                counts = {key: artifact.meta[key] for key in IDLE if key in artifact.meta}
+                self.tracker.log(f"{name}/idle", round_index, _prefixed(stage, counts))
             case "rollout":
                 seconds = artifact.meta["seconds_sampling"]
                 speed = {"seconds": seconds, "images_per_second": artifact.meta["images"] / seconds}

@@ -3,11 +3,14 @@
 import functools
 import importlib.util
 import json
+import logging
 from pathlib import Path
 
 from calligrapher.errors import CheckpointError, DataError, ParamsError
 from tasks.params.run_params import RunParams, check_multiple
 from tasks.pipeline import WARMUP
+
+logger = logging.getLogger(__name__)
 
 
 def preflight(params: RunParams, data_dir: Path, *, run: Path | None = None) -> None:
@@ -51,7 +54,7 @@ def _preflight(params_json: str, data_dir: Path, *, learns: bool) -> None:
 
 def _demands_are_met(params: RunParams, lists: dict, *, learns: bool) -> None:
     from calligrapher.data.canvas import Canvas
-    from tasks.data.demands import Demands, require
+    from tasks.data.demands import Demands, heights_on, require
 
     m = params.model
     for key, (where, cases) in lists.items():
@@ -64,6 +67,8 @@ def _demands_are_met(params: RunParams, lists: dict, *, learns: bool) -> None:
             require(cases, demands)
         except DataError as error:
             raise DataError(f"{key} {where} has {error}") from None
+        if (told := heights_on(demands.canvas, cases)) is not None:
+            logger.info("%s: %s", key, told)
 
 
 def _weights_are_there(base: Path, siglip: Path, adapter: Path | None) -> None:

@@ -44,7 +44,8 @@ class Rerun:
         """
         assert self.folder.fork is not None
         told = any(
-            o.startswith(("reward.server_urls", "reward.vlm=")) for o in self.folder.fork.overrides
+            o.startswith(("reward.server_urls", "reward.vlm=", "reward.scorers"))
+            for o in self.folder.fork.overrides
         )
         names = [n for n in self.missing if stage_of(n) in ("rollout", "score", "evaluate")]
         paths = [self.folder.path / self.folder.fork.parent / n for n in names]

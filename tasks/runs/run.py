@@ -223,7 +223,7 @@ def open_run(
 
 
 def _tell_other_machine(folder: RunDir, params: RunParams) -> None:
-    """Warn where the newest artifact was made by another number of threads or another processor."""
+    """Warn where ranks, threads or processor of the newest artifact were others than they are."""
     there = [name for name in pipeline.planned(params) if folder.stage_path(name).exists()]
     if not there:
         return
@@ -236,7 +236,7 @@ def _tell_other_machine(folder: RunDir, params: RunParams) -> None:
     if changes:
         logger.warning(
             "%s goes on with %s. Its results stay right, but are equal to the bit only on equal"
-            " machines (set OMP_NUM_THREADS to the earlier number of threads for that)",
+            " machines (set launch.num_processes and OMP_NUM_THREADS as they were for that)",
             folder.path.name,
             "; ".join(changes),
         )

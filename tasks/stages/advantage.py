@@ -31,7 +31,7 @@ def advantage(
     RewardError when nothing is kept.
     """
     settings = params.advantage
-    weights = params.reward.weights if settings.combine == "standardized" else {}
+    weights = params.reward.component_weights if settings.combine == "standardized" else {}
     names = ["sample_id", "reward", *weights]
     tables = [read_table(scores.file(name), names) for name in sorted(scores.files)]
     ids = [i for t in tables for i in t["sample_id"]]
@@ -61,7 +61,7 @@ def advantage(
             f"A round must have a group with two scored images. It has none: {int((~valid).sum())}"
             f" of {valid.numel()} images are unscored (reward.max_unscored_share)."
         )
-    highest = sum(params.reward.weights.values())
+    highest = sum(params.reward.component_weights.values())
     is_solved = solved(rewards, highest, valid) if settings.drop_solved else torch.tensor(False)
     keep &= ~is_solved.reshape(-1, 1)
     counts = valid.sum(1, keepdim=True).clamp(min=1)

@@ -14,7 +14,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.pictures.grids import image_grid, reward_label
 from tasks.resources.resources import Resources
 from tasks.resources.rewards import further_numbers
-from tasks.stages.sampling import rows_of, sample_batches, table_columns
+from tasks.stages.sampling import batches_of_cases, rows_of, sample_batches, table_columns
 from tasks.stages.statistics import group_means, means_with_intervals
 from tasks.stages.turns import turns
 
@@ -115,16 +115,16 @@ def _paint(
 ) -> tuple[list[bytes], list[dict[str, Any]]]:
     """Return the picture of each case, as PNG, and its scores; on all ranks, who share the work."""
     ranks, canvas = resources.ranks, resources.conditioning.canvas
-    size = resources.params.rollout.batch_size
-    batches = [range(len(cases))[at : at + size] for at in range(0, len(cases), size)]
+    batches = batches_of_cases(resources, cases)
     painted: dict[int, bytes] = {}
     images = sum(len(batch) for number, batch in enumerate(batches) if ranks.owns(number))
     with resources.progress("evaluate", total=images, unit="img") as bar:
-        for turn in turns(resources, {n: len(batch) for n, batch in enumerate(batches)}):
+        pieces = {n: [cases[i] for i in batch] for n, batch in enumerate(batches)}
+        for turn in turns(resources, pieces):
             batch = batches[turn.number]
-            (sampled,) = sample_batches(
+            ((_, sampled),) = sample_batches(
                 resources,
-                [cases[i] for i in batch],
+                pieces[turn.number],
                 seeds=[seeds[i] for i in batch],
                 weights=weights,
                 num_steps=resources.params.evaluation_steps,

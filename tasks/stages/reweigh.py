@@ -56,7 +56,7 @@ def _rows(table: dict[str, list[Any]]) -> list[dict[str, Any]]:
 
 def _row_suffices(row: dict[str, Any], params: RewardParams) -> bool:
     # A component that was measured by nobody yet when the table was written has no column.
-    return all(row.get(c) is not None or c in _errors(row) for c in params.component_weights)
+    return all(row.get(c) is not None or c in _errors(row) for c in params.needed)
 
 
 def _errors(row: dict[str, Any]) -> dict[str, str]:

@@ -4,20 +4,28 @@ Its version stands in `tasks/pipeline.py`, as that of every stage.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from calligrapher.model.loading import pictures
 from calligrapher.model.policy import Weights
 from calligrapher.sampling.exploration import windows_of
-from calligrapher.sampling.sampler import sample_seed
+from calligrapher.sampling.sampler import SampledBatch, sample_seed
 from calligrapher.tables.parquet import write_shard
 from tasks.artifacts.artifact import Artifact
 from tasks.resources.resources import Resources
 from tasks.stages.refresh import old_weights
-from tasks.stages.sampling import Row, rows_of, sample_batches, table_columns
+from tasks.stages.sampling import (
+    Row,
+    in_order,
+    rows_of,
+    sample_batches,
+    stacked,
+    table_columns,
+)
 from tasks.stages.score_ahead import ScoreAhead
 from tasks.stages.turns import Turn, turns
 
@@ -50,7 +58,7 @@ def rollout(
         for number in (number for number in own if number not in missing):
             scoring.submit(paths[number])
             bar.advance(len(shards[number]))
-        for turn in turns(resources, {n: len(shards[n]) for n in missing}):
+        for turn in turns(resources, {n: [row.case for row in shards[n]] for n in missing}):
             _write(
                 resources,
                 shards[turn.number],
@@ -106,18 +114,23 @@ def _write(
     )
     if not turn.own:
         return
-    tensors = {"x0": torch.cat([s.x0 for s in sampled])}
+    kept: dict[str, Callable[[SampledBatch], Tensor]] = {"x0": lambda s: s.x0}
     if explores is not None:
-        explored = [s.window for s in sampled]
-        tensors |= {
-            "trajectory": torch.cat([w.trajectory for w in explored]),
-            "log_prob": torch.cat([w.log_prob for w in explored]),
-            "window_sigmas": torch.cat([w.sigmas for w in explored]),
+        kept |= {
+            "trajectory": lambda s: s.window.trajectory,
+            "log_prob": lambda s: s.window.log_prob,
+            "window_sigmas": lambda s: s.window.sigmas,
         }
         if explores.guard:
-            tensors["mean_old"] = torch.cat([w.mean for w in explored])
+            kept["mean_old"] = lambda s: s.window.mean
+    tensors = {
+        name: stacked(in_order((index, of(batch)) for index, batch in sampled))
+        for name, of in kept.items()
+    }
     canvas = resources.conditioning.canvas
-    images = [picture for s in sampled for picture in pictures(resources.model, s.x0, canvas)]
+    images = in_order(
+        (index, pictures(resources.model, batch.x0, canvas)) for index, batch in sampled
+    )
     columns = table_columns(
         resources,
         rows,
@@ -126,4 +139,4 @@ def _write(
         policy_digest=policy_digest,
         num_steps=params.rollout.num_inference_steps,
     )
-    write_shard(path, columns, images, {name: t.cpu() for name, t in tensors.items()})
+    write_shard(path, columns, images, tensors)

@@ -1,12 +1,16 @@
 """What `rollout` and `evaluate` share: images sampled in batches, and their rows of the table."""
 
-import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, mask_box, mask_to_tensor, to_image
 from calligrapher.model.policy import Weights
+from calligrapher.rl.train_loop import batches_of
 from calligrapher.sampling.sampler import SampledBatch, sample
 from calligrapher.tables.parquet import sample_id
 from tasks.resources.resources import Resources
@@ -39,36 +43,57 @@ def sample_batches(
     window_starts: list[int] | None = None,
     starts_from: list[int] | None = None,
     at_least: int = 0,
-) -> list[SampledBatch]:
-    """Return one image per case, sampled under `weights`, `rollout.batch_size` at a time.
+) -> list[tuple[list[int], SampledBatch]]:
+    """Return one image per case, sampled under `weights`, at most `rollout.batch_size` at a time.
 
-    seeds, window_starts, starts_from: one a case, see `sample`. at_least: batches to sample; the
-    last one is sampled again, for nothing, where there are fewer.
+    A batch has cases of one length: it comes with their indices, see `in_order`. seeds,
+    window_starts, starts_from: one a case, see `sample`. at_least: batches to sample; the last one
+    is sampled again, for nothing, where there are fewer.
     """
     params, sampled = resources.params, []
-    size = params.rollout.batch_size
-    batches = num_batches(resources, len(cases))
+    batches = batches_of_cases(resources, cases)
     with resources.model.policy.use(weights):
-        for number in range(max(batches, at_least)):
-            at = min(number, batches - 1) * size
-            part = slice(at, at + size)
-            sampled.append(
-                sample(
-                    resources.model.policy,
-                    resources.conditioning.batch(cases[part]),
-                    seeds[part],
-                    num_steps,
-                    starts_from=starts_from[part] if starts_from else None,
-                    window_starts=window_starts[part] if window_starts else None,
-                    exploration=params.rl.exploration if window_starts else None,
-                )
+        for index in batches + batches[-1:] * (at_least - len(batches)):
+
+            def of_batch(values: list[Any], index: list[int] = index) -> list[Any]:
+                return [values[i] for i in index]
+
+            batch = sample(
+                resources.model.policy,
+                resources.conditioning.batch(of_batch(cases)),
+                of_batch(seeds),
+                num_steps,
+                starts_from=of_batch(starts_from) if starts_from else None,
+                window_starts=of_batch(window_starts) if window_starts else None,
+                exploration=params.rl.exploration if window_starts else None,
             )
-    return sampled[:batches]
+            sampled.append((index, batch))
+    return sampled[: len(batches)]
 
 
-def num_batches(resources: Resources, count: int) -> int:
-    """Return in how many batches `count` images are sampled."""
-    return math.ceil(count / resources.params.rollout.batch_size)
+def batches_of_cases(resources: Resources, cases: Sequence[Case]) -> list[list[int]]:
+    """Return the batches in which `cases` are sampled, as their indices: of one height each."""
+    size = resources.params.rollout.batch_size
+    return batches_of(range(len(cases)), size, heights(resources, cases))
+
+
+def heights(resources: Resources, cases: Sequence[Case]) -> list[int] | None:
+    """Return the height of each case on the canvas; None where all have one."""
+    canvas = resources.conditioning.canvas
+    of = {case: canvas.height_with(case) for case in dict.fromkeys(cases)}
+    return [of[case] for case in cases] if len(set(of.values())) > 1 else None
+
+
+def in_order(parts: Iterable[tuple[list[int], Iterable[Any]]]) -> list[Any]:
+    """Return the rows of all `parts`, each given with the indices of its rows, by index."""
+    rows = {i: row for index, values in parts for i, row in zip(index, values, strict=True)}
+    return [rows[i] for i in range(len(rows))]
+
+
+def stacked(rows: list[Tensor]) -> Tensor | list[Tensor]:
+    """Return rows as one tensor on the CPU, or as a list where their shapes differ."""
+    rows = [row.cpu() for row in rows]
+    return torch.stack(rows) if len({row.shape for row in rows}) == 1 else rows
 
 
 def table_columns(

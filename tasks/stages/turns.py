@@ -1,10 +1,11 @@
 """Which rank samples which piece of a stage's work, and when."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from calligrapher.data.case import Case
 from tasks.resources.resources import Resources
-from tasks.stages.sampling import num_batches
+from tasks.stages.sampling import batches_of_cases
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Turn:
     at_least: int = 0
 
 
-def turns(resources: Resources, pieces: Mapping[int, int]) -> list[Turn]:
-    """Return this rank's turns at `pieces`: number of a piece -> how many images it has.
+def turns(resources: Resources, pieces: Mapping[int, Sequence[Case]]) -> list[Turn]:
+    """Return this rank's turns at `pieces`: number of a piece -> the cases of its images.
 
     Piece k is rank k mod N's. The same pieces on all ranks give turns that fit together.
     """
@@ -33,7 +34,7 @@ def turns(resources: Resources, pieces: Mapping[int, int]) -> list[Turn]:
     for first in range(0, max(pieces, default=-1) + 1, ranks.size):
         abreast = [number for number in range(first, first + ranks.size) if number in pieces]
         if abreast:
-            most = max(num_batches(resources, pieces[number]) for number in abreast)
+            most = max(len(batches_of_cases(resources, pieces[number])) for number in abreast)
             own = first + ranks.rank
             number = own if own in pieces else abreast[0]
             found.append(Turn(number, own=own in pieces, at_least=most))

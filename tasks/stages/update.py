@@ -1,21 +1,20 @@
 """Stage `update`: move the trained weights by a round's images and advantages, and `ema` after
 them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from calligrapher.rl.rows import TrainRows
-from calligrapher.rl.train_loop import BatchSchedule, TrainLoop
+from calligrapher.rl.train_loop import Batch, BatchSchedule, TrainLoop
 from calligrapher.rl.train_state import TRAINED, TrainState, new_state
-from calligrapher.sampling.exploration import Window
-from calligrapher.tables.parquet import read_shard, read_table
 from tasks.artifacts.artifact import Artifact
 from tasks.resources.resources import Resources
-from tasks.stages.advantage import ADVANTAGES_FILE
 from tasks.stages.checkpointed_loop import run_with_checkpoints
 from tasks.stages.refresh import old_weights
+from tasks.stages.training_rows import training_rows
+
+IDLE = ("left_out", "untaken_steps")  # counts of a round, beside what is measured at each step
 
 
 def update(
@@ -34,7 +33,9 @@ def update(
     previous: the last update, or the warm-up in round 0; the optimizer starts anew after the
     warm-up. old: the policy that sampled. start: the warm-up, whose weights are the reference.
     Neither is in memory where the loss does not ask for it: GRPO has no use for `old`, and
-    `kl_coef` 0 none for the reference. Files as in `warmup`. Meta: means.
+    `kl_coef` 0 none for the reference. No step is taken in which no advantage differs from 0.
+    Files as in `warmup`, also where no step is taken at all. Meta: means; left_out (kept images of
+    groups without spread, which teach nothing), untaken_steps.
     """
     params = resources.params
     policy = resources.model.policy
@@ -55,9 +56,9 @@ def update(
     reference = resources.weights(start_file) if runs_reference else None
     num_steps = params.rollout.num_inference_steps
 
-    def objective(batch: TrainRows, generator: torch.Generator):
+    def objective(picked: TrainRows, batch: Batch):
         return rl.losses(
-            policy, batch, generator, num_steps=num_steps, old=old_policy, reference=reference
+            policy, picked, batch.pass_key, num_steps=num_steps, old=old_policy, reference=reference
         )
 
     settings = params.update
@@ -67,7 +68,10 @@ def update(
         settings.gradient_accumulation_steps,
         settings.num_inner_epochs,
         f"{params.seed}/update/{round_index}",
+        teaches=[advantage != 0 for advantage in rows.advantages],
+        kinds=rows.kinds,
     )
+    untaken = len(replace(schedule, teaches=None).steps()) - len(schedule.steps())
     loop = TrainLoop(
         policy,
         state,
@@ -81,7 +85,7 @@ def update(
     with resources.progress(
         f"round {round_index} update", total=len(schedule.steps()), unit="step"
     ) as bar:
-        return run_with_checkpoints(
+        meta = run_with_checkpoints(
             loop,
             rows.pick,
             schedule,
@@ -90,6 +94,7 @@ def update(
             bar=bar,
             limit=settings.max_train_steps,
         )
+    return meta | {"left_out": rows.left_out, "untaken_steps": untaken}
 
 
 def _state(resources: Resources, previous: Artifact, *, first: bool) -> TrainState:
@@ -109,40 +114,3 @@ def _state(resources: Resources, previous: Artifact, *, first: bool) -> TrainSta
     if not first:
         state.load(policy, previous.path)
     return state
-
-
-def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact) -> TrainRows:
-    """Return the kept images of a round as training rows, in the order of the rollout."""
-    table = read_table(advantages.file(ADVANTAGES_FILE), ["sample_id", "advantage", "kept"])
-    names = ["sample_id", "case_id", "group_id", "x0"]
-    explores = resources.params.rl.exploration
-    if explores is not None:
-        names += ["trajectory", "log_prob", "window_sigmas"]
-        if explores.guard:
-            names.append("mean_old")
-    shards = [read_shard(rollout.file(name), names) for name in sorted(rollout.files)]
-    ids = [i for shard in shards for i in shard["sample_id"]]
-    assert ids == table["sample_id"], (
-        "rollout and advantages must hold the same images in the same order"
-    )
-    keep = [i for i, k in enumerate(table["kept"]) if k]
-    device = resources.model.device
-
-    def tensor(name: str) -> torch.Tensor:
-        return torch.cat([shard[name] for shard in shards])[keep].to(device)
-
-    cases = {case.case_id: case for case in resources.cases.train}
-    case_ids = [i for shard in shards for i in shard["case_id"]]
-    group_ids = [i for shard in shards for i in shard["group_id"]]
-    window = None
-    if explores is not None:
-        trajectory = tensor("trajectory")
-        mean = tensor("mean_old") if explores.guard else trajectory[:, 1:]
-        window = Window(trajectory, tensor("log_prob"), mean, tensor("window_sigmas"))
-    return TrainRows(
-        x0=tensor("x0"),
-        conditioning=resources.conditioning.batch([cases[case_ids[i]] for i in keep]),
-        advantages=torch.tensor([table["advantage"][i] for i in keep], device=device),
-        groups=torch.tensor([group_ids[i] for i in keep]),
-        window=window,
-    )

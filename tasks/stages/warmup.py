@@ -7,11 +7,13 @@ from typing import Any
 import torch
 
 from calligrapher.rl.rows import TrainRows
+from calligrapher.rl.seeds import seeded
 from calligrapher.rl.supervised import supervised
-from calligrapher.rl.train_loop import BatchSchedule, TrainLoop, seeded
+from calligrapher.rl.train_loop import Batch, BatchSchedule, TrainLoop
 from calligrapher.rl.train_state import new_state
 from tasks.resources.resources import Resources
 from tasks.stages.checkpointed_loop import run_with_checkpoints
+from tasks.stages.sampling import heights
 
 
 def warmup(resources: Resources, round_index: None, out: Path) -> dict[str, Any]:
@@ -40,6 +42,7 @@ def warmup(resources: Resources, round_index: None, out: Path) -> dict[str, Any]
         passes,
         f"{params.seed}/warmup",
         shuffle_rows=True,
+        kinds=heights(resources, [cases[i] for i in order]),
     )
 
     def rows(index: list[int]) -> TrainRows:
@@ -47,8 +50,8 @@ def warmup(resources: Resources, round_index: None, out: Path) -> dict[str, Any]
         x0 = resources.conditioning.targets(picked, reconstruct=params.data.reconstruct)
         return TrainRows(x0, resources.conditioning.batch(picked), torch.zeros(len(picked)))
 
-    def objective(batch: TrainRows, generator: torch.Generator):
-        return supervised(policy, batch, generator, settings.style_dropout)
+    def objective(picked: TrainRows, batch: Batch):
+        return supervised(policy, picked, seeded(batch.key), settings.style_dropout)
 
     loop = TrainLoop(
         policy,

@@ -25,6 +25,7 @@ from calligrapher.model.adapter_files import (
 )
 from calligrapher.model.export import Empty, cast, lora_pairs, own_adapter, scratch, with_lora
 from calligrapher.model.policy import Policy
+from calligrapher.model.sharding import held
 from calligrapher.tiny.pack import DATA, TINY
 from tasks.artifacts.digests import path_digest
 from tasks.artifacts.provenance import fingerprint
@@ -64,7 +65,7 @@ class ModelFiles:
         with safe_open(self.lora, framework="pt") as content, torch.no_grad():
             for name, parameter in policy.parameters.items():
                 if name.startswith(f"{TRANSFORMER}."):
-                    parameter.copy_(content.get_tensor(name))
+                    held(parameter).copy_(policy.part(name, content.get_tensor(name)))
 
 
 def model_files(model: ModelParams, runs_dir: Path) -> ModelFiles:

@@ -31,7 +31,7 @@ def started(monkeypatch):
     started = []
 
     @contextmanager
-    def counted(params, folder):
+    def counted(params, folder, size):
         started.append(folder.name)
         yield ["http://127.0.0.1:9"]
         started.append("stopped")

@@ -31,6 +31,7 @@ SETTINGS = {
 ALGORITHMS = {
     "nft": {"nft_beta": 1.0, "num_train_sigmas": 1, "kl_coef": 0.0, "old_policy": "slow"},
     "grpo": {"window_size": 1, "clip_range": 1e-3, "kl_coef": 0.0},
+    "awm": {"num_train_sigmas": 1, "kl_coef": 0.0},
 }
 
 

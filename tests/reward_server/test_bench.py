@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from PIL import Image
 
 from reward_server.bench.__main__ import main
+from reward_server.bench.pictures import picture
 
 
 def run(capsys, *arguments: str) -> dict:
@@ -18,6 +20,30 @@ def test_accuracy_and_likelihood_order_the_pictures_and_confidence_does_not(caps
         assert found["right"][part] > found["one_wrong"][part] > found["mirrored"][part]
     assert found["mirrored"]["accuracy"] > found["empty"]["accuracy"]
     assert found["one_wrong"]["confidence"] > 0.95 * found["right"]["confidence"]
+
+
+def test_labelled_pictures_are_counted_by_kind(capsys, tmp_path):
+    labelled = []
+    for name, verdict, painted in (("a", "right", "river"), ("b", "wrong", "rover")):
+        picture(painted, (112, 36)).save(tmp_path / f"{name}.png")
+        Image.new("1", (112, 36), 1).save(tmp_path / f"{name}.mask.png")
+        labelled.append({"id": name, "kind": verdict, "verdict": verdict, "target": "river"})
+    (tmp_path / "cases.json").write_text(json.dumps(labelled))
+    found = run(capsys, "cases", str(tmp_path), "--threads", "1")
+    assert found["all"]["right_below_0.9"] == found["all"]["wrong_at_1.0"] == 0
+    assert found["kinds"]["right"] == {
+        "right": 1,
+        "right_below_0.9": 0,
+        "mean_right": 1,
+        "no_number": 0,
+    }
+    assert found["likelihood_ordered"]["loose"] == {"pairs": 1, "share": 1}
+
+
+def test_a_folder_without_labels_is_refused(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["cases", str(tmp_path)])
+    assert "must hold cases.json" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def _png(image: Image.Image) -> bytes:
 
 @pytest.fixture(scope="module")
 def url():
-    with local_server(ocr_threads=2) as url:
+    with local_server(ocr_threads=2, flags=["--answer-cache=0"]) as url:
         yield url
 
 

@@ -8,7 +8,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DISTRIBUTION = {"PIL": "pillow", "prometheus_client": "prometheus-client", "yaml": "pyyaml"}
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "cv2": "opencv-python",
+    "prometheus_client": "prometheus-client",
+    "yaml": "pyyaml",
+}
 OF_ANOTHER = {"starlette": "fastapi"}  # module -> the requirement that brings it
 
 

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from pydantic import ValidationError
 
@@ -81,3 +83,56 @@ def test_wrong_flags_end_with_one_line_before_anything_is_loaded(
 
 def test_what_is_not_loaded_need_not_be_there():
     Settings(disable_reward_model=True, siglip_path="/none").check_paths()
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "told"),
+    [
+        ("{}", [], "names no model_type"),
+        ("no json", [], "names no model_type"),
+        ('{"model_type": "siglip"}', [], "model_type 'siglip'"),
+        ('{"model_type": "qwen2_5_vl"}', ["tokenizer.json"], "weights (*.safetensors or *.bin)"),
+        (
+            '{"model_type": "qwen2_5_vl"}',
+            ["a.safetensors", "vocab.json"],
+            "a picture processor (preprocessor_config.json) is missing",
+        ),
+        (
+            '{"model_type": "qwen2_5_vl"}',
+            ["a.safetensors", "vocab.json", "preprocessor_config.json", "INDEX"],
+            "1 of 2 weight files are missing, such as b.safetensors",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_whole_vlm_is_told_in_one_sentence(tmp_path, config, files, told):
+    (tmp_path / "config.json").write_text(config)
+    for name in files:
+        (tmp_path / name).touch()
+    if "INDEX" in files:
+        index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"must be a folder with a Qwen2\.5-VL") as refused:
+        Settings(vlm_model_path=tmp_path).check_paths()
+    assert told in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_whole_vlm_passes(qwen_folder):
+    Settings(vlm_model_path=qwen_folder).check_paths()
+
+
+def test_the_log_level_reaches_our_loggers_alone():
+    import logging
+
+    from reward_server.processes.serve import log_to_stderr
+
+    before = logging.getLogger().level, logging.getLogger("reward_server").level
+    try:
+        log_to_stderr(Settings(log_level="debug"))
+        assert logging.getLogger("reward_server.service").isEnabledFor(logging.DEBUG)
+        assert not logging.getLogger("PIL").isEnabledFor(logging.DEBUG)
+        log_to_stderr(Settings(log_level="error"))
+        assert not logging.getLogger("a_library").isEnabledFor(logging.WARNING)
+    finally:
+        logging.getLogger().setLevel(before[0])
+        logging.getLogger("reward_server").setLevel(before[1])

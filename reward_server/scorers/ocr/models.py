@@ -107,6 +107,17 @@ class Detector:
         """
         return [[crop for _, crop in row] for row in self.places(rgb)]
 
+    def boxes(self, rgb: np.ndarray) -> list[np.ndarray]:
+        """Return the box [4 corners, 2 px] of each piece of text, in no order.
+
+        The picture is looked at as it is: its sides must be multiples of 32.
+        """
+        bgr = np.ascontiguousarray(rgb[:, :, ::-1])
+        batch = SimpleNamespace(instances=[bgr], input_paths=[None], page_indexes=[None])
+        largest = max(rgb.shape[:2])
+        found = self.predictor.process(batch, limit_side_len=largest, limit_type="max")
+        return list(found["dt_polys"][0])
+
     def places(self, rgb: np.ndarray) -> list[list[tuple[np.ndarray, np.ndarray]]]:
         """Return the same, each crop after its box [4 corners, 2 px].
 
@@ -128,8 +139,8 @@ def rows_of(boxes: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
     their middles are less than half a box's height apart. (PaddleOCR's own order asks for 10 px,
     however large the letters are.)
     """
-    if not len(boxes):
-        return []
+    if len(boxes) < 2:
+        return [list(boxes)] if len(boxes) else []
     corners = np.asarray(boxes, dtype=np.float64)  # [N, 4, 2]
     run, rise = (corners[:, 1] - corners[:, 0]).T
     slant = float(np.median(np.arctan2(rise, run)))

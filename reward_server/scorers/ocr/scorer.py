@@ -7,28 +7,23 @@ that does not change a bit of it (`Recogniser.probs`). `num_threads` batches are
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from PIL import Image
 
 from reward_server.scorers.base import Item, Outcome
+from reward_server.scorers.ocr.aspects import NAMES, Aspects
 from reward_server.scorers.ocr.ctc import Alphabet, likelihood_per_character
 from reward_server.scorers.ocr.models import load_detector, load_recogniser
-from reward_server.text import normalise, ocr_accuracy, picture_order
+from reward_server.scorers.ocr.reading import Picture, Reader, Reading
+from reward_server.text import Match, normalise, ocr_accuracy, picture_order
 
-
-@dataclass(frozen=True)
-class Reading:
-    """What was read on one picture."""
-
-    text: str  # rows joined by a space
-    confidence: (
-        float  # mean over the lines of the mean over their characters; 0 when nothing was read
-    )
-    probs: np.ndarray  # [T frames, C classes] CTC output of all lines
-    rows: int
+# Raised with every change of what is read: part of a server's setup.
+READING = 2
+_READ = ("ocr_text", "ocr_confidence", "ocr_accuracy", "ocr_likelihood")
 
 
 @dataclass(frozen=True)
@@ -40,21 +35,22 @@ class OCRScore:
 
     text: str
     confidence: float
-    accuracy: float | None
-    likelihood: float | None  # geometric mean per character of the target's CTC probability
-    errors: dict[str, str]
+    aspects: Aspects | None = None  # None: no lines were looked for
+    accuracy: float | None = None
+    likelihood: float | None = None  # geometric mean per character of the target's CTC probability
+    errors: dict[str, str] = field(default_factory=dict)
 
 
 class OCRScorer:
     """PaddleOCR as a Scorer, also usable by itself through `score`.
 
-    `mode`: line (the picture is one line of text), scene (lines are found first), auto (line for
-    items with a mask). `engine`: onnxruntime with bundled weights, or paddle with `model_dir` (and
-    `det_model_dir` for scene).
+    `mode`: auto (lines are found around the mask; one that fills it is read as the mask's box),
+    scene (lines are always read as found), line (the mask's box is one line of text). `match`:
+    whether case and spaces count, where an item does not say. `engine`: onnxruntime with bundled
+    weights, or paddle with `model_dir` (and `det_model_dir` unless `mode` is line).
     """
 
     name = "ocr"
-    fields = ("ocr_text", "ocr_confidence", "ocr_accuracy", "ocr_likelihood")
     max_batch, max_wait_s = 8, 0.0
 
     def __init__(
@@ -62,6 +58,7 @@ class OCRScorer:
         *,
         num_threads: int = 1,
         mode: str = "line",
+        match: Match = "loose",
         engine: str = "onnxruntime",
         model_dir: Path | None = None,
         det_model_dir: Path | None = None,
@@ -75,7 +72,7 @@ class OCRScorer:
             )
         # A Paddle predictor serves one thread at a time; it may use several itself.
         self.parallel = num_threads if engine == "onnxruntime" else 1
-        self.mode = mode
+        self.mode, self.match = mode, match
         self._recogniser = load_recogniser(
             engine, model_dir=model_dir, device=device, threads=num_threads
         )
@@ -84,8 +81,16 @@ class OCRScorer:
             self._detector = load_detector(
                 engine, model_dir=det_model_dir, device=device, threads=num_threads
             )
-        self.alphabet = Alphabet(self._recogniser.characters)
+        self._alphabets = {
+            match: Alphabet(self._recogniser.characters, match) for match in get_args(Match)
+        }
+        self._reader = Reader(self._recogniser, self._detector, always_find=mode == "scene")
         self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="ocr-read")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """See Scorer: with `mode` line nothing is known of lines."""
+        return _READ if self.mode == "line" else (*_READ, *(f"ocr_{name}" for name in NAMES))
 
     @property
     def info(self) -> dict[str, str]:
@@ -97,7 +102,7 @@ class OCRScorer:
             if model
             for key, text in model.info.items()
         }
-        return {"mode": self.mode, **told}
+        return {"mode": self.mode, "match": self.match, "reading": str(READING), **told}
 
     def score(
         self,
@@ -106,14 +111,15 @@ class OCRScorer:
         *,
         scene: bool = False,
     ) -> list[OCRScore]:
-        """Recognise and compare with the target texts; order kept."""
+        """Read each picture, as one line or as a scene of many, and compare; order kept."""
         if len(images) != len(targets):
             raise ValueError(
                 f"images and targets must be as many. Got {len(images)} and {len(targets)}."
             )
         # Here and not in the pool: one lazy PIL image must not be loaded by two threads.
         asked = [
-            (_rgb(image), target, scene) for image, target in zip(images, targets, strict=True)
+            (Picture(_rgb(image), search=scene), target, self.match)
+            for image, target in zip(images, targets, strict=True)
         ]
         batches = [
             asked[start : start + self.max_batch] for start in range(0, len(asked), self.max_batch)
@@ -122,78 +128,71 @@ class OCRScorer:
 
     def score_items(self, items: Sequence[Item]) -> list[Outcome]:
         """See Scorer."""
-        scores = self._score_batch([(item.crop, item.text, self._as_scene(item)) for item in items])
-        return [_outcome(score) for score in scores]
+        asked = [(self._picture(item), item.text, item.match or self.match) for item in items]
+        return [_outcome(score) for score in self._score_batch(asked)]
+
+    def boxes(self, item: Item) -> list[np.ndarray]:
+        """Where text was read: a box [4 corners, 2 px] for each line."""
+        return self._reader.read([self._picture(item)])[0].boxes
 
     def close(self) -> None:
         """Stop the worker threads."""
         self._pool.shutdown()
 
-    def _as_scene(self, item: Item) -> bool:
-        return self.mode == "scene" or (self.mode == "auto" and not item.has_mask)
+    def _picture(self, item: Item) -> Picture:
+        if self.mode == "line":
+            return Picture(item.crop)
+        if item.has_mask and item.mask is None:
+            return Picture(item.crop, masked=True, search=True)
+        return Picture(item.image, item.mask, masked=item.has_mask, search=True)
 
-    def _score_batch(self, asked: Sequence[tuple[np.ndarray, str, bool]]) -> list[OCRScore]:
-        """Score pictures with their targets; `True` where lines must be found first. Order kept."""
+    def _score_batch(self, asked: Sequence[tuple[Picture, str, Match]]) -> list[OCRScore]:
+        """Score pictures with their targets. Order kept."""
         for _, target, _ in asked:
             if not normalise(target):
                 raise ValueError(
                     f"text must hold at least one character that is not a space. Got {target!r}."
                 )
-        pages = [self._rows(rgb) if scene else [[rgb]] for rgb, _, scene in asked]
-        outputs = iter(
-            self._recogniser.probs([line for rows in pages for row in rows for line in row])
-        )
-        readings = [self._read([[next(outputs) for _ in row] for row in rows]) for rows in pages]
+        readings = self._reader.read([picture for picture, _, _ in asked])
         return [
-            self._compare(reading, target)
-            for reading, (_, target, _) in zip(readings, asked, strict=True)
+            self._compare(reading, target, match)
+            for reading, (_, target, match) in zip(readings, asked, strict=True)
         ]
 
-    def _rows(self, rgb: np.ndarray) -> list[list[np.ndarray]]:
-        assert self._detector is not None, "reading scenes needs mode scene or auto"
-        return self._detector.rows(rgb)
+    def _compare(self, reading: Reading, target: str, match: Match) -> OCRScore:
+        alphabet = self._alphabets[match]
+        told = OCRScore(reading.text, reading.confidence, reading.aspects)
+        absent = alphabet.missing(target)
+        if absent:
+            # What no picture can be read as is a failure, not a low score.
+            reason = f"the recogniser's alphabet has no {' '.join(absent)!r}"
+            return replace(told, errors={"ocr_accuracy": reason, "ocr_likelihood": reason})
+        told = replace(told, accuracy=ocr_accuracy(target, reading.text, match))
+        if reading.rows > 1 and picture_order(target) != target:
+            reason = "right-to-left text in several rows has no one order of frames"
+            return replace(told, errors={"ocr_likelihood": reason})
+        probs = self._joined(reading.pieces, alphabet)
+        likelihood = likelihood_per_character(probs, picture_order(target), alphabet)
+        clarity = reading.aspects.clarity if reading.aspects and reading.any_text else 1.0
+        return replace(told, likelihood=likelihood * clarity)
 
-    def _read(self, rows: list[list[np.ndarray]]) -> Reading:
-        """What the CTC outputs of a picture's lines say; rows from the top, each from the left."""
-        readings = [[self._recogniser.decode(probs) for probs in row] for row in rows]
-        confidences = [confidence for row in readings for _, confidence in row]
-        return Reading(
-            text=" ".join(picture_order(" ".join(text for text, _ in row)) for row in readings),
-            confidence=float(np.mean(confidences)) if confidences else 0.0,
-            probs=self._joined([probs for row in rows for probs in row]),
-            rows=len(rows),
-        )
+    def _joined(self, pieces: Sequence[tuple[np.ndarray, bool]], alphabet: Alphabet) -> np.ndarray:
+        """One CTC output for all lines: a certain blank between them keeps their letters apart.
 
-    def _joined(self, outputs: list[np.ndarray]) -> np.ndarray:
-        """One CTC output for all lines: a certain blank between them keeps their letters apart."""
-        if len(outputs) == 1:
-            return outputs[0]
+        Where spaces count, a certain space stands between words as well.
+        """
+        if len(pieces) == 1:
+            return pieces[0][0]
         blank = np.zeros((1, len(self._recogniser.characters)), dtype=np.float32)
         blank[0, 0] = 1
-        return np.concatenate([blank, *(rows for probs in outputs for rows in (probs, blank))])
-
-    def _compare(self, reading: Reading, target: str) -> OCRScore:
-        errors: dict[str, str] = {}
-        accuracy = likelihood = None
-        absent = self.alphabet.missing(target)
-        if absent:
-            errors["ocr_likelihood"] = f"the recogniser's alphabet has no {' '.join(absent)!r}"
-        elif reading.rows > 1 and picture_order(target) != target:
-            errors["ocr_likelihood"] = (
-                "right-to-left text in several rows has no one order of frames"
-            )
-        else:
-            likelihood = likelihood_per_character(
-                reading.probs, picture_order(target), self.alphabet
-            )
-        if len(absent) == len(set(self.alphabet.spell(target))):
-            # 0 for every picture of a script that the recogniser never learned is a failure.
-            errors["ocr_accuracy"] = (
-                f"the recogniser's alphabet has none of the characters of {target!r}"
-            )
-        else:
-            accuracy = ocr_accuracy(target, reading.text)
-        return OCRScore(reading.text, reading.confidence, accuracy, likelihood, errors)
+        parts = [blank]
+        for place, (probs, space) in enumerate(pieces):
+            if place and space and alphabet.spaces:
+                between = np.zeros_like(blank)
+                between[0, alphabet.spaces[0]] = 1
+                parts += [between, blank]
+            parts += [probs, blank]
+        return np.concatenate(parts)
 
 
 def _rgb(image: Image.Image | np.ndarray) -> np.ndarray:
@@ -202,8 +201,15 @@ def _rgb(image: Image.Image | np.ndarray) -> np.ndarray:
 
 def _outcome(score: OCRScore) -> Outcome:
     values: dict[str, float | str] = {"ocr_text": score.text, "ocr_confidence": score.confidence}
+    errors = dict(score.errors)
     if score.accuracy is not None:
         values["ocr_accuracy"] = score.accuracy
     if score.likelihood is not None:
         values["ocr_likelihood"] = score.likelihood
-    return Outcome(values, score.errors)
+    for name in NAMES if score.aspects else ():
+        value = getattr(score.aspects, name)
+        if value is None:
+            errors[f"ocr_{name}"] = "the item has no mask"
+        else:
+            values[f"ocr_{name}"] = value
+    return Outcome(values, errors)

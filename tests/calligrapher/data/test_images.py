@@ -302,3 +302,12 @@ def test_png_bytes_are_lossless_at_every_level_and_level_1_unless_told():
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), np.asarray(image))
     assert images.png_bytes(image) == contents[1]
     assert len(contents[1]) < len(contents[0])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_in_a_header_is_that_of_the_upright_picture(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    assert images.upright_size(path) == images.load_rgb(path).size

@@ -131,3 +131,16 @@ def test_an_unknown_device_is_an_error_of_the_params():
     assert pick_device("cpu").type == "cpu"
     with pytest.raises(ParamsError, match=r"model.device must be.*Got 'warp'"):
         pick_device("warp")
+
+
+def test_attention_through_diffusers_native_backend_has_the_same_bits(load, cases):
+    plain, native = (load(attention_backend=backend) for backend in (None, "native"))
+    processors = native.policy.model.transformer.attn_processors.values()
+    assert {processor._attention_backend for processor in processors} == {"native"}
+    first, second = gradients(plain, cases), gradients(native, cases)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_backend_of_attention_that_nobody_has_is_refused(load):
+    with pytest.raises(ParamsError, match=r"model\.attention_backend.*Got 'slow'"):
+        load(attention_backend="slow")

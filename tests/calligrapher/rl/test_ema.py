@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from calligrapher.errors import InputError
+from calligrapher.rl import ema
 from calligrapher.rl.ema import ema_decay, lerp_, old_policy_decay, snapshot
 
 STEPS = [0, 74, 75, 76, 208, 500, 1000]
@@ -101,3 +102,24 @@ def test_a_copy_that_is_the_weights_themselves_is_refused():
     alias = {"w": weight.detach().cpu()}
     with pytest.raises(InputError, match="shares its memory"):
         lerp_(alias, {"w": weight}, 0.5)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.999])
+def test_weights_that_come_in_chunks_are_blended_as_at_once(monkeypatch, decay):
+    monkeypatch.setattr(ema, "CHUNK", 8)
+    torch.manual_seed(0)
+    average = {"a": torch.randn(5, 7), "b": torch.randn(3), "none": torch.empty(0, 4)}
+    trained = {name: torch.randn_like(tensor) for name, tensor in average.items()}
+    expected = snapshot(average)
+    lerp_(expected, trained, decay)
+    ema.follow_in_chunks_(average, trained, decay)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(average[name], tensor, rtol=0, atol=1e-7)
+
+
+def test_on_one_device_following_is_lerp_to_the_bit():
+    torch.manual_seed(0)
+    average, trained = {"a": torch.randn(9, 5)}, {"a": torch.randn(9, 5)}
+    expected = (average["a"] + 0).lerp(trained["a"], 1 - 0.9)
+    ema.follow_(average, trained, 0.9)
+    assert torch.equal(average["a"], expected)

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from calligrapher.errors import InputError
-from calligrapher.rl.nft import NFTParams, nft_loss, reward_weight, train_sigmas
+from calligrapher.rl.forward_process import train_sigmas
+from calligrapher.rl.nft import NFTParams, nft_loss, reward_weight
 from calligrapher.sampling.schedule import sigma_schedule
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -222,23 +223,24 @@ def test_columns_of_the_wrong_length_are_refused(name):
 
 def test_training_sigmas_are_different_for_each_row_and_never_the_last():
     schedule = sigma_schedule(10, 1024)
-    drawn = train_sigmas(schedule, 6, NFTParams(), torch.Generator().manual_seed(0))
-    assert drawn.shape == (10, 6)
-    for row in drawn.T:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [train_sigmas(schedule, NFTParams(), generator) for _ in range(6)]
+    for row in drawn:
         assert sorted(row.tolist(), reverse=True) == schedule[:-1].tolist()
-    assert not torch.equal(drawn[:, 0], drawn[:, 1])
-    again = train_sigmas(schedule, 6, NFTParams(), torch.Generator().manual_seed(0))
-    assert torch.equal(drawn, again)
+    assert not torch.equal(drawn[0], drawn[1])
+    again = train_sigmas(schedule, NFTParams(), torch.Generator().manual_seed(0))
+    assert torch.equal(drawn[0], again)
 
 
 def test_fewer_training_sigmas_come_from_the_noisy_share_of_the_schedule():
     schedule = sigma_schedule(10, 1024)
     params = NFTParams(num_train_sigmas=3, timestep_fraction=0.5)
-    drawn = train_sigmas(schedule, 50, params, torch.Generator().manual_seed(0))
-    assert drawn.shape == (3, 50)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([train_sigmas(schedule, params, generator) for _ in range(50)])
+    assert drawn.shape == (50, 3)
     assert set(drawn.flatten().tolist()) == set(schedule[:5].tolist())
     with pytest.raises(InputError, match="at most 5"):
-        train_sigmas(schedule, 2, NFTParams(num_train_sigmas=6, timestep_fraction=0.5))
+        train_sigmas(schedule, NFTParams(num_train_sigmas=6, timestep_fraction=0.5), generator)
 
 
 @pytest.mark.parametrize(("number", "word"), [(0, "fixed"), (1, "slow"), (2, "fast")])

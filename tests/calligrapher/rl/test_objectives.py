@@ -6,15 +6,19 @@ import torch
 from torch import nn
 
 from calligrapher.model.policy import Conditioning, Policy
+from calligrapher.rl.forward_process import train_sigmas
 from calligrapher.rl.grpo import GRPOParams
 from calligrapher.rl.nft import NFTParams, nft_loss
 from calligrapher.rl.rows import TrainRows, noised
+from calligrapher.rl.seeds import seeded as named
 from calligrapher.rl.supervised import supervised
 from calligrapher.sampling.exploration import Window
 from calligrapher.sampling.sampler import sample
 from calligrapher.sampling.schedule import sigma_schedule
 
 ROWS, LENGTH, CHANNELS, STEPS = 3, 4, 5, 6
+KEY = "0/update/0/0"
+PLACES = torch.tensor([[4, 0], [4, 1], [7, 0]])  # group and member
 
 
 class HandMade(nn.Module):
@@ -52,7 +56,7 @@ def conditioning(rows=ROWS):
 
 def rows(advantages=(1.0, 0.0, -2.0), window=None):
     x0 = torch.randn(ROWS, LENGTH, CHANNELS, generator=torch.Generator().manual_seed(1))
-    return TrainRows(x0, conditioning(), torch.tensor(advantages), window)
+    return TrainRows(x0, conditioning(), torch.tensor(advantages), window, PLACES)
 
 
 def seeded(seed=7):
@@ -60,11 +64,11 @@ def seeded(seed=7):
 
 
 def nft(p, batch, params, *, old, reference, num_steps=STEPS):
-    return params.losses(p, batch, seeded(), num_steps=num_steps, old=old, reference=reference)
+    return params.losses(p, batch, KEY, num_steps=num_steps, old=old, reference=reference)
 
 
 def grpo(p, batch, params, reference):
-    return params.losses(p, batch, seeded(), num_steps=STEPS, old=None, reference=reference)
+    return params.losses(p, batch, KEY, num_steps=STEPS, old=None, reference=reference)
 
 
 def run(losses):
@@ -107,7 +111,8 @@ def test_style_dropout_takes_the_style_from_that_share_of_the_rows():
 
 def test_noised_lies_between_x0_and_the_noise():
     x0 = torch.ones(2, LENGTH, CHANNELS)
-    x, noise = noised(x0, torch.tensor([0.0, 1.0]), seeded())
+    noise = torch.randn(x0.shape, generator=seeded())
+    x = noised(x0, torch.tensor([0.0, 1.0]), noise)
     assert torch.equal(x[0], x0[0])
     torch.testing.assert_close(x[1], noise[1])
 
@@ -121,9 +126,7 @@ def test_nft_runs_no_forward_that_it_does_not_need(kl_coef, own_reference, calls
     old = p.snapshot()
     reference = {n: w + 0.1 for n, w in old.items()} if own_reference else None
     params = NFTParams(kl_coef=kl_coef, num_train_sigmas=2)
-    _, metrics = run(
-        params.losses(p, rows(), seeded(), num_steps=STEPS, old=old, reference=reference)
-    )
+    _, metrics = run(params.losses(p, rows(), KEY, num_steps=STEPS, old=old, reference=reference))
     assert p.model.calls == 2 * calls
     for found in metrics:
         assert ("kl" in found) == (kl_coef > 0)
@@ -136,14 +139,20 @@ def test_nft_averages_nft_loss_over_the_noise_levels():
     old = {"adapter.weight": 0.3 * torch.eye(CHANNELS)}
     reference = {"adapter.weight": 0.4 * torch.eye(CHANNELS)}
     total, metrics = run(
-        params.losses(p, batch, seeded(), num_steps=STEPS, old=old, reference=reference)
+        params.losses(p, batch, KEY, num_steps=STEPS, old=old, reference=reference)
     )
-    generator = seeded()
-    from calligrapher.rl.nft import train_sigmas
-
+    sigmas_KB = torch.stack(
+        [
+            train_sigmas(sigma_schedule(STEPS, LENGTH), params, named(KEY, group, member, "sigmas"))
+            for group, member in PLACES.tolist()
+        ],
+        dim=1,
+    )
     expected = []
-    for sigma in train_sigmas(sigma_schedule(STEPS, LENGTH), ROWS, params, generator):
-        x, _ = noised(batch.x0, sigma, generator)
+    for k, sigma in enumerate(sigmas_KB):
+        streams = [named(KEY, group, member, k) for group, member in PLACES.tolist()]
+        noise = torch.stack([torch.randn(LENGTH, CHANNELS, generator=s) for s in streams])
+        x = noised(batch.x0, sigma, noise)
         loss, _ = nft_loss(
             0.5 * x,
             batch.advantages,
@@ -165,7 +174,7 @@ def test_nft_without_advantages_has_no_gradient_at_the_old_policy():
         NFTParams(kl_coef=0.0).losses(
             p,
             rows((0.0, 0.0, 0.0)),
-            seeded(),
+            KEY,
             num_steps=STEPS,
             old=p.snapshot(),
             reference=p.snapshot(),
@@ -178,18 +187,78 @@ def test_nft_without_advantages_has_no_gradient_at_the_old_policy():
 def test_nft_draws_noise_and_levels_for_each_row_or_once_for_each_group(noise, shared):
     p, params = policy(), NFTParams(kl_coef=0.0, num_train_sigmas=2, noise=noise)
     same = TrainRows(
-        torch.zeros(3, LENGTH, CHANNELS),
-        conditioning(),
-        torch.zeros(3),
-        groups=torch.tensor([4, 4, 7]),
+        torch.zeros(3, LENGTH, CHANNELS), conditioning(), torch.zeros(3), places=PLACES
     )
-    run(params.losses(p, same, seeded(), num_steps=50, old=p.snapshot(), reference=p.snapshot()))
+    run(params.losses(p, same, KEY, num_steps=50, old=p.snapshot(), reference=p.snapshot()))
     for x, sigma in p.model.seen:
         assert torch.equal(x[0], x[1]) == shared
         assert not torch.equal(x[1], x[2])
         if shared:
             assert sigma[0] == sigma[1]
     assert not torch.equal(p.model.seen[0][0], p.model.seen[2][0])
+
+
+def seen_in_batches(noise, batches):
+    """Return what the policy saw of each row and noise level: (row, k) -> (x, sigma)."""
+    p, params = policy(), NFTParams(kl_coef=0.0, num_train_sigmas=2, noise=noise)
+    places = torch.tensor([(group, member) for group in (2, 5) for member in range(4)])
+    x0 = torch.zeros(8, LENGTH, CHANNELS)
+    everything = TrainRows(x0, conditioning(8), torch.zeros(8), places=places)
+    seen = {}
+    for index in batches:
+        p.model.seen.clear()
+        old = p.snapshot()
+        picked = everything.pick(index)
+        run(params.losses(p, picked, KEY, num_steps=50, old=old, reference=None))
+        for k, (x, sigma) in enumerate(p.model.seen[::2]):
+            for i, row in enumerate(index):
+                seen[row, k] = (x[i], sigma[i].item())
+    return seen
+
+
+@pytest.mark.parametrize("size", [8, 4, 3, 2, 1])
+def test_the_noise_of_a_group_is_one_draw_whatever_the_batches(size):
+    whole = seen_in_batches("group", [list(range(8))])
+    seen = seen_in_batches("group", [list(range(8))[at : at + size] for at in range(0, 8, size)])
+    for k in range(2):
+        for first in (0, 4):
+            draws = {seen[row, k][0].sum().item() for row in range(first, first + 4)}
+            levels = {seen[row, k][1] for row in range(first, first + 4)}
+            assert len(draws) == len(levels) == 1
+        assert seen[0, k][0].sum() != seen[4, k][0].sum()
+    assert all(torch.equal(seen[at][0], whole[at][0]) for at in whole)
+
+
+@pytest.mark.parametrize("noise", ["row", "group"])
+def test_an_image_without_a_score_shifts_nobody_elses_draw(noise):
+    whole = seen_in_batches(noise, [[0, 1, 2], [3, 4, 5], [6, 7]])
+    without = seen_in_batches(noise, [[1, 2, 3], [4, 5, 6], [7]])
+    assert len(without) == 14
+    for at, (x, sigma) in without.items():
+        assert torch.equal(x, whole[at][0])
+        assert sigma == whole[at][1]
+
+
+@pytest.mark.parametrize("noise", ["row", "group"])
+def test_nft_in_accumulated_batches_has_the_gradient_of_one_large_batch(noise):
+    found = {}
+    for size in (6, 3, 4, 1):
+        p, params = policy(), NFTParams(kl_coef=0.1, num_train_sigmas=2, noise=noise)
+        x0 = torch.randn(6, LENGTH, CHANNELS, generator=seeded(1))
+        places = torch.tensor([(group, member) for group in (0, 1) for member in range(3)])
+        advantages = torch.tensor([1.0, -0.5, -0.5, 2.0, -1.0, -1.0])
+        everything = TrainRows(x0, conditioning(6), advantages, places=places)
+        old = {"adapter.weight": 0.3 * torch.eye(CHANNELS)}
+        for at in range(0, 6, size):
+            index = list(range(6))[at : at + size]
+            losses = params.losses(
+                p, everything.pick(index), KEY, num_steps=STEPS, old=old, reference=None
+            )
+            run((loss * len(index) / 6, metrics) for loss, metrics in losses)
+        found[size] = gradient(p)
+    assert found[6].abs().max() > 0.01
+    for size in (3, 4, 1):
+        torch.testing.assert_close(found[size], found[6], atol=1e-6, rtol=1e-6)
 
 
 def rollout(p, params, starts=(0, 2, 1)):
@@ -208,9 +277,7 @@ def test_grpo_of_the_policy_that_sampled_has_ratio_one(sampler, guard):
         pytest.skip("guard is for the sde sampler")
     p, params = policy(), GRPOParams(window_size=2, kl_coef=0.1, sampler=sampler, guard=guard)
     _, metrics = run(
-        params.losses(
-            p, rollout(p, params), seeded(), num_steps=STEPS, old=None, reference=p.snapshot()
-        )
+        params.losses(p, rollout(p, params), KEY, num_steps=STEPS, old=None, reference=p.snapshot())
     )
     assert len(metrics) == 2
     for found in metrics:
@@ -224,9 +291,7 @@ def test_grpo_of_the_policy_that_sampled_has_ratio_one(sampler, guard):
 def test_grpo_runs_the_reference_only_for_a_kl(kl_coef, calls):
     p, params = policy(), GRPOParams(window_size=2, kl_coef=kl_coef)
     run(
-        params.losses(
-            p, rollout(p, params), seeded(), num_steps=STEPS, old=None, reference=p.snapshot()
-        )
+        params.losses(p, rollout(p, params), KEY, num_steps=STEPS, old=None, reference=p.snapshot())
     )
     assert p.model.calls == 2 * calls
 
@@ -236,14 +301,10 @@ def test_the_kl_of_grpo_pulls_towards_the_reference():
     batch = rollout(p, params)
     batch = TrainRows(batch.x0, batch.conditioning, torch.zeros(ROWS), batch.window)
     reference = {"adapter.weight": 0.4 * torch.eye(CHANNELS)}
-    before, _ = run(
-        params.losses(p, batch, seeded(), num_steps=STEPS, old=None, reference=reference)
-    )
+    before, _ = run(params.losses(p, batch, KEY, num_steps=STEPS, old=None, reference=reference))
     assert before > 0
     p.parameters["adapter.weight"].data -= 1e-3 * gradient(p) / gradient(p).norm()
-    after, _ = run(
-        params.losses(p, batch, seeded(), num_steps=STEPS, old=None, reference=reference)
-    )
+    after, _ = run(params.losses(p, batch, KEY, num_steps=STEPS, old=None, reference=reference))
     assert after < before
 
 
@@ -251,12 +312,10 @@ def test_grpo_raises_the_probability_of_what_was_good():
     p, params = policy(), GRPOParams(window_size=2, kl_coef=0.0)
     batch = rollout(p, params)
     batch = TrainRows(batch.x0, batch.conditioning, torch.tensor([1.0, 0.0, 0.0]), batch.window)
-    before, _ = run(
-        params.losses(p, batch, seeded(), num_steps=STEPS, old=None, reference=p.snapshot())
-    )
+    before, _ = run(params.losses(p, batch, KEY, num_steps=STEPS, old=None, reference=p.snapshot()))
     p.parameters["adapter.weight"].data -= 1e-3 * gradient(p) / gradient(p).norm()
     after, metrics = run(
-        params.losses(p, batch, seeded(), num_steps=STEPS, old=None, reference=p.snapshot())
+        params.losses(p, batch, KEY, num_steps=STEPS, old=None, reference=p.snapshot())
     )
     assert after < before
     assert sum(found["ratio_mean"].item() for found in metrics) / 2 > 1

@@ -263,3 +263,34 @@ def test_the_layout_of_the_tensors_stands_in_the_metadata(tmp_path):
     write_shard(tmp_path / "a", rollout_columns(), pictures(), window())
     layout = json.loads(pq.read_schema(tmp_path / "a").metadata[b"tensors"])
     assert layout["trajectory"] == {"dtype": "float32", "shape": [W + 1, L, D]}
+
+
+def test_rows_of_several_lengths_are_read_back_bit_by_bit(tmp_path):
+    tensors = window()
+    lengths = [5, 2, 9]
+    tensors["x0"] = [torch.randn(n, D) for n in lengths]
+    tensors["trajectory"] = [
+        torch.randn(W + 1, n, D).transpose(0, 1).contiguous().transpose(0, 1) for n in lengths
+    ]
+    write_shard(tmp_path / "a.parquet", rollout_columns(), pictures(), tensors)
+    layout = json.loads(pq.read_schema(tmp_path / "a.parquet").metadata[b"tensors"])
+    assert layout["x0"] == {"dtype": "float32", "shape": [None, D]}
+    assert layout["trajectory"]["shape"] == [W + 1, None, D]
+    assert layout["log_prob"]["shape"] == [W]
+    found = read_shard(tmp_path / "a.parquet")
+    for name in ("x0", "trajectory"):
+        assert all(torch.equal(a, b) for a, b in zip(found[name], tensors[name], strict=True))
+    assert torch.equal(found["log_prob"], tensors["log_prob"])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3)],
+        [torch.zeros(2, 3), torch.zeros(2), torch.zeros(2, 3)],
+        [torch.zeros(2, 3), torch.zeros(2, 3).double(), torch.zeros(2, 3)],
+    ],
+)
+def test_rows_that_differ_in_more_than_a_length_are_refused(tmp_path, rows):
+    with pytest.raises(ArtifactError, match=r"rows of x0 must have one dtype, and shapes"):
+        write_shard(tmp_path / "a.parquet", rollout_columns(), pictures(), {"x0": rows})

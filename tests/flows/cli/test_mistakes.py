@@ -120,7 +120,7 @@ SETTINGS = {
         ["tracking.uri=foo://user:secret@bar"],
         ["tracking.uri must be", "sqlite", "Got foo://, which"],
     ),
-    "both algorithms": (["grpo={}"], ["nft and grpo"]),
+    "both algorithms": (["grpo={}"], ["Got nft and grpo"]),
 }
 
 

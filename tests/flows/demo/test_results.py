@@ -56,6 +56,28 @@ def test_the_grid_has_a_row_per_seed_and_holds_the_very_pixels():
         assert Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB") == pictures(2)[i]
 
 
+def test_components_of_ones_own_scorers_are_shown_by_their_names():
+    read = RewardResult(ocr_text="HI", ocr_accuracy=1.0, own={"text_size": 0.25, "judge": None})
+    html = results_html(heading([0]), {"base": Column(pictures(1), [read])})
+    assert "accuracy 1.00 · text size 0.25</span>" in html
+
+
+def test_the_pages_own_server_gets_the_runs_scorers(tmp_path, monkeypatch):
+    from contextlib import contextmanager
+
+    started = []
+
+    @contextmanager
+    def server(**how):
+        started.append(how["flags"])
+        yield "http://127.0.0.1:9"
+
+    monkeypatch.setattr("flows.demo.scores.local_server", server)
+    with picture_scorer([], tmp_path, ["--scorer=a=/r.py:A"]) as scorer:
+        assert scorer._urls() == ["http://127.0.0.1:9"]
+    assert started == [["--scorer=a=/r.py:A"]]
+
+
 def test_what_people_and_pictures_say_is_text_never_markup():
     told = RewardResult(ocr_text="<script>", ocr_accuracy=0.0, ocr_confidence=0.0)
     assert "&lt;script&gt;" in results_html(heading([0]), {"base": Column(pictures(1), [told])})

@@ -389,3 +389,67 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_can_and_says_503_to_the_
     assert len(told.splitlines()) < 10
     assert status == -signal.SIGTERM  # as uvicorn ends: by the signal itself, everything closed
     assert time.monotonic() - started < 13
+
+
+@pytest.mark.parametrize("there", [[], ["0", "1"]])
+def test_gpus_that_are_not_there_are_refused_before_anything_is_started(
+    there, capsys, monkeypatch, tmp_path
+):
+    from reward_server.processes import launch
+
+    monkeypatch.setattr(launch, "gpus", lambda: there)
+    monkeypatch.setattr(launch, "Fleet", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["--gpu-ids=1,5", f"--log-dir={tmp_path}"])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ("Got 5." if there else "it has none). Got 1, 5.") in line
+
+
+def test_gpus_are_asked_of_the_driver_and_else_of_torch(tmp_path, monkeypatch):
+    from reward_server.processes.launch import gpus
+
+    tool = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for told, found in (("printf '0\\n3\\n'", ["0", "3"]), ("exit 9", [])):
+        tool.write_text(f"#!/bin/sh\n{told}\n")
+        tool.chmod(0o755)
+        monkeypatch.setattr("reward_server.processes.launch.sys.executable", "/bin/false")
+        assert gpus() == found
+
+
+def test_run_server_is_the_same_command(capsys):
+    from flows.cli.main import main as calligrapher
+
+    with pytest.raises(SystemExit) as ended:
+        calligrapher(["run_server", "--vlm-model-path", "/none", "--port=8000", "--gpu-ids", "4,5"])
+    assert ended.value.code == 2
+    assert "vlm_model_path must be a folder" in capsys.readouterr().err
+
+
+def test_scorers_of_ones_own_are_handed_on_one_flag_each(tmp_path, monkeypatch):
+    (tmp_path / "r.py").write_text("class A:\n    pass\n\n\nclass B:\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    given = []
+
+    class StartedError(Exception):
+        pass
+
+    def fleet(*args, flags, **how):
+        given.extend(flags)
+        raise StartedError
+
+    monkeypatch.setattr("reward_server.processes.launch.Fleet", fleet)
+    with pytest.raises(StartedError):
+        main(["--scorer", "a=r.py:A", "--scorer=b=r.py:B?x=1", "--disable-reward-model"])
+    assert given == ["--scorer=a=r.py:A", "--scorer=b=r.py:B?x=1", "--disable-reward-model"]
+
+
+def test_a_scorer_that_is_not_there_is_told_in_one_line_and_nothing_is_started(tmp_path, capsys):
+    (tmp_path / "r.py").write_text("class A:\n    pass\n")
+    with pytest.raises(SystemExit) as end:
+        main(["--scorer", f"a={tmp_path}/r.py:B"])
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "scorer a must be a class of" in told

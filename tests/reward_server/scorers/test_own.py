@@ -266,17 +266,23 @@ def test_servers_with_other_files_have_other_fingerprints(serve, file):
 
 
 def test_a_scorer_sees_picture_mask_text_and_prompt(serve):
-    seen = []
-
     class Looks:
+        def __init__(self):
+            self.seen = []
+
         def score(self, items):
-            seen.extend(items)
+            self.seen += [one for one in items if one.text == "abcd"]
             return [0.0] * len(items)
 
-    with serve(OwnScorer("mine", Looks())) as client:
+    looks, blind = Looks(), Looks()
+    looks.sees_reference = True
+    with serve(OwnScorer("mine", looks), OwnScorer("other", blind)) as client:
         client.post("/score", json={**GOOD, "reference": png(3, 5)})
         client.post("/score", json={**GOOD, "mask": None})
-    masked, whole = [one for one in seen if one.text == "abcd"]
+        only = client.post("/score", json={**GOOD, "text": "x", "components": ["other"]}).json()
+    assert (only["mine"], only["errors"]["mine"], only["other"]) == (None, "not asked for", 0.0)
+    assert blind.seen[0].reference is None
+    masked, whole = looks.seen
     assert masked.mask.shape == masked.image.shape[:2] == (8, 12)
     assert masked.mask.dtype == bool
     assert masked.box == (0, 8, 0, 12)

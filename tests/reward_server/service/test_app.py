@@ -21,7 +21,7 @@ def test_a_picture_is_scored_and_unconfigured_components_are_null_with_a_reason(
     assert score["ocr_text"] == "abcd"
     assert score["ocr_accuracy"] == 4 / 256
     assert score["vlm_score"] is None
-    assert set(score["errors"]) == {"vlm_score", "style_score"}
+    assert set(score["errors"]) == set(NAMES) - set(FakeScorer.fields)
     assert score["errors"]["style_score"].endswith("start the reward server with --siglip-path")
     assert score["reward_model_disabled"] is False
 
@@ -189,10 +189,11 @@ def test_a_bad_reference_costs_those_who_look_at_it_and_not_the_reading(serve, k
     score = response.json() if path == "/score" else response.json()["results"][0]["score"]
     assert response.status_code == 200
     assert (score["ocr_text"], score["ocr_accuracy"]) == ("abcd", 4 / 256)
-    assert set(score["errors"]) == {"style_score", "vlm_score"}
+    lost = {name for name, kind in score["kinds"].items() if kind == "refused"}
+    assert lost == {"style_score", "vlm_score"}
     assert all(
         "reference must be" in told or "reference must have" in told
-        for told in score["errors"].values()
+        for told in map(score["errors"].get, lost)
     )
     assert "abcd" not in [*style.seen, *vlm.seen]
     assert 'reward_failures_total{kind="refused",scorer="style"} 1.0' in text

@@ -1,7 +1,10 @@
+import re
+
 import pytest
 import yaml
 
 from calligrapher.errors import ParamsError
+from tasks.params.checks import algorithms
 from tasks.params.errors import valid_keys
 from tasks.params.run_params import RunParams, check_multiple, load_params
 from tasks.pipeline import STAGES, reads
@@ -22,14 +25,18 @@ UNREAD = {
     "model.device",
     "model.gradient_checkpointing",
     "model.offload_text_encoder_two",
+    "model.attention_backend",
     "data.train",
     "data.evaluation",
     "data.kind",
     "warmup.checkpointing_steps",
     "update.checkpointing_steps",
     "reward.server_urls",
+    "reward.server_host",
+    "reward.server_port",
     "reward.vlm",
     "reward.scorers",
+    "reward.ocr_mode",  # who scores says so
     "reward.token_file",
     "reward.timeout_s",
     "reward.max_unscored_share",
@@ -40,6 +47,14 @@ UNREAD = {
     "retention.keep_last",
     "retention.keep_every",
     "retention.keep_best",
+    "launch.gpu_ids",
+    "launch.num_processes",
+    "launch.backend",
+    "launch.strategy",
+    "launch.reward_gpu_ids",
+    "launch.allow_fewer_servers",
+    "launch.timeout_s",
+    "launch.wait_s",
 }
 
 
@@ -152,8 +167,8 @@ def test_an_override_switches_the_algorithm(load):
             "model.mixed_precision must be 'no', 'fp16' or 'bf16'. Got 'fp8'.",
         ),
         (["evaluate=3"], "evaluate must be a section with keys of its own. Got 3."),
-        (["grpo={}"], "exactly one of the sections nft and grpo must be given. Got nft and grpo"),
-        (["nft=null"], "exactly one of the sections nft and grpo must be given. Got none"),
+        (["grpo={}"], "exactly one of the sections nft, grpo, awm must be given. Got nft and grpo"),
+        (["nft=null"], "exactly one of the sections nft, grpo, awm must be given. Got none"),
         (["reward.vlm_weight=0.3"], "reward.vlm_weight must be 0 when no VLM answers .* Got 0.3"),
         (["reward.ocr_weight=0"], "reward.ocr_weight, or another weight .* must be greater than 0"),
         (
@@ -302,6 +317,11 @@ def _changed(key, value):
         "nft.noise": "group",
         "nft.num_train_sigmas": 2,
         "nft.old_policy": "copy",
+        "awm.noise": "group",
+        "awm.num_train_sigmas": 2,
+        "awm.old_policy": "slow",
+        "awm.clip_range": 0.1,
+        "awm.weighting": "t2",
         "grpo.sampler": "cps",
         "grpo.noise": "group",
         "advantage.baseline": "round",
@@ -310,7 +330,17 @@ def _changed(key, value):
         "ema.decay": 0.5,
         "reward.server_urls": ["http://a:1"],
         "reward.weights": {"mine": 0.5},
+        "reward.factors": ["ocr_upright"],
+        "reward.ocr_mode": "line",
+        "reward.ocr_match": "exact",
         "reward.scorers": {"mine": "r.py:B"},
+        "reward.server_host": "gpu-7",
+        "reward.server_port": 9000,
+        "launch.gpu_ids": [1],
+        "launch.num_processes": 2,
+        "launch.backend": "ray",
+        "launch.strategy": "fsdp2",
+        "launch.reward_gpu_ids": [2],
     }
     if key in other:
         return other[key]
@@ -407,13 +437,14 @@ def test_a_scorers_file_is_stored_absolute_with_what_it_is_given(load, tmp_path,
     assert params.reward.scorers == {"mine": f"{tmp_path}/r.py:A?folder={tmp_path}/model&side=90"}
 
 
-@pytest.mark.parametrize(("algorithm", "other"), [("nft", "grpo"), ("grpo", "nft")])
-def test_every_parameter_that_decides_a_result_is_read_by_a_stage(load, algorithm, other):
+@pytest.mark.parametrize("algorithm", ["nft", "grpo", "awm"])
+def test_every_parameter_that_decides_a_result_is_read_by_a_stage(load, algorithm):
     rising = [f"{section}.lr_scheduler=constant_with_warmup" for section in ("warmup", "update")]
     named = ("model.lora.rank=7", "model.siglip=s", "reward.vlm=v", "reward.scorers.mine=r.py:A")
     before = load(*rising, *named, algorithm=algorithm)
     leaves = [key for key, section in valid_keys(RunParams).items() if section is None]
-    leaves = [key for key in leaves if not key.startswith(f"{other}.")]
+    others = tuple(f"{name}." for name in algorithms(RunParams) if name != algorithm)
+    leaves = [key for key in leaves if not key.startswith(others)]
     assert len(leaves) > 70
     for key in leaves:
         values = before.resolved()
@@ -453,3 +484,32 @@ def test_every_parameter_is_described_where_it_is_declared():
                 walk(section, f"{prefix}{name}.")
 
     walk(RunParams)
+
+
+@pytest.mark.parametrize(("written", "ids"), [("0,1, 3", [0, 1, 3]), ("4", [4]), ("[2,0]", [2, 0])])
+def test_gpus_are_listed_as_other_programs_take_them(load, written, ids):
+    assert load(f"launch.gpu_ids={written}").launch.gpu_ids == ids
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["launch.gpu_ids=0,1", "launch.reward_gpu_ids=1,2"], "must be different GPUs. Got 1 in"),
+        (["launch.gpu_ids=0,0"], "launch.gpu_ids must name each GPU once"),
+        (["launch.gpu_ids=0,1", "launch.num_processes=3"], "must be the number of launch.gpu_ids"),
+        (["launch.num_processes=2", "launch.backend=inline"], "accelerate or ray for 2 ranks"),
+        (["launch.gpu_ids=0", "launch.backend=ray"], "launch.gpu_ids must be empty with"),
+        (["launch.strategy=deepspeed"], "launch.strategy must be ddp or fsdp2. Got deepspeed: its"),
+        (["launch.num_processes=2", "model.device=cuda:1"], "model.device must be auto, cpu or"),
+        (["launch.num_processes=5", "reward.server_port=65533"], "must leave room for a port of"),
+        (
+            ["launch.reward_gpu_ids=1", "reward.server_host=gpu-7"],
+            "reward.server_host must be null",
+        ),
+        (["launch.reward_gpu_ids=1", "reward.server_urls=[http://a:1]"], "Give one of the two."),
+        (["launch.gpu_ids=a"], "launch.gpu_ids"),
+    ],
+)
+def test_ranks_and_servers_that_have_no_place_are_refused(load, overrides, told):
+    with pytest.raises(ParamsError, match=re.escape(told)):
+        load(*overrides)

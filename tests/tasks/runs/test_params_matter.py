@@ -4,6 +4,7 @@ import shutil
 import socket
 
 import pytest
+from small_runs import ALGORITHMS
 
 from calligrapher.errors import DataError, ParamsError, RewardError
 from reward_server.client import RewardResult
@@ -89,6 +90,14 @@ CHANGES = {
     "grpo.window_size": (2, "rollout", {}),
     "grpo.guard": (True, "update", {}),
     "grpo.timestep_fraction": (0.2, "rollout", SIX_STEPS),
+    "awm.clip_range": (1e-5, "update", {"update": {"num_inner_epochs": 2}}),
+    "awm.weighting": ("t2", "update", {}),
+    "awm.adv_clip_max": (0.1, "update", {}),
+    "awm.kl_coef": (0.5, "update", {}),
+    "awm.num_train_sigmas": (2, "update", {}),
+    "awm.timestep_fraction": (0.4, "update", SIX_STEPS),
+    "awm.noise": ("group", "update", {}),
+    "awm.old_policy": ("fixed", "refresh", {}),
     "update.batch_size": (2, "update", {}),
     "update.gradient_accumulation_steps": (1, "update", {}),
     "update.learning_rate": (3e-3, "update", {}),
@@ -122,6 +131,7 @@ CALLS = {
 ERRORS = {
     "data.kind": ("jsonl", DataError, "must be a JSONL file"),
     "model.device": ("warp", ParamsError, "model.device"),
+    "model.attention_backend": ("slow", ParamsError, "model.attention_backend"),
     "warmup.use_8bit_adam": (True, ParamsError, "warmup.use_8bit_adam"),
     "update.use_8bit_adam": (True, ParamsError, "update.use_8bit_adam"),
 }
@@ -133,6 +143,8 @@ PLACES = {
     "warmup.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
     "update.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
     "reward.server_urls": "test_servers_that_are_named_are_asked_and_no_own_one_is_started",
+    "reward.server_host": "test_each_rank_has_a_server_of_its_own_from_host_and_port_on",
+    "reward.server_port": "test_each_rank_has_a_server_of_its_own_from_host_and_port_on",
     "reward.token_file": "test_the_token_of_a_file_is_sent_to_the_servers",
     "reward.vlm": "test_models_and_scorers_are_told_to_the_runs_own_server",
     "reward.scorers": "test_models_and_scorers_are_told_to_the_runs_own_server",
@@ -149,6 +161,14 @@ PLACES = {
     "retention.keep_last": "test_retention_keeps_what_it_is_told",
     "retention.keep_every": "test_retention_keeps_what_it_is_told",
     "retention.keep_best": "test_the_best_round_keeps_its_weights_until_a_better_one",
+    "launch.gpu_ids": "test_each_rank_has_a_server_of_its_own_from_host_and_port_on",
+    "launch.num_processes": "test_the_launcher_follows_the_section_launch",
+    "launch.backend": "test_the_launcher_follows_the_section_launch",
+    "launch.strategy": "test_the_launcher_follows_the_section_launch",
+    "launch.reward_gpu_ids": "test_a_server_is_started_on_each_gpu_for_rewards",
+    "launch.allow_fewer_servers": "test_ranks_share_a_server_only_where_that_is_allowed",
+    "launch.timeout_s": "test_the_launcher_follows_the_section_launch",
+    "launch.wait_s": "test_the_launcher_follows_the_section_launch",
 }
 
 
@@ -271,7 +291,8 @@ def test_a_key_changes_what_its_stage_writes(key, play, before, other):
     value, until, both = CHANGES[key]
     if isinstance(value, str):
         value = value.replace("OTHER", str(other))
-    algorithm = "grpo" if key.startswith("grpo.") else "nft"
+    section = key.split(".")[0]
+    algorithm = section if section in ALGORITHMS else "nft"
     both = merged(both, evaluates(until))
     after, _ = play(until, algorithm, merged(both, nested(key, value)))
     assert after.digest != before(until, algorithm, both)[0]
@@ -414,6 +435,94 @@ def test_servers_that_are_named_are_asked_and_no_own_one_is_started(values, tmp_
     with reward_urls(params, tmp_path / "b") as found:
         assert found == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_rank_has_a_server_of_its_own_from_host_and_port_on(values):
+    from tasks.launch.places import named_servers
+
+    def servers(size, **sections):
+        return named_servers(RunParams.model_validate(values("nft", **sections)), size)
+
+    assert servers(2) == []  # the run's own
+    gpus = {"model": {"device": "auto"}, "launch": {"gpu_ids": [0, 1]}}
+    assert servers(2, **gpus) == ["http://127.0.0.1:8000", "http://127.0.0.1:8001"]
+    assert servers(1, reward={"server_host": "gpu-7"}) == ["http://gpu-7:8000"]
+    assert servers(2, reward={"server_port": 9000})[1] == "http://127.0.0.1:9001"
+    assert servers(1, reward={"server_host": "::1"}) == ["http://[::1]:8000"]
+    assert servers(2, **gpus, reward={"server_urls": ["http://a:1"]}) == ["http://a:1"]
+    assert servers(2, **gpus, reward={"disable_reward_model": True}) == []
+    gpus["launch"]["reward_gpu_ids"] = [2, 3]
+    assert servers(2, **gpus) == []
+
+
+def test_ranks_share_a_server_only_where_that_is_allowed(values):
+    from tasks.launch.places import check_places
+
+    def check(urls, allow):
+        params = values(
+            "nft",
+            reward={"server_urls": urls, "timeout_s": 0.5},
+            launch={"num_processes": 3, "allow_fewer_servers": allow},
+        )
+        check_places(RunParams.model_validate(params))
+
+    with pytest.raises(ParamsError, match=r"each of 3 ranks. Got 2: .* up to 2 times as long"):
+        check(["http://127.0.0.1:9", "http://127.0.0.1:9"], False)
+    with pytest.raises(RewardError, match="must name reward servers that answer"):
+        check(["http://127.0.0.1:9"], True)
+
+
+def test_a_server_is_started_on_each_gpu_for_rewards(values, tmp_path, monkeypatch):
+    from contextlib import contextmanager
+
+    from flows.contexts import reward_urls
+    from reward_server.processes import launch
+
+    asked = {}
+
+    @contextmanager
+    def local_fleet(gpu_ids, **how):
+        asked.update(how, gpu_ids=gpu_ids)
+        yield ["http://own:1", "http://own:2"]
+
+    monkeypatch.setattr(launch, "local_fleet", local_fleet)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,6,5,4")
+    params = RunParams.model_validate(
+        values("nft", launch={"reward_gpu_ids": [2, 3]}, reward={"server_port": 9000})
+    )
+    with reward_urls(params, tmp_path / "a", 2) as found:
+        assert found == ["http://own:1", "http://own:2"]
+    assert (asked["gpu_ids"], asked["first_port"]) == (["5", "4"], 9000)
+
+
+def test_the_launcher_follows_the_section_launch(make_resources, tmp_path, monkeypatch):
+    from flows.contexts import ranks_of_run
+    from tasks.launch import ray_actors
+    from tasks.launch.spawned import Spawned
+
+    class Actors:
+        def __init__(self, logs, *, device, wait_s):
+            self.wait_s = wait_s
+
+    monkeypatch.setattr(ray_actors, "RayActors", Actors)
+    monkeypatch.setattr(RewardScorer, "urls", list, raising=False)
+    groups = []
+    for launch in (
+        {},
+        {"num_processes": 2, "timeout_s": 7, "strategy": "fsdp2"},
+        {"backend": "ray", "wait_s": 8},
+    ):
+        resources = make_resources(launch=launch, scorer=RewardScorer)
+        groups.append(ranks_of_run(resources, tmp_path / "a"))
+    assert groups[0] is None
+    assert isinstance(groups[1].backend, Spawned)
+    assert groups[1].size == 2
+    assert groups[1]._timeout_s == 7
+    assert groups[1].resources.params.launch.strategy == "fsdp2"  # told to the ranks with the rest
+    assert groups[2].backend.wait_s == 8
+    for group in groups[1:]:
+        group.backend.close = lambda: None
+        group.close()
 
 
 def test_models_and_scorers_are_told_to_the_runs_own_server(values, tmp_path, monkeypatch):

@@ -112,15 +112,30 @@ def test_an_error_in_the_middle_of_an_update_costs_the_steps_since_the_last_inne
     assert steps == [1, 2, 3]
 
 
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
 @pytest.mark.parametrize("algorithm", ["nft", "grpo"])
 def test_constant_rewards_leave_the_weights_as_they_were_bit_by_bit(
-    train, constant_scorer, algorithm
+    train, constant_scorer, algorithm, kl_coef
 ):
-    folder, _ = train("a", algorithm, constant_scorer)
+    how = {"update": {"weight_decay": 0.01}, algorithm: {"kl_coef": kl_coef}}
+    folder, _ = train("a", algorithm, constant_scorer, **how)
     start = load_file(folder / "warmup/trained.safetensors")
-    end = load_file(folder / "round-0001/update/trained.safetensors")
-    assert start.keys() == end.keys()
-    assert all((start[name] == end[name]).all() for name in start)
+    for file in ("update/trained", "update/ema", "refresh/old"):
+        end = load_file(folder / f"round-0001/{file}.safetensors")
+        assert start.keys() == end.keys()
+        assert all((start[name] == end[name]).all() for name in start)
+    update = folder / "round-0001/update"
+    assert json.loads((update / "state.json").read_text())["step"] == 0
+    assert (update / "metrics.jsonl").read_text() == ""
+    assert load_file(update / "optimizer.safetensors") == {}
+    meta = json.loads((update / "artifact.json").read_text())["meta"]
+    left_out, untaken = (9, 0) if kl_coef == 0 else (0, 2)
+    assert meta == {
+        "optimizer_steps": 0,
+        "images": 0,
+        "left_out": left_out,
+        "untaken_steps": untaken,
+    }
 
 
 @pytest.mark.parametrize("algorithm", ["nft", "grpo"])

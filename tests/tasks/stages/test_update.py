@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from calligrapher.errors import RewardError
+from calligrapher.errors import ArtifactError, RewardError
 from calligrapher.tables.parquet import read_shard, read_table
 from tasks.stages.evaluate import summarise
 from tasks.stages.statistics import bootstrap_interval
@@ -170,6 +170,100 @@ def test_a_group_that_was_not_scored_is_dropped_and_not_one_without_spread(
     )
     meta = json.loads((folder / "round-0000/advantage/artifact.json").read_text())["meta"]
     assert meta == pytest.approx(expected)
+
+
+@pytest.fixture
+def one_flat_group(scorer_class):
+    """Three groups of three: the first of equal rewards."""
+
+    class Scorer(scorer_class):
+        def __init__(self):
+            super().__init__()
+            self.left = [0.5, 0.5, 0.5, 0.1, 0.2, 0.9, 0.2, 0.4, 0.9]
+
+        def reward(self, image, case):
+            return self.left.pop(0)
+
+    return Scorer
+
+
+@pytest.mark.parametrize("algorithm", ["nft", "grpo"])
+def test_a_group_without_spread_is_left_out_and_counted_unless_a_kl_holds_it(
+    train, one_flat_group, algorithm
+):
+    counts = {}
+    for kl_coef in (0.0, 0.1):
+        folder, _ = train(
+            f"kl-{kl_coef}",
+            algorithm,
+            one_flat_group(),
+            rounds=1,
+            update={"batch_size": 3, "gradient_accumulation_steps": 1},
+            **{algorithm: {"kl_coef": kl_coef}},
+        )
+        meta = json.loads((folder / "round-0000/update/artifact.json").read_text())["meta"]
+        counts[kl_coef] = [
+            meta[key] for key in ("optimizer_steps", "images", "left_out", "untaken_steps")
+        ]
+        tracked = [
+            (line["step"], line["metrics"])
+            for line in lines_of(folder / "metrics.jsonl")
+            if line["stage"].endswith("/update/idle")
+        ]
+        expected = {f"update/{key}": meta[key] for key in ("left_out", "untaken_steps")}
+        assert tracked == [(0, expected)]
+    assert counts == {0.0: [2, 6, 3, 0], 0.1: [2, 6, 0, 1]}
+
+
+def test_nft_learns_the_same_in_batches_that_are_accumulated(train):
+    """All of a pass in one step: batches of 9, of 4, 4 and 1, and of 1."""
+    ends = []
+    for size, accumulated in ((9, 1), (4, 3), (1, 9)):
+        update = {"batch_size": size, "gradient_accumulation_steps": accumulated}
+        folder, _ = train(
+            f"of-{size}",
+            rounds=1,
+            nft={"noise": "group", "kl_coef": 0.1},
+            update=update | {"adam_epsilon": 1e-2},  # so that rounding does not turn a sign
+        )
+        ends.append(load_file(folder / "round-0000/update/trained.safetensors"))
+    for other in ends[1:]:
+        for name, weight in ends[0].items():
+            torch.testing.assert_close(other[name], weight, atol=1e-6, rtol=0)
+
+
+def test_an_update_that_an_older_program_made_says_so_and_its_rounds_can_be_kept(
+    train, make_resources, monkeypatch, tmp_path
+):
+    from calligrapher.rl.nft import NFTParams
+    from tasks.runs.rerun import carry_out, prepare_rerun
+    from tasks.runs.run import open_run
+
+    with monkeypatch.context() as older:
+        older.setattr(NFTParams, "update_version", 1)
+        folder, _ = train("a", rounds=1)
+        manifest = json.loads((folder / "round-0000/update/artifact.json").read_text())
+        assert "update_version" not in manifest["params"]
+    with pytest.raises(ArtifactError, match=VERSION) as told:
+        train("a", rounds=2)
+    assert "--fork NAME --downstream" in str(told.value)
+    assert "only the program that made it" in str(told.value)
+
+    rerun = prepare_rerun(folder, "round-0001/rollout", ["rounds=2"], "b", downstream=True)
+    with open_run(make_resources(rounds=2), rerun.folder.path) as run:
+        summary = carry_out(run, rerun)
+    assert summary["rounds"] == 2
+    shared = json.loads((tmp_path / "b/round-0000/update/artifact.json").read_text())
+    assert shared == manifest
+
+
+VERSION = r"params\.update_version: \(absent\) -> 2"
+
+
+def test_grpos_updates_have_no_version_in_their_fingerprint(train):
+    folder, _ = train("a", "grpo", rounds=1)
+    manifest = json.loads((folder / "round-0000/update/artifact.json").read_text())
+    assert "update_version" not in manifest["params"]
 
 
 def row(accuracy):

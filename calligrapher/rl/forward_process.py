@@ -1,0 +1,158 @@
+"""What the algorithms of the forward process share: clean latents in, noise added anew.
+
+They need nothing of how an image was sampled but the image: any sampler will do, and no step of the
+rollout explores. Legend: B rows, K noise levels per row, N steps of the rollout's schedule.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from calligrapher.errors import InputError
+from calligrapher.rl.algorithm import Algorithm
+from calligrapher.rl.ema import OldPolicy, old_policy_decay
+from calligrapher.rl.rows import TrainRows, noised
+from calligrapher.rl.seeds import seeded
+from calligrapher.sampling.schedule import sigma_schedule, trained_steps
+
+DECAY_TYPES: dict[int, OldPolicy] = {0: "fixed", 1: "slow", 2: "fast"}
+
+
+@dataclass(frozen=True)
+class Noised:
+    """The rows of a batch at one noise level each."""
+
+    x: Tensor  # [B, L, D] = (1 - sigma) x0 + sigma noise
+    sigma: Tensor  # [B]
+    noise: Tensor  # [B, L, D]
+
+
+class ForwardProcess(Algorithm):
+    """The settings of an algorithm that noises the rollouts' images anew."""
+
+    kl_coef: float = Field(
+        0.01,
+        ge=0,
+        description="Weight of mean((v - v_ref)^2). 0 saves the reference's forward.",
+    )
+    num_train_sigmas: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Noise levels trained per image and update, drawn anew for each; null = all of"
+            " timestep_fraction. The cost knob: each costs a forward+backward and the old and"
+            " reference forwards."
+        ),
+    )
+    timestep_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the schedule, from its noisy end, that noise levels are drawn from.",
+    )
+    noise: Literal["row", "group"] = Field(
+        "row",
+        description=(
+            "Noise and noise levels are drawn for every image, or once for all images of a group: "
+            "what does not depend on the image then cancels, for a group's advantages add up to 0."
+            " What is drawn does not depend on batches."
+        ),
+    )
+    old_policy: OldPolicy = Field(
+        "fixed",
+        description=(
+            "How the rollout policy follows the trained one after a round. fixed: never; slow:"
+            " decay 0.001 t up to 0.5; fast: copies for 75 steps, then a decay of 0.0075 (t - 75)"
+            " up to 0.999; copy: always. The numbers 0, 1, 2 (nft_decay_type) stand for fixed,"
+            " slow, fast."
+        ),
+    )
+
+    @field_validator("old_policy", mode="before")
+    @classmethod
+    def _decay_type(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return DECAY_TYPES.get(value, value)
+        return value
+
+    needs_old: ClassVar[bool] = True
+
+    @property
+    def exploration(self) -> None:
+        return None
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coef > 0
+
+    @property
+    def old_is_start(self) -> bool:
+        return self.old_policy == "fixed"
+
+    @property
+    def decides_old(self) -> dict[str, Any]:
+        return {"old_policy": self.old_policy}
+
+    def old_policy_decay(self, step: int) -> float:
+        return old_policy_decay(self.old_policy, step)
+
+    def forwards_per_image(self, num_steps: int) -> int:
+        return self.num_train_sigmas or trained_steps(num_steps, self.timestep_fraction)
+
+    def fits(self, num_steps: int) -> None:
+        available = trained_steps(num_steps, self.timestep_fraction)
+        if self.num_train_sigmas is not None and self.num_train_sigmas > available:
+            raise ValueError(
+                f"{self.name}.num_train_sigmas must be at most {available}"
+                f" ({self.name}.timestep_fraction of {num_steps} rollout.num_inference_steps)."
+                f" Got {self.num_train_sigmas}."
+            )
+
+    def noised_rows(self, rows: TrainRows, key: str, num_steps: int) -> Iterator[Noised]:
+        """Yield the rows at each of their `num_train_sigmas` noise levels.
+
+        Noise and levels are drawn on the CPU for every row, or once for a group, by names that
+        derive from `key` and the row's place: what shares a batch changes none of them.
+        """
+        schedule = sigma_schedule(num_steps, rows.x0.shape[1])
+        # Rows of one name share what is drawn.
+        names = [f"{key}/{group}/{member}" for group, member in rows.places.tolist()]
+        if self.noise == "group":
+            names = [f"{key}/{group}" for group, _ in rows.places.tolist()]
+        sigmas_KB = _drawn(names, lambda name: train_sigmas(schedule, self, seeded(name, "sigmas")))
+        sigmas_KB = sigmas_KB.T.to(rows.x0.device)
+        for k, sigma in enumerate(sigmas_KB):
+            noise = _drawn(names, partial(_noise, rows.x0.shape[1:], k)).to(rows.x0.device)
+            yield Noised(noised(rows.x0, sigma, noise), sigma, noise)
+
+
+def train_sigmas(sigmas: Tensor, params: ForwardProcess, generator: torch.Generator) -> Tensor:
+    """Noise levels to train a row on, [K]: different ones, drawn without replacement.
+
+    sigmas: the schedule [N + 1], ending in 0, which is never drawn. K = num_train_sigmas, or all
+    that timestep_fraction leaves. Raises InputError when more are asked for than there are.
+    """
+    available = trained_steps(len(sigmas) - 1, params.timestep_fraction)
+    count = available if params.num_train_sigmas is None else params.num_train_sigmas
+    if count > available:
+        raise InputError(
+            f"num_train_sigmas must be at most {available} (timestep_fraction of {len(sigmas) - 1}"
+            f" steps). Got {count}. Lower it, or raise the number of steps or timestep_fraction."
+        )
+    return sigmas[torch.randperm(available, generator=generator)[:count].to(sigmas.device)]
+
+
+def _drawn(names: list[str], draw: Callable[[str], Tensor]) -> Tensor:
+    """Return what `draw` gives for each name, [B, ...]; equal names share one draw."""
+    drawn = {name: draw(name) for name in dict.fromkeys(names)}
+    return torch.stack([drawn[name] for name in names])
+
+
+def _noise(shape: torch.Size, k: int, name: str) -> Tensor:
+    """Return the noise of a row's k-th noise level, drawn on the CPU."""
+    return torch.randn(shape, generator=seeded(name, k))

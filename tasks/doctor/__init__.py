@@ -1,0 +1,1 @@
+"""Whether a machine can do a run, asked before the run is started."""

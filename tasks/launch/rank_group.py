@@ -1,0 +1,331 @@
+"""The launcher of a run in several processes: one call goes to all ranks, one answer comes back.
+
+The parent, which keeps lock, tracker and commits, holds no model. A rank that dies, hangs or raises
+ends the group; what it has finished stays in the work folder, and the next start goes on from
+there.
+"""
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.distributed import TCPStore
+
+from calligrapher.errors import RankError, RankLostError
+from calligrapher.threads import compute_in
+from tasks.launch.calls import StageAnswer, StageCall
+from tasks.launch.channel import Invitation, Message, Switchboard
+from tasks.launch.dispatch import do
+from tasks.launch.failures import log_of, restored, tail
+from tasks.launch.places import threads_of_a_rank
+from tasks.pipeline import STAGES, stage_of
+from tasks.progress import Progress
+from tasks.resources.resources import Resources
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.2
+_GRACE_S = 2.0  # after the first failure: whoever caused it may be heard of a little later
+_END_S = 5.0  # for ranks that are told to end
+_IMPORTS_S = 120.0
+_ARRIVAL_S = 600.0  # until all have come, where nothing else limits it
+
+
+class Backend(Protocol):
+    """Starts the processes of a group and knows how they ended.
+
+    host: address of this process for them. everywhere: they may be on other machines.
+    """
+
+    host: str
+    everywhere: bool
+    replaces: int
+    """How many times in a row the group may be started anew for a call that lost a rank."""
+
+    def start(self, invitations: list[Invitation], switchboard: Switchboard) -> None:
+        """Start a process for each; raises RankError where there is no place for one."""
+
+    def ended(self, rank: int) -> str | None:
+        """Return how the process of `rank` ended (`was killed by SIGKILL`); None while it runs."""
+
+    def stop(self, patience_s: float) -> None:
+        """Return when no process is left; those that do not end in time are killed."""
+
+    def close(self) -> None:
+        """Give back what outlives the processes."""
+
+
+class RankGroup:
+    """Does the stages of a run in `size` ranks, which start with the first stage that needs them.
+
+    resources: the parent's own, whose model is never loaded. servers: the addresses of the reward
+    servers, asked for when a rank first scores. logs: folder with the log of each rank.
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        backend: Backend,
+        *,
+        size: int,
+        servers: Callable[[], list[str]],
+        runs_dir: Path,
+        logs: Path,
+    ) -> None:
+        self.resources, self.backend, self.size = resources, backend, size
+        self.logs = logs
+        self._servers, self._runs_dir = servers, runs_dir
+        self._timeout_s = resources.params.launch.timeout_s
+        self._switchboard: Switchboard | None = None
+        self._store: Any = None
+        self._heard: dict[int, float] = {}
+        self._polled = 0.0
+        self._threads = torch.get_num_threads()
+        compute_in(size, threads_of_a_rank(size))  # artifacts note what made them
+
+    def run(self, call: StageCall, out: Path) -> StageAnswer:
+        """Do `call` with all ranks; meta is rank 0's, each cost that of the rank with the most.
+
+        Raises what a rank raised, or RankError.
+        """
+        if STAGES[stage_of(call.name)].done_by != "ranks":
+            return StageAnswer(do(call, self.resources, out))
+        for left in reversed(range(self.backend.replaces + 1)):
+            try:
+                return self._run(call, out)
+            except RankLostError as error:
+                if not left:
+                    raise
+                logger.warning("%s\nThe ranks are started again.", error)
+        raise AssertionError("the last attempt returns or raises")
+
+    def committed(self, path: Path) -> None:
+        """Tell the ranks that the files of the last call are the artifact in `path` now."""
+        if self._switchboard is not None:
+            self._send({"committed": str(path.absolute())})
+
+    def close(self) -> None:
+        """Let the ranks end; returns when no process is left."""
+        if self._switchboard is not None:
+            self._send({"end": True})
+            self._stop(_END_S)
+        self.backend.close()
+        compute_in(1, self._threads)
+
+    def _run(self, call: StageCall, out: Path) -> StageAnswer:
+        try:
+            self._start(call.name)
+            answers: dict[int, Message] = {}
+            message = {"call": _absolute(call).to_json(), "out": str(out.absolute())}
+            with ExitStack() as stack:
+                bar = _Bar(self.resources.progress, stack, self.size)
+                self._send(message)
+                for rank, message in self._replies(call.name):
+                    if "answer" in message:
+                        answers[rank] = message
+                        if len(answers) == self.size:
+                            break
+                    elif not {"bar", "advance"}.isdisjoint(message):
+                        bar.tell(rank, message)
+        except BaseException:  # also Ctrl-C: nobody must go on with a stage that has no parent
+            self._stop(0.0)
+            raise
+        costs = [answer["cost"] for answer in answers.values()]
+        cost = {key: max(c.get(key, 0.0) for c in costs) for key in {k for c in costs for k in c}}
+        return StageAnswer(answers[0]["answer"], cost)
+
+    def _start(self, stage: str) -> None:
+        """Start the ranks unless they are there, and wait until all have joined the group."""
+        if self._switchboard is not None:
+            return
+        self._store = TCPStore(
+            self.backend.host,
+            0,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=_ARRIVAL_S),
+        )
+        switchboard = Switchboard(self.backend.host, everywhere=self.backend.everywhere)
+        self._switchboard = switchboard
+        invitations = [switchboard.invitation(rank) for rank in range(self.size)]
+        self.backend.start(invitations, switchboard)
+        self._await_arrival(switchboard)
+        self._heard.clear()
+        params = self.resources.params
+        setup = {
+            "params": params.model_dump_json(),
+            "runs_dir": str(self._runs_dir.absolute()),
+            "model_digest": self.resources.files.digest,
+            "size": self.size,
+            "store": [self.backend.host, self._store.port],
+            "device": params.model.device,
+            "timeout_s": self._timeout_s,
+        }
+        self._send({"setup": setup})
+        ready: set[int] = set()
+        # While modules are imported a process may say nothing for long.
+        for rank, message in self._replies(stage, max(self._timeout_s, _IMPORTS_S)):
+            if "ready" in message:
+                ready.add(rank)
+                if len(ready) == self.size:
+                    break
+        hosts = sorted(set(switchboard.hosts.values()))
+        logger.info("%d ranks on %s; their logs: %s", self.size, ", ".join(hosts), self.logs)
+
+    def _await_arrival(self, switchboard: Switchboard) -> None:
+        stop_at = time.monotonic() + _ARRIVAL_S
+        while missing := [rank for rank in range(self.size) if rank not in switchboard.channels]:
+            for rank in missing:
+                if (how := self.backend.ended(rank)) is not None:
+                    raise RankError(f"Rank {rank} must start. It {how}.\n{tail(self._log(rank))}")
+            if time.monotonic() > stop_at:
+                raise RankError(
+                    f"All {self.size} ranks must start within {_ARRIVAL_S:g} s. Missing:"
+                    f" {', '.join(map(str, missing))}.\n{tail(self._log(missing[0]))}"
+                )
+            time.sleep(0.02)
+
+    def _replies(self, stage: str, timeout_s: float | None = None) -> Iterator[tuple[int, Message]]:
+        """Yield (rank, message) while all are alive; raise what ended the first that is not.
+
+        timeout_s: of a silence; default, `launch.timeout_s`.
+        """
+        timeout_s = timeout_s or self._timeout_s
+        self._heard = dict.fromkeys(range(self.size), time.monotonic())
+        while True:
+            for rank, message in self._messages(_POLL_S):
+                if message is None or "error" in message:
+                    raise self._cause(rank, message, stage)
+                if "servers?" in message:
+                    self._send({"servers": self._servers()}, only=rank)
+                elif "log" in message:
+                    level, name, text = message["log"]
+                    logging.getLogger(name).log(level, "rank %d: %s", rank, text)
+                elif "alive" not in message:
+                    yield rank, message
+            self._refuse_silence(stage, timeout_s)
+
+    def _messages(self, timeout_s: float) -> Iterator[tuple[int, Message | None]]:
+        assert self._switchboard is not None
+        for rank, message in self._switchboard.messages(timeout_s):
+            self._heard[rank] = time.monotonic()
+            yield rank, message
+
+    def _refuse_silence(self, stage: str, timeout_s: float) -> None:
+        now, before = time.monotonic(), self._polled
+        self._polled = now
+        if now - before > timeout_s / 4:
+            # This process was elsewhere (it started servers, or stood still): what the ranks sent
+            # meanwhile is to be read first.
+            self._heard = dict.fromkeys(self._heard, now)
+        for rank, heard in self._heard.items():
+            if now - heard > timeout_s:
+                raise RankLostError(
+                    f"{self._name(rank)} has given no sign of life for {timeout_s:g} s"
+                    f" (launch.timeout_s) in {stage}: its process stands still.\n"
+                    f"{tail(self._log(rank))}\nThe same command goes on from here."
+                )
+
+    def _cause(self, rank: int, message: Message | None, stage: str) -> Exception:
+        """Return what ended the group; `message` of `rank` was the first that was heard of it.
+
+        A rank that dies makes the collectives of the others fail, and they may be heard first.
+        """
+        events = [(rank, message)]
+        stop_at = time.monotonic() + _GRACE_S
+        while all(m is not None and m["error"]["lost"] for _, m in events):
+            if (left := stop_at - time.monotonic()) <= 0:
+                break
+            for other, later in self._messages(min(left, _POLL_S)):
+                if later is None or "error" in later:
+                    events.append((other, later))
+        own = [(r, m) for r, m in events if m is None or not m["error"]["lost"]]
+        rank, message = own[0] if own else min(events, key=lambda event: event[0])
+        if message is None:
+            return self._death(rank, stage)
+        where = f"({self._name(rank)}, in {stage}; its log: {self._log(rank)})"
+        return restored(message["error"], where)
+
+    def _death(self, rank: int, stage: str) -> RankLostError:
+        stop_at = time.monotonic() + _GRACE_S
+        while (how := self.backend.ended(rank)) is None and time.monotonic() < stop_at:
+            time.sleep(0.02)
+        how = how or "closed its connection"
+        memory = " If nobody killed it, the machine may have had too little memory (`dmesg`)."
+        return RankLostError(
+            f"{self._name(rank)} {how} in {stage}.{memory if 'SIGKILL' in how else ''}\n"
+            f"{tail(self._log(rank))}\nThe same command goes on from here."
+        )
+
+    def _name(self, rank: int) -> str:
+        assert self._switchboard is not None
+        host = self._switchboard.hosts.get(rank, socket.gethostname())
+        return f"Rank {rank} of {self.size} on {host}"
+
+    def _log(self, rank: int) -> Path:
+        return log_of(self.logs, rank)
+
+    def _send(self, message: Message, only: int | None = None) -> None:
+        """Send to all, or one; who is gone is heard of when the answers are awaited."""
+        assert self._switchboard is not None
+        for rank, channel in list(self._switchboard.channels.items()):
+            if only in (None, rank):
+                with contextlib.suppress(OSError):
+                    channel.send(message)
+
+    def _stop(self, patience_s: float) -> None:
+        if self._switchboard is None:
+            return
+        try:
+            self.backend.stop(patience_s)
+        finally:
+            self._switchboard.close()
+            self._switchboard = self._store = None
+
+
+class _Bar:
+    """One progress line for all ranks: images and shards add up, steps are the same on each."""
+
+    def __init__(self, progress: Callable[..., Progress], stack: ExitStack, size: int) -> None:
+        self._progress, self._stack, self._size = progress, stack, size
+        self._begun: dict[int, Message] = {}
+        self._early: list[Message] = []
+        self._bar: Progress | None = None
+
+    def tell(self, rank: int, message: Message) -> None:
+        """Show what `rank` says of its progress, once all have said how much there is to do."""
+        if "bar" in message:
+            self._begun[rank] = message["bar"]
+            if len(self._begun) == self._size:
+                self._open()
+        elif self._counts(rank):
+            self._early.append(message)
+        while self._bar is not None and self._early:
+            early = self._early.pop(0)
+            self._bar.advance(early["advance"], **early["values"])
+
+    def _open(self) -> None:
+        counted = [bar for rank, bar in self._begun.items() if self._counts(rank)]
+        sums = {key: sum(bar[key] for bar in counted) for key in ("total", "done")}
+        self._bar = self._stack.enter_context(self._progress(**(self._begun[0] | sums)))
+
+    def _counts(self, rank: int) -> bool:
+        return rank == 0 or self._begun[rank]["unit"] != "step"
+
+
+def _absolute(call: StageCall) -> StageCall:
+    """Return `call` with paths that mean the same in every process of the machine."""
+    return replace(
+        call,
+        inputs={key: path.absolute() for key, path in call.inputs.items()},
+        ahead=call.ahead and call.ahead.absolute(),
+        earlier=call.earlier and call.earlier.absolute(),
+    )

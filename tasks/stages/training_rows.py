@@ -1,0 +1,105 @@
+"""The images of a round as rows to train on: which of them, and which may share a batch."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from calligrapher.rl.rows import TrainRows
+from calligrapher.sampling.exploration import Window
+from calligrapher.tables.parquet import read_shard, read_table
+from tasks.artifacts.artifact import Artifact
+from tasks.resources.resources import Resources
+from tasks.stages.advantage import ADVANTAGES_FILE
+
+
+@dataclass(frozen=True)
+class RoundRows:
+    """The rows of a round, in the order of the rollout; those of one length lie in one part.
+
+    kinds: rows of one kind may share a batch; None where all may. left_out: kept images that are
+    none of the rows, for they teach nothing.
+    """
+
+    parts: list[TrainRows]
+    at: list[tuple[int, int]]  # of each row: its part, and which row of it
+    kinds: list[tuple[int, int]] | None
+    advantages: list[float]
+    left_out: int
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def pick(self, index: list[int]) -> TrainRows:
+        """Return the rows `index`, which are of one length."""
+        (part,) = {self.at[i][0] for i in index}
+        return self.parts[part].pick([self.at[i][1] for i in index])
+
+
+def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact) -> RoundRows:
+    """Return the kept images of a round as training rows.
+
+    Groups whose advantages are all 0 are left out where no KL holds their images to the reference.
+    Where lengths differ, rows share a batch that share their length and their shard: they have the
+    neighbours that they had in the rollout.
+    """
+    table = read_table(advantages.file(ADVANTAGES_FILE), ["sample_id", "advantage", "kept"])
+    names = ["sample_id", "case_id", "group_id", "member", "x0"]
+    explores = resources.params.rl.exploration
+    if explores is not None:
+        names += ["trajectory", "log_prob", "window_sigmas"]
+        if explores.guard:
+            names.append("mean_old")
+    shards = [read_shard(rollout.file(name), names) for name in sorted(rollout.files)]
+
+    def column(name: str) -> list:
+        return [value for shard in shards for value in shard[name]]
+
+    assert column("sample_id") == table["sample_id"], (
+        "rollout and advantages must hold the same images in the same order"
+    )
+    groups, members = column("group_id"), column("member")
+    kept = [i for i, k in enumerate(table["kept"]) if k]
+    keep = kept
+    if not resources.params.rl.needs_reference:
+        spread = {groups[i] for i in kept if table["advantage"][i] != 0}
+        keep = [i for i in kept if groups[i] in spread]
+    x0, case_ids = column("x0"), column("case_id")
+    by_length: dict[int, list[int]] = {}
+    for i in keep:
+        by_length.setdefault(len(x0[i]), []).append(i)
+    cases = {case.case_id: case for case in resources.cases.train}
+    device = resources.model.device
+    tensors = {name: column(name) for name in names[5:]}
+
+    def part(index: list[int]) -> TrainRows:
+        def rows(values: list[Tensor]) -> Tensor:
+            return torch.stack([values[i] for i in index]).to(device)
+
+        window = None
+        if explores is not None:
+            trajectory = rows(tensors["trajectory"])
+            mean = rows(tensors["mean_old"]) if explores.guard else trajectory[:, 1:]
+            window = Window(
+                trajectory, rows(tensors["log_prob"]), mean, rows(tensors["window_sigmas"])
+            )
+        return TrainRows(
+            x0=rows(x0),
+            conditioning=resources.conditioning.batch([cases[case_ids[i]] for i in index]),
+            advantages=torch.tensor([table["advantage"][i] for i in index], device=device),
+            places=torch.tensor([(groups[i], members[i]) for i in index]),
+            window=window,
+        )
+
+    at = {i: (p, n) for p, index in enumerate(by_length.values()) for n, i in enumerate(index)}
+    kinds = None
+    if len({len(latent) for latent in x0}) > 1:
+        shard_of = [number for number, shard in enumerate(shards) for _ in shard["sample_id"]]
+        kinds = [(shard_of[i], len(x0[i])) for i in keep]
+    return RoundRows(
+        [part(index) for index in by_length.values()],
+        [at[i] for i in keep],
+        kinds,
+        [table["advantage"][i] for i in keep],
+        len(kept) - len(keep),
+    )

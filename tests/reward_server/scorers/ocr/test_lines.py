@@ -1,0 +1,56 @@
+"""Where lines are looked for and which of them lie in a mask; no model is asked."""
+
+import numpy as np
+import pytest
+
+from reward_server.scorers.ocr.lines import SIDE_LIMIT, Place, lines_in, region_around
+
+RGB = np.zeros((120, 200, 3), dtype=np.uint8)
+
+
+def box(left, top, right, bottom):
+    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)], dtype=float)
+
+
+def place(left, top, right, bottom, rgb=RGB):
+    mask = np.zeros(rgb.shape[:2], dtype=bool)
+    mask[top:bottom, left:right] = True
+    return Place.of(rgb, mask)
+
+
+@pytest.mark.parametrize(
+    ("found", "inside"),
+    [
+        (box(60, 45, 140, 65), [1.0]),
+        (box(60, 45, 154, 65), [1.0]),  # a box reaches a little over its letters
+        (box(60, 45, 230, 65), [0.53]),  # goes on to the right
+        (box(60, 2, 140, 22), []),
+        (box(60, 70, 140, 92), []),  # its lower half is the scene's
+    ],
+)
+def test_what_lies_in_the_mask_is_kept_and_what_goes_on_is_cut(found, inside):
+    lines = lines_in(RGB, [found], place(50, 30, 150, 80))
+    assert [line.inside for line in lines] == pytest.approx(inside, abs=0.01)
+
+
+def test_a_high_box_may_run_up_or_down_or_be_a_column():
+    (line,) = lines_in(RGB, [box(90, 10, 110, 110)], Place.of(RGB, None))
+    assert {way.shape[:2] for way in line.ways} >= {(20, 100)}
+    assert len(line.ways) >= 2
+    assert line.boxes[0][0].tolist() == [90, 110]  # read upwards, it begins at the bottom
+
+
+@pytest.mark.parametrize("shape", [(4096, 4096), (9, 4000), (700, 1), (1, 1), (32, 96)])
+def test_the_detectors_input_is_bounded_whatever_the_picture(shape):
+    rgb = np.zeros((*shape, 3), dtype=np.uint8)
+    region = region_around(rgb, Place.of(rgb, None))
+    height, width = region.pixels.shape[:2]
+    assert max(height, width) <= SIDE_LIMIT
+    assert height % 32 == width % 32 == 0
+    corner = region.to_picture(np.array([(width, height)]))
+    assert corner == pytest.approx(np.array([shape[::-1]]))
+
+
+def test_the_region_is_the_mask_with_half_its_height_around_it():
+    region = region_around(RGB, place(50, 30, 150, 80))
+    assert (region.left, region.top) == (25, 5)
