@@ -28,8 +28,8 @@ def encodings(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def values(random_model, cases):
+@pytest.fixture(scope="session")
+def run_values(random_model, cases):
     """Values of a params file: `values("nft", update={"batch_size": 3})` changes keys of
     sections."""
 
@@ -47,6 +47,12 @@ def values(random_model, cases):
         return given
 
     return values
+
+
+@pytest.fixture
+def values(run_values):
+    """`run_values`, under the name that most tests use."""
+    return run_values
 
 
 @pytest.fixture
