@@ -147,6 +147,15 @@ def load_model(
     return Model(policy, encoders, where)
 
 
+def check_attention_backend(name: str) -> None:
+    """Raise ParamsError where diffusers has no such backend or this machine cannot run it."""
+    from diffusers import FluxTransformer2DModel
+
+    smallest = {"num_layers": 1, "num_single_layers": 0, "num_attention_heads": 1}
+    sizes = {"attention_head_dim": 8, "joint_attention_dim": 8, "pooled_projection_dim": 8}
+    _set_attention_backend(FluxTransformer2DModel(in_channels=4, **smallest, **sizes), name)
+
+
 def _set_attention_backend(transformer, name: str) -> None:
     """Let every attention of `transformer` be computed by `name`; ParamsError where it cannot."""
     try:

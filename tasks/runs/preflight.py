@@ -26,7 +26,7 @@ def preflight(params: RunParams, data_dir: Path, *, run: Path | None = None) -> 
 
 @functools.cache
 def _preflight(params_json: str, data_dir: Path, *, learns: bool) -> None:
-    from calligrapher.model.loading import pick_device
+    from calligrapher.model.loading import check_attention_backend, pick_device
     from tasks.resources.cases import Cases
     from tasks.resources.rewards import check_scorers
     from tasks.weights.model_files import model_files
@@ -38,6 +38,8 @@ def _preflight(params_json: str, data_dir: Path, *, learns: bool) -> None:
     _canvas_fits(params, base)
     _lora_has_layers(params, base, files.siglip, files.adapter)
     pick_device(params.model.device)
+    if params.model.attention_backend is not None:
+        check_attention_backend(params.model.attention_backend)
     check_scorers(params.reward)
     eight_bit = [n for n in ("warmup", "update") if getattr(params, n).use_8bit_adam]
     if eight_bit and importlib.util.find_spec("bitsandbytes") is None:

@@ -65,6 +65,7 @@ CHANGES = {
     "reward.likelihood_weight": (0.4, "score", {}),
     "reward.vlm_weight": (0.4, "score", VLM),
     "reward.style_weight": (0.4, "score", {}),
+    "reward.factors": (["ocr_visibility"], "score", {}),
     "reward.disable_reward_model": (True, "score", {}),
     "advantage.baseline": ("round", "advantage", {}),
     "advantage.global_std": (False, "advantage", {}),
@@ -154,6 +155,8 @@ PLACES = {
         "test_the_share_of_unscored_images_decides_whether_a_round_goes_on"
     ),
     "advantage.drop_solved": "test_groups_that_can_hardly_do_better_are_left_out_and_counted",
+    "reward.ocr_mode": "test_the_runs_own_server_is_told_how_to_read",
+    "reward.ocr_match": "test_servers_are_asked_whether_case_and_spaces_count",
     "data.reconstruct": "test_a_source_is_learned_in_place_of_a_target_only_where_the_data_says_so",
     "tracking.uri": "test_tracking_goes_where_it_is_told",
     "tracking.experiment": "test_tracking_goes_where_it_is_told",
@@ -206,6 +209,7 @@ class HashClient:
                     ocr_likelihood=value**2,
                     vlm_score=value**3,
                     style_score=value**0.5,
+                    own={"ocr_visibility": 0.5},
                 )
             )
         return results
@@ -409,14 +413,14 @@ def test_t5_moves_for_each_encoding_when_it_is_offloaded(make_resources, tmp_pat
 def test_checkpointing_steps_say_how_often_a_stage_saves_itself(train, monkeypatch, stage, steps):
     from tasks.stages import checkpointed_loop as training
 
-    saved, real = [], training._save
+    saved, real = [], training._checkpoint
 
     def save(loop, history, inner):
         if stage in str(inner):
             saved.append(len(history))
         real(loop, history, inner)
 
-    monkeypatch.setattr(training, "_save", save)
+    monkeypatch.setattr(training, "_checkpoint", save)
     every = {stage: {"checkpointing_steps": 2, "gradient_accumulation_steps": 1}}
     train("a", **merged(SMALL, {"warmup": {"steps": 3}}, every))
     assert saved == list(range(2, steps + 1, 2))
@@ -673,3 +677,42 @@ def test_groups_that_can_hardly_do_better_are_left_out_and_counted(train, scorer
     assert set(found[False].params["advantage"]) == {"baseline", "global_std"}
     assert "weights" not in found[False].params
     assert found[True].params["weights"] == {"ocr_accuracy": 1.0}
+
+
+@pytest.mark.parametrize(("mode", "flags"), [(None, []), ("line", ["--ocr-mode=line"])])
+def test_the_runs_own_server_is_told_how_to_read(values, tmp_path, monkeypatch, mode, flags):
+    from contextlib import contextmanager
+
+    from flows.contexts import reward_urls
+    from reward_server.processes import launch
+
+    given = []
+
+    @contextmanager
+    def local_server(*, flags, log_path):
+        given.extend(flags)
+        yield "http://own:1"
+
+    monkeypatch.setattr(launch, "local_server", local_server)
+    params = RunParams.model_validate(values("nft", reward={"ocr_mode": mode}))
+    with reward_urls(params, tmp_path / "a") as found:
+        assert found == ["http://own:1"]
+    assert given == flags
+
+
+@pytest.mark.parametrize("match", [None, "exact"])
+def test_servers_are_asked_whether_case_and_spaces_count(values, make_resources, match):
+    asked = []
+
+    class Client(HashClient):
+        def score_batch(self, items):
+            asked.extend(item.match for item in items)
+            return super().score_batch(items)
+
+    resources = make_resources()
+    params = RunParams.model_validate(values("nft", reward={"ocr_match": match}))
+    scorer = RewardScorer(params.reward, ["http://one:1"], resources.conditioning.canvas)
+    scorer.client = Client()
+    case = resources.cases.train[0]
+    scorer.score([bytes(range(40))], [case])
+    assert asked == [match]
