@@ -8,6 +8,7 @@ from small_runs import ALGORITHMS
 
 from calligrapher.errors import DataError, ParamsError, RewardError
 from reward_server.client import RewardResult
+from reward_server.components import NAMES
 from tasks.artifacts.artifact import Artifact
 from tasks.params.errors import valid_keys
 from tasks.params.run_params import RunParams
@@ -191,7 +192,7 @@ class HashClient:
         self.blind = blind
 
     def info(self):
-        return {"scorers": {"ocr": "hash"}}
+        return {"scorers": {"ocr": "hash"}, "components": [*NAMES, "ocr_visibility"]}
 
     def score_batch(self, items):
         results = []
