@@ -200,7 +200,10 @@ _LATER: dict[str, dict[str, Any]] = {
 def _component_weights(params: RunParams) -> dict[str, Any]:
     settings = params.advantage
     weighed = settings.combine == "standardized" or settings.drop_solved
-    return {"weights": params.reward.component_weights} if weighed else {}
+    weights = {"weights": params.reward.component_weights} if weighed else {}
+    # Only where they are set: advantages made before factors counted there are not stale.
+    lessened = settings.combine == "standardized" and params.reward.factors
+    return weights | ({"factors": params.reward.factors} if lessened else {})
 
 
 # What `reads` names beside sections and single keys of the params.

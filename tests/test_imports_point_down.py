@@ -28,6 +28,7 @@ LAYERS = {
         {"scorers", "client"},
         {"settings"},
         {"scorer_files"},
+        {"alphabet"},
         {"components", "text"},
     ),
     "tasks": (
@@ -78,6 +79,7 @@ def allowed(path, name):
             "tasks": top == "calligrapher"
             or f"{name}.".startswith(
                 (
+                    "reward_server.alphabet.",
                     "reward_server.client.",
                     "reward_server.components.",
                     "reward_server.scorer_files.",

@@ -19,10 +19,9 @@ def main() -> None:
     import uvicorn
     from fastapi import FastAPI
 
+    from reward_server.alphabet import REC_FILE, bundled
     from reward_server.processes.serve import stop_with
     from reward_server.scorers.ocr.weights import (
-        REC_FILE,
-        bundled,
         offline_paddle,
         onnx_folder,
         recognition_config_of,

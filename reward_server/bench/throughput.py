@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import requests
 
+from reward_server.alphabet import Alphabet
 from reward_server.bench.pictures import SIZE, items, picture, pid_of, png, scenes, words
 from reward_server.client import RewardClient, RewardItem, encode_png
 from reward_server.processes.process import LOCAL_PORTS, ServerProcess, local_server
 from reward_server.scorers.base import Item
-from reward_server.scorers.ocr.ctc import Alphabet, likelihood_per_character
+from reward_server.scorers.ocr.ctc import likelihood_per_character
 from reward_server.scorers.ocr.models import load_recogniser, padded_width
 from reward_server.scorers.ocr.scorer import OCRScorer
 from reward_server.scorers.ocr.weights import LINE_HEIGHT

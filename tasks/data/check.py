@@ -15,6 +15,7 @@ from calligrapher.data.images import load_mask, load_rgb
 from calligrapher.data.tables import SAVED
 from calligrapher.errors import DataError
 from tasks.data.demands import Demands, advice, heights_on, unmet
+from tasks.data.letters import told, unreadable
 from tasks.progress import Progress
 
 _LONGEST_COUNT = 40  # kinds of characters or sizes that are counted out
@@ -47,8 +48,13 @@ class CheckedDataset:
         broken = [f"broken: {problem}" for problem in self.problems]
         cases = [sample.case for sample in self.samples if sample.case]
         rows = [f"{name:<12} {value}" for name, value in _statistics(self.sound)]
-        if (told := heights_on(self.demands.canvas, self.sound)) is not None:
-            rows.append(f"{'shapes':<12} {told}")
+        if (shapes := heights_on(self.demands.canvas, self.sound)) is not None:
+            rows.append(f"{'shapes':<12} {shapes}")
+        try:
+            if lacking := unreadable(cases):
+                rows.append(f"{'unreadable':<12} {told(lacking, len(cases))}")
+        except (FileNotFoundError, ImportError) as error:
+            rows.append(f"{'unreadable':<12} not known: {error}")
         return "\n".join([self.title, *broken, *advice(cases, self.demands), *rows])
 
 

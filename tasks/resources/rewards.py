@@ -202,12 +202,21 @@ def reward_of(
     ]
     if missing:
         return {"reward": None, "reason": "; ".join(missing)}
-    factor = math.prod(row[name] for name in params.factors)
-    reward = sum(
-        weight * row[component] * (factor if component in LESSENED else 1)
-        for component, weight in params.component_weights.items()
-    )
+    parts = reward_parts(params, row)
+    reward = sum(weight * parts[name] for name, weight in params.component_weights.items())
     return {"reward": reward, "reason": None}
+
+
+def reward_parts(params: RewardParams, row: Mapping[str, Any]) -> dict[str, float]:
+    """Return what is weighed of a row that lacks nothing `needed`: component -> value.
+
+    What OCR read counts the product of `factors` times; other components are as measured.
+    """
+    factor = math.prod(row[name] for name in params.factors)
+    return {
+        name: row[name] * factor if name in LESSENED else row[name]
+        for name in params.component_weights
+    }
 
 
 def measured_numbers(columns: Iterable[str]) -> list[str]:

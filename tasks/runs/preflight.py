@@ -52,6 +52,7 @@ def _preflight(params_json: str, data_dir: Path, *, learns: bool) -> None:
         lists["data.evaluation"] = (cases.evaluation_folder, cases.evaluation)
     _prompts_fit(params, base, lists)
     _demands_are_met(params, lists, learns=learns)
+    _letters_are_known(params, lists)
 
 
 def _demands_are_met(params: RunParams, lists: dict, *, learns: bool) -> None:
@@ -71,6 +72,33 @@ def _demands_are_met(params: RunParams, lists: dict, *, learns: bool) -> None:
             raise DataError(f"{key} {where} has {error}") from None
         if (told := heights_on(demands.canvas, cases)) is not None:
             logger.info("%s: %s", key, told)
+
+
+def _letters_are_known(params: RunParams, lists: dict) -> None:
+    """Raise DataError where too many training texts could never be scored; warn of the others.
+
+    Servers that are there already have weights of their own, and are not judged.
+    """
+    from tasks.data.letters import told, unreadable
+    from tasks.launch.places import named_servers
+
+    reward = params.reward
+    read = {"ocr_accuracy", "ocr_likelihood"} & set(reward.component_weights)
+    if reward.disable_reward_model or named_servers(params, 1) or not read:
+        return
+    for key, (where, cases) in lists.items():
+        try:
+            lacking = unreadable(cases, reward.ocr_match or "loose")
+        except (FileNotFoundError, ImportError) as error:
+            logger.warning("%s: whether the OCR knows all letters is not known: %s", key, error)
+            return
+        if key == "data.train" and len(lacking) > reward.max_unscored_share * len(cases):
+            raise DataError(
+                f"{key} {where} must have at most {reward.max_unscored_share:.0%} of texts without"
+                f" a score (reward.max_unscored_share). {told(lacking, len(cases))}"
+            )
+        if lacking:
+            logger.warning("%s %s: %s", key, where, told(lacking, len(cases)))
 
 
 def _weights_are_there(base: Path, siglip: Path, adapter: Path | None) -> None:

@@ -1,5 +1,6 @@
 """Stage `advantage`: compare each image with its group."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from calligrapher.rl.advantage import (
 from calligrapher.tables.parquet import read_table, write_advantages
 from tasks.artifacts.artifact import Artifact
 from tasks.params.run_params import RunParams
+from tasks.resources.rewards import reward_parts
 
 ADVANTAGES_FILE = "advantages.parquet"
 
@@ -32,22 +34,29 @@ def advantage(
     """
     settings = params.advantage
     weights = params.reward.component_weights if settings.combine == "standardized" else {}
-    names = ["sample_id", "reward", *weights]
-    tables = [read_table(scores.file(name), names) for name in sorted(scores.files)]
-    ids = [i for t in tables for i in t["sample_id"]]
-    given = [r for t in tables for r in t["reward"]]
+    names = ["sample_id", "reward", *(params.reward.needed if weights else ())]
+    rows = [
+        dict(zip(table, values, strict=True))
+        for name in sorted(scores.files)
+        for table in [read_table(scores.file(name), names)]
+        for values in zip(*table.values(), strict=True)
+    ]
+    ids = [row["sample_id"] for row in rows]
+    given = [row["reward"] for row in rows]
 
-    def grouped(name: str) -> torch.Tensor:
-        values = [0.0 if v is None else v for t in tables for v in t[name]]
+    def grouped(values: Sequence[float | None]) -> torch.Tensor:
+        numbers = [0.0 if value is None else value for value in values]
         shape = (-1, params.rollout.num_images_per_prompt)
-        return torch.tensor(values, dtype=torch.float64).reshape(shape)
+        return torch.tensor(numbers, dtype=torch.float64).reshape(shape)
 
-    rewards = grouped("reward")
+    rewards = grouped(given)
     valid = torch.tensor([r is not None for r in given]).reshape(rewards.shape)
     keep = kept(rewards, valid, baseline=settings.baseline)
     if weights:
+        # A row with a reward lacks no component and no factor.
+        parts = [{} if row["reward"] is None else reward_parts(params.reward, row) for row in rows]
         advantages = standardized_advantages(
-            torch.stack([grouped(name) for name in weights]),
+            torch.stack([grouped([part.get(name) for part in parts]) for name in weights]),
             torch.tensor(list(weights.values())),
             global_std=settings.global_std,
             valid=valid,

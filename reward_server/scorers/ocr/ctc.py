@@ -1,61 +1,10 @@
 """Probability of a text under a recogniser's CTC output (the forward algorithm, in log space)."""
 
-import unicodedata
-
 import numpy as np
 
-from reward_server.text import Match, normalise, normalise_exact
+from reward_server.alphabet import Alphabet
 
 _FLOOR = 1e-30  # a class probability of exactly 0 in float32 would make the reward's log infinite
-
-
-class Alphabet:
-    """Which output classes spell which character.
-
-    `characters`: the class labels in order, class 0 = blank. `match` loose: whatever its case and
-    width; classes whose labels normalise to the same text ('A' and 'a') count as one, and classes
-    that normalise to nothing (the space) count as blank. exact: case and spaces count. A sign that
-    only folds to a letter of the other writing direction (the mathematical alef) does not spell it.
-    """
-
-    def __init__(self, characters: list[str], match: Match = "loose"):
-        self.classes: dict[str, list[int]] = {}
-        self.blank = [0]
-        self._exact = match == "exact"
-        for index, label in enumerate(characters[1:], start=1):
-            key = self._key(label)
-            if not key:
-                self.blank.append(index)
-            elif _direction(key) == _direction(label):
-                self.classes.setdefault(key, []).append(index)
-        self.spaces = self.classes.get(" ", [])
-
-    def _key(self, label: str) -> str:
-        if not self._exact:
-            return normalise(label)
-        return " " if label.isspace() else normalise_exact(label)
-
-    def spell(self, text: str) -> list[str]:
-        """The text as keys of `classes`, one per character.
-
-        A character whose folded form is longer ('ß' -> 'ss') is one key if a class has that form,
-        else several. Keys without a class are kept.
-        """
-        if self._exact:
-            return list(normalise_exact(text))
-        keys: list[str] = []
-        for char in unicodedata.normalize("NFKC", text):
-            folded = normalise(char)
-            keys.extend([folded] if folded in self.classes else folded)
-        return keys
-
-    def missing(self, text: str) -> list[str]:
-        """Characters of the text which no class spells, each once, in order."""
-        return list(dict.fromkeys(key for key in self.spell(text) if key not in self.classes))
-
-
-def _direction(text: str) -> bool:
-    return unicodedata.bidirectional(text[0]) in {"R", "AL"}
 
 
 def log_likelihood(probs: np.ndarray, text: str, alphabet: Alphabet) -> float:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from reward_server.alphabet import REC_FILE
 from reward_server.scorers.ocr.weights import (
     DET_FILE,
     LINE_HEIGHT,
-    REC_FILE,
     describe,
     detection_config_of,
     offline_paddle,

@@ -14,9 +14,10 @@ from typing import get_args
 import numpy as np
 from PIL import Image
 
+from reward_server.alphabet import Alphabet
 from reward_server.scorers.base import Item, Outcome
 from reward_server.scorers.ocr.aspects import NAMES, Aspects
-from reward_server.scorers.ocr.ctc import Alphabet, likelihood_per_character
+from reward_server.scorers.ocr.ctc import likelihood_per_character
 from reward_server.scorers.ocr.models import load_detector, load_recogniser
 from reward_server.scorers.ocr.reading import Picture, Reader, Reading
 from reward_server.text import Match, normalise, ocr_accuracy, picture_order

@@ -12,30 +12,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 import yaml
 
-REC_NAME, REC_FILE = "PP-OCRv6_small_rec", "PP-OCRv6_rec_small.onnx"
+from reward_server.alphabet import bundled, characters_of
+
+REC_NAME = "PP-OCRv6_small_rec"
 DET_NAME, DET_FILE = "PP-OCRv6_small_det", "PP-OCRv6_det_small.onnx"
 
 LINE_HEIGHT = 48  # px, what the recognisers were trained on
 _WEIGHTS = (".onnx", ".pdiparams", ".pdmodel", ".json", ".yml")
-
-
-def bundled(file_name: str) -> Path:
-    """Path of weights inside the installed `rapidocr` wheel. Raises FileNotFoundError."""
-    spec = find_spec("rapidocr")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError(
-            "the OCR weights come from the `rapidocr` wheel, which must be installed."
-        )
-    path = Path(spec.origin).parent / "models" / file_name
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} must exist. Install the pinned rapidocr version again.")
-    return path
 
 
 @contextmanager
@@ -71,11 +59,7 @@ def onnx_folder(weights: Path, config: dict) -> Iterator[tuple[Path, str]]:
 
 def recognition_config_of(weights: Path) -> dict:
     """The `inference.yml` of an ONNX recogniser that carries its characters in its metadata."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(weights), providers=["CPUExecutionProvider"])
-    characters = session.get_modelmeta().custom_metadata_map["character"].split("\n")
-    return recognition_config(REC_NAME, characters)
+    return recognition_config(REC_NAME, characters_of(weights))
 
 
 def recognition_config(name: str, characters: list[str]) -> dict:

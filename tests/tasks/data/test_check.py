@@ -69,7 +69,7 @@ def test_a_mask_that_vanishes_on_the_canvas_is_broken(folder):
 def test_a_case_without_a_target_is_broken_for_the_warm_up_alone(folder):
     (folder / "test2_target.png").unlink()
     assert checked(folder).problems == []
-    assert checked(folder).text().endswith("4 of 5; without all of them warmup.steps must be 0")
+    assert "4 of 5; without all of them warmup.steps must be 0" in checked(folder).text()
     found = checked(folder, warmup=True)
     (problem,) = found.problems
     assert problem.startswith("self_bench.txt line 2 (test2-")
@@ -152,3 +152,16 @@ def test_the_outline_runs_along_the_edge_of_the_mask():
     rows, columns = drawn.nonzero()
     assert (columns.min(), rows.min(), columns.max(), rows.max()) == (49, 39, 200, 90)
     assert not drawn[42:88, 52:198].any()
+
+
+def test_texts_with_letters_that_the_bundled_ocr_lacks_are_named_and_not_broken(folder):
+    listed = folder / "self_bench.txt"
+    lines = listed.read_text(encoding="utf-8").splitlines()
+    lines[1:3] = ["2-Cafe Москва", "3-Málaga 東京"]
+    listed.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = checked(folder)
+    assert found.problems == []
+    (said,) = [line for line in found.text().splitlines() if line.startswith("unreadable")]
+    assert "1 of 5 texts have letters" in said
+    assert f"({' '.join('москва')})" in said
+    assert "--ocr-model-dir" in said

@@ -47,3 +47,30 @@ def test_a_text_that_no_reward_server_takes_is_refused_unless_none_is_asked(chec
         check(damage, **longer)
     shutil.rmtree(tmp_path / "held")
     check(damage, **longer, reward={"disable_reward_model": True})
+
+
+def test_training_texts_beyond_the_alphabet_are_refused_above_the_share_and_warned_of_below(
+    values, cases, tmp_path, caplog
+):
+    folder = shutil.copytree(cases / "train", tmp_path / "train")
+    listed = folder / "self_bench.txt"
+    lines = listed.read_text().splitlines()
+    listed.write_text("\n".join(["1-Привет", *lines[1:]]) + "\n", encoding="utf-8")
+    share, letters = 1 / len(lines), f"({' '.join('привет')})"
+
+    def run(**reward):
+        given = values("nft", reward={"server_urls": [], "ocr_weight": 1, **reward})
+        given["data"]["train"] = str(folder)
+        preflight(RunParams.model_validate(given), tmp_path / "data")
+
+    with pytest.raises(DataError, match=r"1 of \d+ texts have letters") as error:
+        run(max_unscored_share=share - 0.01)
+    assert letters in str(error.value)
+    assert "reward.max_unscored_share" in str(error.value)
+    assert "reward.server_urls" in str(error.value)
+    run(max_unscored_share=share)
+    assert letters in caplog.text
+    caplog.clear()
+    run(max_unscored_share=0, server_urls=["http://127.0.0.1:1"])
+    run(max_unscored_share=0, disable_reward_model=True)
+    assert "letters" not in caplog.text

@@ -3,7 +3,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from reward_server.scorers.ocr.ctc import Alphabet, likelihood_per_character, log_likelihood
+from reward_server.alphabet import Alphabet
+from reward_server.scorers.ocr.ctc import likelihood_per_character, log_likelihood
 
 LETTERS = ["blank", "a", "A", "b", " "]
 

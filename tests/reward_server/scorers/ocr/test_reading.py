@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from reward_server.alphabet import Alphabet, bundled_alphabet
 from reward_server.scorers.base import Item
 from reward_server.scorers.ocr.scorer import OCRScorer
 
@@ -164,6 +165,11 @@ def test_a_target_with_one_letter_beyond_the_alphabet_is_null_with_the_reason(sc
     found = score(scorer, scene((written("Hi"), 120, 95)), text)
     assert set(found["errors"]) == {"ocr_accuracy", "ocr_likelihood"}
     assert "alphabet has no" in found["errors"]["ocr_accuracy"]
+
+
+@pytest.mark.parametrize("match", ["loose", "exact"])
+def test_the_alphabet_known_before_a_run_is_the_engines(scorer, match):
+    assert bundled_alphabet(match).classes == Alphabet(scorer._recogniser.characters, match).classes
 
 
 def test_large_letters_in_a_large_picture_are_read(scorer):

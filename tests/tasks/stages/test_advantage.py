@@ -1,0 +1,83 @@
+"""The stage `advantage` on small score tables."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from calligrapher.tables.parquet import read_table, write_scores
+from calligrapher.tables.schema import SCORE_COLUMNS
+from tasks.params.run_params import RunParams
+from tasks.pipeline import reads
+from tasks.resources.rewards import reward_of
+from tasks.stages.advantage import ADVANTAGES_FILE, advantage
+
+ACCURACY = [0.0, 0.5, 1.0, 1.0, 0.75, 0.5]
+SEEN = [1.0, 1.0, 0.0, None, 1.0, 0.5]  # nobody can see what was read best in the first group
+VLM = [0.2, 0.4, 0.6, 0.5, 0.1, 0.9]
+
+
+def params(combine="standardized", **reward) -> RunParams:
+    return RunParams.model_validate(
+        {
+            "rounds": 1,
+            "model": {"base": "b", "siglip": "s"},
+            "data": {"train": "t", "kind": "self"},
+            "warmup": {"steps": 0},
+            "nft": {},
+            "evaluate": {"every": 0},
+            "rollout": {"num_cases": 2, "num_images_per_prompt": 3},
+            "advantage": {"combine": combine, "global_std": False},
+            "reward": {"ocr_weight": 0.5, "vlm_weight": 0.5, "vlm": "v", **reward},
+        }
+    )
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """Return params -> the advantages of two groups of three, in two score files."""
+
+    def run(chosen):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        rows = [
+            {"ocr_accuracy": accuracy, "ocr_visibility": seen, "vlm_score": vlm}
+            for accuracy, seen, vlm in zip(ACCURACY, SEEN, VLM, strict=True)
+        ]
+        rows = [
+            dict.fromkeys(SCORE_COLUMNS.names)
+            | row
+            | reward_of(chosen.reward, row, {})
+            | {"sample_id": f"s{i}"}
+            for i, row in enumerate(rows)
+        ]
+        files = {"scores-0000.parquet": rows[:2], "scores-0001.parquet": rows[2:]}
+        for name, part in files.items():
+            write_scores(folder / name, {key: [row[key] for row in part] for key in part[0]})
+        scores = SimpleNamespace(files=dict.fromkeys(files), file=lambda name: folder / name)
+        advantage(chosen, 0, folder, scores=scores)
+        return read_table(folder / ADVANTAGES_FILE)["advantage"]
+
+    return run
+
+
+def test_factors_lessen_what_ocr_read_before_components_are_compared(compared):
+    found = compared(params(factors=["ocr_visibility"]))
+    # First group: accuracy 0, 0.5, 0 (deviations -1/6, 1/3, -1/6; std 0.2887 with Bessel's
+    # correction) and judge 0.2, 0.4, 0.6 (-1, 0, 1), each by half.
+    assert found[:3] == pytest.approx([-0.7887, 0.5774, 0.2113], abs=2e-3)
+    # Second: the first image lacks its factor and is left out; 0.75 and 0.25, 0.1 and 0.9.
+    assert found[3] is None
+    assert found[4:] == pytest.approx([0.0, 0.0], abs=2e-3)
+
+
+def test_without_factors_components_are_compared_as_measured(compared):
+    found = compared(params())
+    assert found[:3] == pytest.approx([-1.0, 0.0, 1.0], abs=2e-3)
+    assert None not in found
+
+
+def test_factors_are_part_of_what_made_an_advantage_only_where_they_are_set():
+    assert "factors" not in reads(params(), "advantage")
+    assert reads(params(factors=["ocr_visibility"]), "advantage")["factors"] == ["ocr_visibility"]
+    summed = params(combine="sum", factors=["ocr_visibility"])
+    assert "factors" not in reads(summed, "advantage")
