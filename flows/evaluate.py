@@ -31,6 +31,7 @@ from tasks.evaluation.report import picture, verdict_report
 from tasks.evaluation.verdict import Verdict
 from tasks.params.files import find_params_file
 from tasks.params.names import check_run_name
+from tasks.params.run_params import RunParams
 from tasks.runs.run import resources_of
 
 logger = logging.getLogger(__name__)
@@ -175,10 +176,23 @@ def _track(this: Evaluation, verdict: Verdict, made: Artifact, sheet: Path) -> N
 def evaluation(run: Path, params_file: str) -> Iterator[Evaluation]:
     """Everything that the flow needs for one run, taken apart in every case of exit."""
     settings = load_evaluation_params(find_params_file(params_file))
-    params = params_of(run, settings)
+    params = with_servers_beside_a_training(params_of(run, settings))
     runs = RunsDir(run.parent)
     with (
         lazy_scorer(params, runs.evaluations(run.name), runs.data) as scorer,
         open_evaluation(run, settings, resources_of(params, runs, scorer)) as this,
     ):
         yield this
+
+
+def with_servers_beside_a_training(params: RunParams) -> RunParams:
+    """Return `params` that start no server on `launch.reward_gpu_ids`.
+
+    Their GPUs and ports may be in use by the run itself, which goes on training. An evaluation
+    starts one server of its own instead, on the CPU and a free port.
+    """
+    if not params.launch.reward_gpu_ids:
+        return params
+    launch = params.launch.model_copy(update={"gpu_ids": [], "reward_gpu_ids": []})
+    reward = params.reward.model_copy(update={"server_host": None, "server_port": None})
+    return params.model_copy(update={"launch": launch, "reward": reward})
