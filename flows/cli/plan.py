@@ -19,6 +19,12 @@ def add_plan_commands(commands: argparse._SubParsersAction) -> None:
     plan.add_argument(
         "--gpu-memory", type=float, metavar="GIB", help="instead: its memory as PyTorch reports it"
     )
+    plan.add_argument(
+        "--tflops", type=float, help="10^12 operations a second of a GPU: adds a round's time"
+    )
+    plan.add_argument("--bandwidth", type=float, help="GB/s of a rank's links, for ddp's sums")
+    plan.add_argument("--price", type=float, help="of a GPU hour")
+    plan.add_argument("--scale", action="store_true", help="that for 1 to 512 GPUs alone")
     plan.add_argument("--json", action="store_true", help="for programs")
     plan.set_defaults(command=_plan)
 
@@ -27,8 +33,18 @@ def _plan(chosen: argparse.Namespace) -> int:
     from tasks.params.files import find_params_file
     from tasks.planning.gpu_fit import capacity
     from tasks.planning.run_plan import make_plan
+    from tasks.planning.scale import check_rates, scale_table
 
+    rates = (chosen.tflops, chosen.bandwidth, chosen.price)
+    check_rates(*rates, needed=chosen.scale, as_json=chosen.json)
+    if chosen.scale:
+        print(scale_table(find_params_file(chosen.params), chosen.settings, *rates))
+        return 0
     gpu = capacity(chosen.gpu, chosen.gpu_memory)
     found = make_plan(find_params_file(chosen.params), chosen.settings, *gpu)
     print(json.dumps(found.as_json(), indent=1) if chosen.json else found.text())
+    if chosen.tflops is not None:
+        print(
+            "\n" + scale_table(find_params_file(chosen.params), chosen.settings, *rates, own=True)
+        )
     return 0 if found.fits else 1

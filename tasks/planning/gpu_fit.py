@@ -1,5 +1,6 @@
 """Which GPU a run fits, and the least changes of its params that make it fit."""
 
+import bisect
 import math
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,7 @@ GPUS = {
 }
 # GiB for CUDA's context, libraries' workspaces and gaps between blocks: assumed, not measured.
 RESERVE = 2.0
+SECTIONS = {"warm-up": "warmup", "rollout": "rollout", "update": "update"}  # stage -> its params
 
 
 def capacity(name: str | None, gib: float | None) -> tuple[str, float]:
@@ -54,14 +56,15 @@ def ladder(params: RunParams) -> list[list[str]]:
     images = params.update.batch_size * params.update.gradient_accumulation_steps
     as_many = [f"update.gradient_accumulation_steps={images}"]
     without_old = [f"{algorithm}=null", f"{lighter[0]}={{}}", *single] if lighter else []
+    sharded = params.launch.strategy == "fsdp2"  # which goes with moments in 32 bits alone
     adapter = ["model.train_adapter=false"] + ["model.lora={}"] * (params.model.lora is None)
     steps = [
         ["model.offload_text_encoder_two=true"],
         ["model.gradient_checkpointing=true"],
         single + as_many if params.rl.exploration else single[:1],
         ["model.mixed_precision=bf16"] * (params.model.mixed_precision == "no"),
-        ["warmup.use_8bit_adam=true"] * (params.warmup.steps > 0),
-        ["update.use_8bit_adam=true"],
+        ["warmup.use_8bit_adam=true"] * (params.warmup.steps > 0 and not sharded),
+        ["update.use_8bit_adam=true"] * (not sharded),
         ["warmup.batch_size=1", "update.batch_size=1"],
         [f"{algorithm}.kl_coef=0"] * params.rl.needs_reference,
         without_old if params.rl.needs_old else [],
@@ -73,6 +76,26 @@ def ladder(params: RunParams) -> list[list[str]]:
 def needed(params: RunParams) -> float:
     """GiB that the most demanding stage needs, with what is set aside."""
     return max(stage.total for stage in memory(params)) / GIB + RESERVE
+
+
+def largest_batches(params: RunParams, gib: float, most: int = 4096) -> dict[str, int]:
+    """Return how many images a forward of each stage may have at most in `gib`; 0: not even one.
+
+    Memory alone is asked: what else a batch must fit (as `rollout.shard_size`) is not.
+    """
+
+    def fits(stage: str, rows: int) -> bool:
+        section = getattr(params, SECTIONS[stage]).model_copy(update={"batch_size": rows})
+        changed = params.model_copy(update={SECTIONS[stage]: section})
+        (found,) = (s for s in memory(changed) if s.stage == stage)
+        return found.total / GIB + RESERVE <= gib
+
+    return {
+        stage.stage: bisect.bisect_left(
+            range(1, most + 1), True, key=lambda n, name=stage.stage: not fits(name, n)
+        )
+        for stage in memory(params)
+    }
 
 
 def changes_to_fit(

@@ -4,6 +4,10 @@ Counted as the stages hold it (`load_model`, `Policy.to_storage`, `Resources.wei
 `TrainState`): trained weights and gradients in float32, frozen ones in `mixed_precision`'s type,
 `old` and `reference` as copies of the trained weights and of nothing else. EMA and, when it is
 offloaded, T5 lie in the CPU's memory.
+
+On several ranks it is what rank 0 holds, which is the most. With ddp every rank holds all of it;
+with fsdp2 (`sharding.shard`) the encoders, the rows and the activations are whole on each, and all
+weights of the transformer and the adapter, and what is made from them, are cut up.
 """
 
 import functools
@@ -14,6 +18,7 @@ from pathlib import Path
 from torch import Tensor
 
 from calligrapher.model.loading import DTYPES
+from calligrapher.ranks import BUCKET_BYTES
 from calligrapher.sampling.exploration import window_length
 from calligrapher.sizing.activations import (
     Batch,
@@ -26,6 +31,7 @@ from calligrapher.sizing.meta_model import MetaModel, build, config_folders, cou
 from tasks.params.checks import algorithms
 from tasks.params.run_params import ModelParams, RunParams, check_multiple
 from tasks.planning.shapes import shapes
+from tasks.planning.shares import WHOLE, Shares, gathered_bytes, shares_of
 from tasks.weights.model_files import model_files
 
 # bitsandbytes: smaller tensors keep float32 moments; each block of numbers has a scale.
@@ -81,7 +87,10 @@ def memory(params: RunParams) -> list[Memory]:
     if settings.steps:
         training = _training(params, model, settings.batch_size, settings.use_8bit_adam)
         peak = {"activations": max(training.pop("activations"), t5_moved(params, model))}
-        stages.insert(0, Memory("warm-up", _fixed(params, model) | training | peak))
+        # A warm-up runs no policy but the trained one.
+        shared = _shared_work(params, model, trains=True) | {"set aside by use": 0}
+        shared = shared if shares_of(params).ranks > 1 else {}
+        stages.insert(0, Memory("warm-up", _fixed(params, model) | shared | training | peak))
     return stages
 
 
@@ -104,16 +113,18 @@ def copies(params: RunParams) -> dict[str, bool]:
     return {"old": old, "reference": rl.needs_reference}
 
 
-def held_bytes(model: MetaModel) -> int:
+def held_bytes(model: MetaModel, shares: Shares = WHOLE) -> int:
     """Bytes of one policy beside the trained one."""
     policy = model.policy
-    return sum(p.numel() * policy.storage_dtype(n).itemsize for n, p in policy.parameters.items())
+    return sum(
+        shares.of(p) * policy.storage_dtype(n).itemsize for n, p in policy.parameters.items()
+    )
 
 
-def optimizer_bytes(weights: Iterable[Tensor], eight_bit: bool) -> int:
+def optimizer_bytes(weights: Iterable[Tensor], eight_bit: bool, shares: Shares = WHOLE) -> int:
     """AdamW's two moments and, in torch's, a step count per tensor."""
     if not eight_bit:
-        return sum(8 * w.numel() + 4 for w in weights)
+        return sum(8 * shares.of(w) + 4 for w in weights)
     return sum(
         2 * (w.numel() + 4 * -(-w.numel() // BLOCK_8BIT))
         if w.numel() >= MIN_8BIT
@@ -156,11 +167,12 @@ def t5_moved(params: RunParams, model: MetaModel) -> int:
 def _fixed(params: RunParams, model: MetaModel) -> dict[str, int]:
     """The weights that lie there in every stage."""
     size, trained = number_bytes(model), model.policy.parameters
+    shares = shares_of(params)
     # The base is loaded in the type of the forwards. The adapter is loaded in float32 and only its
     # matrices are held in that type where they are frozen, as autocast would cast them anyway.
-    base = sum(p.numel() for p in model.transformer.parameters() if not p.requires_grad)
+    base = sum(shares.of(p) for p in model.transformer.parameters() if not p.requires_grad)
     frozen = sum(
-        p.numel() * model.policy.storage_dtype(f"adapter.{n}").itemsize
+        shares.of(p) * model.policy.storage_dtype(f"adapter.{n}").itemsize
         for n, p in model.adapter.named_parameters()
         if not p.requires_grad
     )
@@ -170,8 +182,22 @@ def _fixed(params: RunParams, model: MetaModel) -> dict[str, int]:
         "T5": 0 if params.model.offload_text_encoder_two else size * count(model.text_encoder_2),
         "adapter, frozen": frozen,
         # In float32: a step of the optimizer is below what 16 bits can add to a weight.
-        "trained weights": 4 * sum(p.numel() for p in trained.values()),
+        "trained weights": 4 * sum(shares.of(p) for p in trained.values()),
     }
+
+
+def _shared_work(params: RunParams, model: MetaModel, *, trains: bool) -> dict[str, int]:
+    """Return what only ranks that share the weights out need: nothing on others.
+
+    The groups that are gathered while they run, and the trained shards that `Policy.use` sets
+    aside while it runs another policy in their place.
+    """
+    shares = shares_of(params)
+    if shares.ranks == 1:
+        return {}
+    own = 4 * sum(shares.of(p) for p in model.policy.parameters.values())
+    uses = not trains or any(copies(params).values())
+    return {"gathered": gathered_bytes(model, trains=trains), "set aside by use": own * uses}
 
 
 def _training(params: RunParams, model: MetaModel, rows: int, eight_bit: bool) -> dict[str, int]:
@@ -179,25 +205,31 @@ def _training(params: RunParams, model: MetaModel, rows: int, eight_bit: bool) -
 
     The last are the higher of two peaks: forward and backward, or torch's AdamW stepping.
     """
-    weights = model.policy.parameters.values()
-    gradients = 4 * sum(w.numel() for w in weights)
+    shares = shares_of(params)
+    weights = list(model.policy.parameters.values())
+    gradients = 4 * sum(map(shares.of, weights))
+    # Ranks that hold all weights copy their gradients into a bucket to add them up.
+    bucket = min(gradients, max(BUCKET_BYTES, 4 * max((w.numel() for w in weights), default=0)))
+    bucket *= params.launch.size > 1 and shares.ranks == 1
     batch = batch_of(params, model, rows)
     peak = training_peak(model, batch, checkpointing=params.model.gradient_checkpointing)
     return {
         "gradients": gradients,
-        "optimizer": optimizer_bytes(weights, eight_bit),
+        "optimizer": optimizer_bytes(weights, eight_bit, shares),
         # No activation is left when the optimizer steps, so the two peaks do not add up. Torch's
         # AdamW needs a temporary copy of all weights then, the 8-bit one goes tensor by tensor.
-        "activations": max(peak, 0 if eight_bit else gradients),
+        "activations": max(peak, 0 if eight_bit else gradients, bucket),
     }
 
 
 def _update(params: RunParams, model: MetaModel) -> Memory:
-    settings, held = params.update, held_bytes(model)
+    settings, held = params.update, held_bytes(model, shares_of(params))
     rows = params.images_per_round * sum(row_bytes(params, model).values())
     others = {name: held * needed for name, needed in copies(params).items()}
     training = _training(params, model, settings.batch_size, settings.use_8bit_adam)
-    return Memory("update", _fixed(params, model) | others | {"rows of the round": rows} | training)
+    shared = _shared_work(params, model, trains=True)
+    parts = others | {"rows of the round": rows} | shared | training
+    return Memory("update", _fixed(params, model) | parts)
 
 
 def _rollout(params: RunParams, model: MetaModel) -> Memory:
@@ -206,7 +238,8 @@ def _rollout(params: RunParams, model: MetaModel) -> Memory:
     `old`, and the one other set of weights that is kept; the last update's gradients are still
     there.
     """
-    rollout, held = params.rollout, held_bytes(model)
+    shares = shares_of(params)
+    rollout, held = params.rollout, held_bytes(model, shares)
     batch = batch_of(params, model, rollout.batch_size)
     pixels = batch.image * model.multiple**2
     sizes = row_bytes(params, model)
@@ -218,8 +251,9 @@ def _rollout(params: RunParams, model: MetaModel) -> Memory:
         t5_moved(params, model),
     )
     parts = {"old": held, "reference": held, "rows of the round": rows}
+    parts |= _shared_work(params, model, trains=False)
     # The optimizer goes with its update; gradients stay in `.grad` until the next one's first step.
-    gradients = 4 * sum(p.numel() for p in model.policy.parameters.values())
+    gradients = 4 * sum(shares.of(p) for p in model.policy.parameters.values())
     return Memory(
         "rollout", _fixed(params, model) | parts | {"gradients": gradients, "activations": peak}
     )

@@ -11,7 +11,7 @@ from typing import Any
 from calligrapher.sizing import configs as full
 from calligrapher.sizing.meta_model import MetaModel, count
 from tasks.params.run_params import RunParams, load_params
-from tasks.planning.gpu_fit import GIB, RESERVE, changes_to_fit, needed
+from tasks.planning.gpu_fit import GIB, RESERVE, changes_to_fit, largest_batches, needed
 from tasks.planning.memory import Memory, batch_of, folders, memory, meta_model, other_algorithm
 from tasks.planning.shapes import shapes
 from tasks.planning.work import Files, Forwards, files, forwards
@@ -35,6 +35,9 @@ class RunPlan:
     needed_gib: float
     changes: list[str]
     needed_after_gib: float
+    ranks: int
+    strategy: str
+    largest_batches: dict[str, int]
 
     @property
     def fits(self) -> bool:
@@ -47,7 +50,8 @@ class RunPlan:
     def text(self) -> str:
         """Aligned tables."""
         parts = [self.title, *(f"{name}: {where}" for name, where in self.configs.items()), ""]
-        parts += [*self._parameters(), "", *self._memory(), "", *self._work(), "", *self._verdict()]
+        parts += [*self._parameters(), "", *self._memory(), "", *self._work(), ""]
+        parts += [*self._ranks(), *self._verdict()]
         return "\n".join(parts)
 
     def _parameters(self) -> list[str]:
@@ -105,6 +109,16 @@ class RunPlan:
             f"CPU memory: {disk.cpu_memory / GIB:,.0f} GiB of weights at the most.",
         ]
 
+    def _ranks(self) -> list[str]:
+        if self.ranks == 1:
+            return []
+        batches = ", ".join(f"{n} in the {stage}" for stage, n in self.largest_batches.items())
+        return [
+            f"{self.ranks} ranks, {self.strategy}: memory is that of rank 0, which holds the most.",
+            f"  Images of one forward that fit a rank: {batches}.",
+            "",
+        ]
+
     def _verdict(self) -> list[str]:
         verdict = "fits" if self.fits else "does not fit"
         lines = [
@@ -148,6 +162,10 @@ def make_plan(path: Path, overrides: Sequence[str], gpu: str, gib: float) -> Run
         needed_gib=needed(params),
         changes=changes,
         needed_after_gib=after,
+        ranks=params.launch.size,
+        strategy=params.launch.strategy,
+        # Each size that is tried is a whole reckoning: only where it is told.
+        largest_batches=largest_batches(params, gib) if params.launch.size > 1 else {},
     )
 
 

@@ -1,0 +1,155 @@
+"""What a round costs on N ranks: transformer calls, bytes moved, bytes written, time and money.
+
+The counts follow from params alone and are exact where every optimizer step has something to
+teach, all images have one shape and no image is left out. Time is a lower bound made of them:
+every GPU at the given speed, nothing overlapped, and no time for encoders, VAE, rewards, optimizer
+and files (`docs/scale.md`).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from calligrapher.sizing.meta_model import MetaModel
+from tasks.params.run_params import RunParams
+from tasks.planning.memory import batch_of, meta_model, row_bytes
+from tasks.planning.work import forwards
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One round on `ranks` ranks. Rows are images of a call: a call of B images counts B."""
+
+    ranks: int
+    calls: dict[str, int]  # calls of the transformer by stage, of all ranks
+    rows: dict[str, int]  # the same, each with its images
+    busiest: dict[str, int]  # the same of the rank that ends last: what the stage waits for
+    steps: int  # of the optimizer
+    reduced: int  # bytes of gradients that a rank gives into the sum of each step; 0 alone
+    tensors: int  # bytes of sampled tensors written per round, before compression
+
+    def efficiency(self, stage: str) -> float:
+        """Return the share of the ranks' time that is not spent on waiting for the busiest."""
+        return self.rows[stage] / (self.ranks * self.busiest[stage])
+
+
+@dataclass(frozen=True)
+class Price:
+    """Seconds of a round by what they are spent on, GPU hours, and money."""
+
+    seconds: dict[str, float]
+    gpu_hours: float
+    money: float | None
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+def cost(params: RunParams, ranks: int | None = None) -> Cost:
+    """Reckon a round, from round 1 on; ranks: those of the params where None."""
+    ranks = ranks or params.launch.size
+    model = meta_model(params)
+    r, u, told = params.rollout, params.update, forwards(params)
+    shards = list(_runs(params.images_per_round, r.shard_size))
+    batches = list(_runs(params.images_per_round, u.batch_size))
+    per_pass = [
+        batches[at : at + u.gradient_accumulation_steps]
+        for at in range(0, len(batches), u.gradient_accumulation_steps)
+    ]
+    a_row = told.trained + told.old + told.reference
+    sampled_by = [sum(shards[rank::ranks]) for rank in range(min(ranks, len(shards)))]
+    trained_by_busiest = sum(
+        max(sum(step[rank::ranks]) for rank in range(min(ranks, len(step)))) for step in per_pass
+    )
+    passes, images = u.num_inner_epochs, params.images_per_round
+    whole = 4 * sum(p.numel() for p in model.policy.parameters.values())
+    return Cost(
+        ranks=ranks,
+        calls={
+            "rollout": told.rollout * sum(math.ceil(s / r.batch_size) for s in shards),
+            "update": passes * a_row * len(batches),
+        },
+        rows={"rollout": told.rollout * images, "update": passes * a_row * images},
+        busiest={
+            "rollout": told.rollout * max(sampled_by),
+            "update": passes * a_row * trained_by_busiest,
+        },
+        steps=passes * len(per_pass),
+        reduced=whole * (ranks > 1),
+        tensors=images * row_bytes(params, model)["sampled"],
+    )
+
+
+def price(
+    params: RunParams,
+    found: Cost,
+    *,
+    tflops: float,
+    bandwidth: float | None = None,
+    hourly: float | None = None,
+) -> Price:
+    """Seconds of `found` with GPUs that do `tflops` 10^12 operations a second.
+
+    bandwidth: GB/s of a rank's links, for a ring's sum of whole gradients (ddp); None: no time for
+    it. hourly: price of a GPU hour.
+    """
+    told = forwards(params)
+    linear, attention = forward_operations(params)
+    rate = tflops * 1e12
+    # A backward: gradients of inputs alone where weights are frozen, two products in attention; and
+    # the blocks once more where they are not kept.
+    again = params.model.gradient_checkpointing
+    backward = linear * (1 + again) + attention * (2 + again)
+    every = told.trained + told.old + told.reference
+    trained = found.busiest["update"] * told.trained // every
+    seconds = {
+        "rollout": found.busiest["rollout"] * (linear + attention) / rate,
+        "update": (found.busiest["update"] * (linear + attention) + trained * backward) / rate,
+    }
+    if bandwidth is not None:
+        ring = 2 * (found.ranks - 1) / found.ranks
+        seconds["all-reduce"] = found.steps * ring * found.reduced / (bandwidth * 1e9)
+    hours = found.ranks * sum(seconds.values()) / 3600
+    return Price(seconds, hours, None if hourly is None else hours * hourly)
+
+
+def forward_operations(params: RunParams) -> tuple[int, int]:
+    """Operations of one image's forward in matrices and in attention; a product and a sum are two.
+
+    Norms, rotations and activations are left out.
+    """
+    model = meta_model(params)
+    batch = batch_of(params, model, 1)
+    tokens = {"image": batch.image, "text": batch.text, "joint": batch.image + batch.text, "row": 1}
+    matrices = sum(
+        2 * layer.in_features * layer.out_features * tokens[kind] for layer, kind in _layers(model)
+    )
+    blocks = len(model.adapter.attn_adapter)
+    style = model.adapter.image_proj_mlp.num_tokens
+    keys = tokens["joint"] ** 2 + batch.image * style
+    return matrices, 4 * blocks * model.transformer.inner_dim * keys
+
+
+def _layers(model: MetaModel) -> Iterator[tuple[nn.Linear, str]]:
+    """Yield the transformer's linear layers, and which tokens go through them."""
+    of_text = ("add_", "to_add_out", "ff_context", "context_embedder")
+    for name, layer in model.transformer.named_modules():
+        if not isinstance(layer, nn.Linear):
+            continue
+        if "norm" in name or "time_text_embed" in name:
+            yield layer, "row"
+        elif any(part in name for part in of_text):
+            yield layer, "text"
+        elif name.startswith("single_transformer_blocks"):
+            yield layer, "joint"
+        else:
+            yield layer, "image"
+
+
+def _runs(total: int, size: int) -> Iterator[int]:
+    """Yield how many there are in each run of at most `size`."""
+    for at in range(0, total, size):
+        yield min(size, total - at)

@@ -1,0 +1,63 @@
+"""What a round costs, against the calls and bytes of real rounds of a tiny model."""
+
+from collections import Counter
+
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.launch import dispatch
+from tasks.params.run_params import RunParams
+from tasks.planning.cost import cost
+
+TENSORS = ("x0", "trajectory", "log_prob", "window_sigmas", "mean_old")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings"),
+    [
+        ("nft", {"kl_coef": 0.0, "num_train_sigmas": 2, "old_policy": "copy"}),
+        ("grpo", {"kl_coef": 0.1, "window_size": 2, "guard": True}),
+        ("awm", {"kl_coef": 0.0, "num_train_sigmas": 2}),
+    ],
+)
+def test_calls_and_bytes_are_those_of_a_real_round(algorithm, settings, train, values, monkeypatch):
+    from calligrapher.model.policy import Policy
+
+    calls, rows, velocity, at = Counter(), Counter(), Policy.velocity, []
+
+    def counted(self, x, *more):
+        calls[at[-1]] += 1
+        rows[at[-1]] += len(x)
+        return velocity(self, x, *more)
+
+    def named(name, function):
+        def stage(*args, **kwargs):
+            at.append(name)
+            return function(*args, **kwargs)
+
+        return stage
+
+    monkeypatch.setattr(Policy, "velocity", counted)
+    for name, function in dispatch.FUNCTIONS.items():
+        monkeypatch.setitem(dispatch.FUNCTIONS, name, named(name, function))
+    changes = {algorithm: settings, "warmup": {"steps": 0}, "rounds": 1}
+    params = RunParams.model_validate(values(algorithm, **changes))
+    folder, _ = train("counted", algorithm, **changes)
+    told = cost(params)
+    assert dict(calls) == told.calls
+    assert dict(rows) == told.rows
+    shards = [pq.read_table(path) for path in folder.glob("round-*/rollout/*.parquet")]
+    names = [name for name in TENSORS if name in shards[0].column_names]
+    assert told.tensors == sum(
+        len(value.as_py()) for shard in shards for name in names for value in shard[name]
+    )
+
+
+def test_the_busiest_rank_has_its_shards_and_its_batches_of_each_step(values):
+    params = RunParams.model_validate(values("nft", nft={"num_train_sigmas": 1, "kl_coef": 0.0}))
+    # 9 images: shards of 4, 4 and 1; batches of 4, 4 and 1 in steps of two and one.
+    one, two, many = (cost(params, ranks) for ranks in (1, 2, 64))
+    assert (one.busiest["rollout"], two.busiest["rollout"], many.busiest["rollout"]) == (27, 15, 12)
+    assert (one.busiest["update"], two.busiest["update"], many.busiest["update"]) == (18, 10, 10)
+    assert (one.steps, one.reduced, two.efficiency("rollout")) == (2, 0, 27 / 30)
+    assert two.reduced == many.reduced > 0
