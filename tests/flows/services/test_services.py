@@ -266,11 +266,10 @@ def test_a_run_goes_on_when_prefects_server_and_mlflows_are_killed(services):
     rows = [
         json.loads(line) for line in (services.runs / "four/metrics.jsonl").read_text().splitlines()
     ]
-    assert {r["stage"] for r in rows} >= {
-        "round-0001/score",
-        "round-0001/update",
-        "round-0001/evaluate",
-    }
+    stages = {r["stage"] for r in rows}
+    # Where all rewards of a group are equal the update takes no step, and has counts alone.
+    assert stages >= {"round-0001/score", "round-0001/evaluate"}
+    assert any(stage.startswith("round-0001/update") for stage in stages)
     services.start()
     subprocess.run(
         [Path(sys.executable).with_name("calligrapher"), "sync", services.runs / "four"], check=True
