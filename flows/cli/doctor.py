@@ -33,7 +33,7 @@ def _doctor(chosen: argparse.Namespace) -> int:
 
     _, runs_dir, overrides = split_settings(chosen.settings)
     params: RunParams = load_params(find_params_file(chosen.params), overrides)
-    size = chosen.ranks or getattr(getattr(params, "launch", None), "size", 1)
+    size = chosen.ranks or params.launch.size
     needs = ("devices", "weights", "data")
     asked = [
         checks.Check("versions", checks.versions),
@@ -41,8 +41,8 @@ def _doctor(chosen: argparse.Namespace) -> int:
         checks.Check("weights", lambda: checks.weights(params, runs_dir)),
         checks.Check("data", lambda: checks.data(params, runs_dir)),
         checks.Check("disk", lambda: checks.disk(params, runs_dir)),
-        checks.Check("ports", lambda: checks.ports(params)),
-        checks.Check("rewards", lambda: checks.rewards(params)),
+        checks.Check("ports", checks.ports),
+        checks.Check("rewards", lambda: checks.rewards(params, size)),
         checks.Check("prefect", prefect),
         checks.Check("mlflow", lambda: mlflow(params, runs_dir)),
         checks.Check(

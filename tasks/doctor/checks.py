@@ -18,11 +18,11 @@ from packaging.requirements import Requirement
 
 from calligrapher.errors import CalligrapherError, CheckpointError, ParamsError
 from calligrapher.model.loading import pick_device
+from tasks.launch.places import check_places, named_servers
 from tasks.params.run_params import RunParams
 from tasks.planning.gpu_fit import GIB, needed
 from tasks.planning.memory import memory
 from tasks.planning.work import files
-from tasks.resources.rewards import check_servers
 from tasks.runs.preflight import preflight
 from tasks.weights.model_files import model_files
 
@@ -125,8 +125,7 @@ def devices(params: RunParams, size: int) -> str:
 
 def gpu_ids(params: RunParams, size: int) -> list[int]:
     """Return the numbers of the ranks' GPUs: those that the params choose, else the first."""
-    launch = getattr(params, "launch", None)
-    return list(launch.gpu_ids if launch is not None and launch.gpu_ids else range(size))
+    return list(params.launch.gpu_ids or range(size))
 
 
 def weights(params: RunParams, runs_dir: Path) -> str:
@@ -198,35 +197,36 @@ def disk(params: RunParams, runs_dir: Path) -> str:
     return f"{wanted:.2f} GiB needed, {free:.1f} GiB free in {place}"
 
 
-def rewards(params: RunParams) -> str:
-    """Say that the reward servers answer and measure what is weighed, or that one will start."""
+def rewards(params: RunParams, size: int) -> str:
+    """Say that the reward servers answer and measure what is weighed, or that some will start."""
     reward = params.reward
     if reward.disable_reward_model:
         return "switched off (reward.disable_reward_model)"
+    check_places(params)
     weighed = ", ".join(reward.component_weights)
-    if reward.server_urls:
-        check_servers(reward)
-        return f"{len(reward.server_urls)} servers measure {weighed}"
+    if servers := named_servers(params, size):
+        return f"{len(servers)} servers measure {weighed}"
     by_own = {"vlm_score": reward.vlm is not None, "style_score": True}
     if lacks := [name for name in reward.component_weights if not by_own.get(name, True)]:
         raise ParamsError(
             f"the run's own server must measure {lacks[0]}. Set reward.vlm to a model's folder, its"
             " weight to 0, or name servers in reward.server_urls."
         )
-    return f"the run starts its own on a free port, for {weighed}"
+    where = (
+        f"GPUs {params.launch.reward_gpu_ids}" if params.launch.reward_gpu_ids else "a free port"
+    )
+    return f"the run starts its own on {where}, for {weighed}"
 
 
-def ports(params: RunParams) -> str:
-    """Say that a port can be opened here, and that those of servers to be started are free."""
-    launch = getattr(params, "launch", None)
-    first = getattr(params.reward, "server_port", None) or 8000
-    own = [first + i for i in range(len(getattr(launch, "reward_gpu_ids", [])))]
-    for port in [0, *own]:
-        try:
-            socket.create_server(("127.0.0.1", port)).close()
-        except OSError as error:
-            raise CalligrapherError(
-                f"port {port or 'any'} of 127.0.0.1 must be free. Got: {error.strerror}. Stop what"
-                " listens there, or set reward.server_port."
-            ) from error
-    return f"{', '.join(map(str, own))} free" if own else "a free one can be opened"
+def ports() -> str:
+    """Say that a port can be opened here, as ranks and servers of a run do.
+
+    Whether those of `launch.reward_gpu_ids` are free is asked with the reward servers.
+    """
+    try:
+        socket.create_server(("127.0.0.1", 0)).close()
+    except OSError as error:
+        raise CalligrapherError(
+            f"a port of 127.0.0.1 must be free. Got: {error.strerror}."
+        ) from error
+    return "a free one can be opened"

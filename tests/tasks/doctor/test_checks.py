@@ -7,7 +7,12 @@ from collections import namedtuple
 import psutil
 import pytest
 
-from calligrapher.errors import CalligrapherError, CheckpointError, ParamsError, RewardError
+from calligrapher.errors import (
+    CalligrapherError,
+    CheckpointError,
+    ParamsError,
+    RewardError,
+)
 from tasks.doctor import checks
 from tasks.params.run_params import RunParams
 
@@ -81,15 +86,28 @@ def test_a_reward_server_that_is_not_there_is_told(values):
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     params = RunParams.model_validate(values(reward={"server_urls": [url]}))
     with pytest.raises(RewardError, match="must name reward servers that answer"):
-        checks.rewards(params)
+        checks.rewards(params, 1)
 
 
-def test_ports_are_opened_to_see_that_they_can_be(params, monkeypatch):
-    assert "can be opened" in checks.ports(params)
+def test_the_server_of_each_rank_is_looked_for_where_host_and_port_say(values):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    params = RunParams.model_validate(values(reward={"server_port": port, "timeout_s": 1}))
+    with pytest.raises(RewardError, match="must name reward servers that answer"):
+        checks.rewards(params, 1)
+    with socket.create_server(("127.0.0.1", port)):
+        taken = values(reward={"server_port": port}, launch={"reward_gpu_ids": [0]})
+        with pytest.raises((ParamsError, RewardError), match=r"GPUs of this machine|must be free"):
+            checks.rewards(RunParams.model_validate(taken), 1)
+    assert "starts its own on a free port" in checks.rewards(RunParams.model_validate(values()), 1)
+
+
+def test_a_port_is_opened_to_see_that_it_can_be(monkeypatch):
+    assert "can be opened" in checks.ports()
 
     def refused(address):
         raise OSError(98, "Address already in use")
 
     monkeypatch.setattr(socket, "create_server", refused)
     with pytest.raises(CalligrapherError, match=r"must be free\. Got: Address already in use"):
-        checks.ports(params)
+        checks.ports()
