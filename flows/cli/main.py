@@ -8,6 +8,7 @@ calligrapher runs
 calligrapher status|verify|gc|sync RUN
 calligrapher evaluate RUN [round-0003]
 calligrapher compare RUN RUN
+calligrapher report RUN [RUN ...] [--out FILE]
 calligrapher params [KEY]
 calligrapher why RUN STAGE [KEY=VALUE ...]
 calligrapher rerun RUN STAGE [KEY=VALUE ...] --fork NAME [--downstream]
@@ -44,6 +45,7 @@ from flows.cli.doctor import add_doctor_commands
 from flows.cli.generate import add_generate_commands
 from flows.cli.look import add_look_commands
 from flows.cli.plan import add_plan_commands
+from flows.cli.report import add_report_commands
 from flows.cli.runs import add_run_commands
 from flows.cli.settings import split_settings
 
@@ -142,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_run_commands(commands)
     add_look_commands(commands)
+    add_report_commands(commands)
     add_data_commands(commands)
     add_convert_commands(commands)
     add_generate_commands(commands)
