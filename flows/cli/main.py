@@ -136,10 +136,17 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("reward-server", help="serve rewards (`calligrapher reward-server --help`)")
 
     sync = commands.add_parser(
-        "sync", help="send a run's metrics to MLflow again, without duplicates"
+        "sync", help="send what a run logged to its trackers again, without duplicates"
     )
     sync.add_argument("run", type=Path, help="the run's folder")
     sync.add_argument("--uri", help="MLflow store; default: where the run was tracked")
+    sync.add_argument(
+        "--to",
+        nargs="+",
+        default=(),
+        metavar="TRACKER",
+        help="mlflow, tensorboard, wandb; default: the run's own (tracking.backends)",
+    )
     sync.set_defaults(command=_sync)
 
     add_run_commands(commands)
@@ -226,7 +233,8 @@ def _keep_traceback(folder: Path) -> None:
 def _sync(chosen: argparse.Namespace) -> int:
     from tasks.tracking.mirror import sync
 
-    print(f"MLflow run {sync(chosen.run, chosen.uri)} is complete.")
+    for place in sync(chosen.run, chosen.uri, chosen.to):
+        print(f"{place} is complete.")
     return 0
 
 

@@ -435,11 +435,25 @@ class EvaluateParams(Section):
 
 
 class TrackingParams(Section):
-    """The MLflow mirror of `metrics.jsonl`."""
+    """Who else shows what `metrics.jsonl` holds."""
 
+    backends: list[str] = Field(
+        ["mlflow"],
+        description=(
+            "Trackers: mlflow, tensorboard (event files in the run's folder), wandb; any of them"
+            " can be filled later (`calligrapher sync RUN --to NAME`)."
+        ),
+    )
     uri: str | None = Field(None, description="MLflow store; null = sqlite:///RUNS_DIR/mlflow.db.")
-    experiment: str = Field("calligrapher-rl", min_length=1, description="MLflow experiment.")
+    experiment: str = Field(
+        "calligrapher-rl", min_length=1, description="MLflow's experiment; W&B's project."
+    )
     enabled: bool = Field(True, description="false = `metrics.jsonl` alone.")
+
+    @property
+    def used(self) -> list[str]:
+        """The trackers that a run feeds, each once."""
+        return list(dict.fromkeys(self.backends)) if self.enabled else []
 
 
 class RetentionParams(Section):
