@@ -21,7 +21,7 @@ from calligrapher.sampling.exploration import Window
 from calligrapher.sampling.sampler import sample
 from tasks.params.run_params import UpdateParams
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 CPU = torch.device("cpu")
 STEPS, ROWS = 4, 5
 LORA = {"lora": True, "train_adapter": False}

@@ -97,12 +97,19 @@ def page():
     from playwright.sync_api import sync_playwright
 
     asked, errors = [], []
+
+    def heard(said):
+        if (
+            said.type == "error" and said.location["url"]
+        ):  # without one the browser itself complains
+            errors.append(said.text)
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
         page.set_default_timeout(PATIENCE_MS)
         page.on("request", lambda request: asked.append(urlsplit(request.url)))
-        page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+        page.on("console", heard)
         page.on("pageerror", lambda error: errors.append(str(error)))
         yield page
         browser.close()
