@@ -1,6 +1,6 @@
 """The command `calligrapher`: train, serve rewards, look at runs, paint.
 
-calligrapher train tiny-nft|FILE [run=NAME] [runs_dir=DIR] [rounds=5 nft.nft_beta=0.1 ...]
+calligrapher train tiny-nft|FILE [run=NAME] [runs_dir=DIR] [rounds=5 ...] [--dry-run]
 calligrapher plan nft|FILE [KEY=VALUE ...] [--gpu h100 | --gpu-memory GIB] [--json]
 calligrapher doctor nft|FILE [KEY=VALUE ...] [--ranks N] [--json]
 calligrapher reward-server [--gpu-ids 0,1] [--port 8000] ...
@@ -131,6 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="run=, runs_dir= or any dotted key"
     )
+    train.add_argument(
+        "--dry-run", action="store_true", help="only say what would be made, in what time and room"
+    )
     train.set_defaults(command=_train, resumes=True)
 
     commands.add_parser("reward-server", help="serve rewards (`calligrapher reward-server --help`)")
@@ -196,6 +199,12 @@ def _train(chosen: argparse.Namespace) -> int:
     params = load_params(file, overrides)
     preflight(params, runs_dir / "data", run=runs_dir / run)
     check_places(params, launched)
+    if chosen.dry_run:
+        from tasks.runs.dry_run import dry_run
+
+        found = dry_run(params, runs_dir / run)
+        print(found.text())
+        return 0 if found.fits else 1
     from flows.services.prefect_api import QUIET, prefect_api
 
     for name, value in (QUIET | {"PREFECT_LOGGING_LEVEL": "WARNING"}).items():

@@ -8,7 +8,8 @@ from tasks.reports.page.charts import Curve, line_chart
 from tasks.reports.page.elements import MISSING, Html, el, table
 from tasks.reports.page.facts import RunFacts
 from tasks.reports.page.samples import case_samples, held_out_cases, side_by_side
-from tasks.reports.page.sections import ACCURACY, accuracies, duration, written
+from tasks.reports.page.sections import ACCURACY, accuracies, written
+from tasks.reports.words import duration
 
 
 def comparison(runs: list[RunFacts]) -> Html:

@@ -19,6 +19,7 @@ from tasks.reports.page.samples import (
     groups_without_spread,
     histograms,
 )
+from tasks.reports.words import duration, size
 
 ACCURACY = "evaluate/ocr_accuracy"
 _OF_STEPS = (
@@ -198,22 +199,6 @@ def params(facts: RunFacts) -> Html:
 def written(value: Any) -> str:
     """Return a value as a params file has it."""
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in words for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def size(count: float) -> str:
-    """Return bytes in words for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def _band(facts: RunFacts, low: str, high: str) -> list[tuple[int, float, float]]:
