@@ -1,6 +1,7 @@
 """The command `calligrapher`: train, serve rewards, look at runs, paint.
 
 calligrapher train tiny-nft|FILE [run=NAME] [runs_dir=DIR] [rounds=5 ...] [--dry-run]
+calligrapher init NAME --gpu 24|48|80|8x24|8x80 --algorithm nft|grpo
 calligrapher plan nft|FILE [KEY=VALUE ...] [--gpu h100 | --gpu-memory GIB] [--json]
 calligrapher doctor nft|FILE [KEY=VALUE ...] [--ranks N] [--json]
 calligrapher reward-server [--gpu-ids 0,1] [--port 8000] ...
@@ -20,6 +21,7 @@ calligrapher generate --image IMG --mask MASK --reference REF --text TEXT [--run
 calligrapher demo [--run RUN] [--base FOLDER --siglip FOLDER] [--adapter FILE] ...
 calligrapher tiny pretrain OUT
 calligrapher tiny cases OUT
+calligrapher completion bash|zsh
 """
 
 import argparse
@@ -38,11 +40,13 @@ from pathlib import Path
 from calligrapher import __version__
 from calligrapher.errors import CalligrapherError
 from calligrapher.threads import wait_asleep
+from flows.cli.completion import add_completion_commands
 from flows.cli.convert import add_convert_commands
 from flows.cli.data import add_data_commands, count, positive
 from flows.cli.demo import add_demo_commands
 from flows.cli.doctor import add_doctor_commands
 from flows.cli.generate import add_generate_commands
+from flows.cli.init import add_init_commands
 from flows.cli.look import add_look_commands
 from flows.cli.plan import add_plan_commands
 from flows.cli.report import add_report_commands
@@ -50,7 +54,7 @@ from flows.cli.runs import add_run_commands
 from flows.cli.settings import split_settings
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # told without the name of a file
-ONLY_PRINT = {"compare", "data", "params", "plan", "runs", "status", "verify", "why"}
+ONLY_PRINT = {"compare", "completion", "data", "params", "plan", "runs", "status", "verify", "why"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -152,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sync.set_defaults(command=_sync)
 
+    add_init_commands(commands)
     add_run_commands(commands)
     add_look_commands(commands)
     add_report_commands(commands)
@@ -162,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan_commands(commands)
     add_doctor_commands(commands)
 
+    add_completion_commands(commands, _parser)
     tiny = commands.add_parser("tiny", help="the embedded tiny model").add_subparsers(
         required=True, metavar="WHAT"
     )
