@@ -30,6 +30,7 @@ class Backend(Mirror):
         super().__init__(run_dir, journals, failed)
         self._folder = run_dir / FOLDER
         self._shown = set(_shown(self._folder))
+        self._told = 0  # params: a resumed run may have others
         self._writer: EventFileWriter | None = None  # its file is made with the first value
 
     @classmethod
@@ -59,11 +60,13 @@ class Backend(Mirror):
         from tensorboard.compat.proto.summary_pb2 import SummaryMetadata
         from tensorboard.compat.proto.tensor_pb2 import TensorProto
 
-        rows = [f"| `{key}` | {value} |" for key, value in record["params"].items()]
+        shown = {key: value.replace("|", "\\|") for key, value in record["params"].items()}
+        rows = [f"| `{key}` | {value} |" for key, value in shown.items()]
         text = "\n".join(["| key | value |", "|---|---|", *rows])
         metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
         tensor = TensorProto(dtype="DT_STRING", string_val=[text.encode()])
-        self._show("params", record | {"step": 0}, tensor=tensor, metadata=metadata)
+        self._show("params", record | {"step": self._told}, tensor=tensor, metadata=metadata)
+        self._told += 1
 
     def take_image(self, record: Entry) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary

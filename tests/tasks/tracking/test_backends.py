@@ -52,6 +52,9 @@ def values(folder):
         reader = EventAccumulator(str(path), {"images": 0, "histograms": 0, "scalars": 0})
         reader.Reload()
         kinds = {"scalars": "value", "images": "encoded_image_string"}
+        for event in reader.Tensors("params") if "params" in reader.Tags()["tensors"] else ():
+            text = event.tensor_proto.string_val[0].decode()
+            found.setdefault(("params", event.step), []).append(text)
         for kind, value in (*kinds.items(), ("histograms", "histogram_value")):
             for tag in reader.Tags()[kind]:
                 for event in getattr(reader, kind.capitalize())(tag):
@@ -68,7 +71,7 @@ def test_tensorboard_shows_each_value_once_after_a_kill_a_resume_and_a_sync(run_
     killed(Tracker(run_dir, params("tensorboard")), 1)
     (first,) = (run_dir / "tensorboard").iterdir()
     first.write_bytes(first.read_bytes()[:-9])  # the last value is written half
-    resumed = Tracker(run_dir, params("tensorboard"))
+    resumed = Tracker(run_dir, params("tensorboard", rounds=5))
     log_a_round(resumed, 1)
     killed(resumed, 2)
     sync(run_dir, to=["tensorboard"])
@@ -82,6 +85,8 @@ def test_tensorboard_shows_each_value_once_after_a_kill_a_resume_and_a_sync(run_
     assert (histogram.min, histogram.max, histogram.num) == (0, 2, 4)
     assert [histogram.bucket[0], histogram.bucket[-1]] == [2, 1]
     assert ("x", 1) not in found
+    assert "| `rounds` | 2 |" in found["params", 0][0]
+    assert "| `rounds` | 5 |" in found["params", 1][0]
     assert len(list((run_dir / "tensorboard").iterdir())) == 2, "a sync of nothing adds no file"
 
 
