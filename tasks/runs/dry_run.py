@@ -12,13 +12,14 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import EVALUATE, PARAMS, PARTIAL_SUFFIX, PREVIEW
 from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RunParams
-from tasks.pipeline import ROUND, evaluated_cases, planned, rounds_done, stage_of
+from tasks.pipeline import ROUND, evaluated_cases, planned, round_of, rounds_done, stage_of
 from tasks.planning.cost import cost, price
 from tasks.planning.work import disk, rounds_made
 from tasks.reports.status import run_params
 from tasks.reports.words import duration, size
 from tasks.runs.run import refuse_other_params
 
+STATES = ("there", "unfinished", "missing")
 Pace = Callable[[str], float | None]  # name of an artifact -> seconds that it takes
 
 
@@ -71,31 +72,15 @@ class DryRun:
         return "\n".join([*lines, *self._order(), self._time(), self._disk()])
 
     def _order(self) -> Iterator[str]:
-        looks = [s for s in self.steps if stage_of(s.name) == EVALUATE]
-        others = [s for s in self.steps if stage_of(s.name) != EVALUATE]
-        rounds = [
-            (folder, list(steps))
-            for folder, steps in itertools.groupby(others, lambda s: s.name.rpartition("/")[0])
-        ]
-        alike = itertools.groupby(rounds, lambda pair: [(s.kind, s.state) for s in pair[1]])
-        for _, group in alike:
-            folders, steps = zip(*group, strict=True)
-            where = folders[0] or steps[0][0].name
-            where += f" .. {folders[-1]}" if len(folders) > 1 else ""
-            told = (
-                _told(steps[0]) if folders[0] else steps[0][0].state.replace("missing", "all of it")
-            )
-            yield _line(where, told, itertools.chain(*steps))
-        for kind in (EVALUATE, PREVIEW):
-            for state, group in itertools.groupby(
-                sorted((s for s in looks if s.kind == kind), key=lambda s: s.state != "there"),
-                lambda s: s.state,
-            ):
-                steps = list(group)
+        trained = [s for s in self.steps if stage_of(s.name) != EVALUATE]
+        by_round = itertools.groupby(trained, lambda s: round_of(s.name))
+        yield from _rounds([list(steps) for _, steps in by_round])
+        for kind, state in itertools.product((EVALUATE, PREVIEW), STATES):
+            steps = [s for s in self.steps if (s.kind, s.state) == (kind, state)]
+            if steps:
                 done = [str(rounds_done(s.name)) for s in steps]
                 when = ", ".join([*done[:4], "...", done[-1]] if len(done) > 6 else done)
-                said = "" if state == "missing" else f" ({state})"
-                yield _line(kind, f"after {when} rounds{said}", steps)
+                yield _line(kind, f"after {when} rounds ({state})", steps)
 
     def _time(self) -> str:
         left = [step for step in self.steps if step.state != "there"]
@@ -201,16 +186,21 @@ def _scaled(params: RunParams, other: RunParams, measured: dict[str, float]) -> 
     return pace
 
 
-def _told(steps: Iterable[Step]) -> str:
-    """Return what of a round is to be made, and what of it is there."""
-    by_state: dict[str, list[str]] = defaultdict(list)
-    for step in steps:
-        by_state[step.state].append(step.kind)
-    if set(by_state) == {"there"}:
-        return "there"
-    told = ", ".join(by_state.pop("missing", ()))
-    notes = [f"{', '.join(kinds)} {state}" for state, kinds in by_state.items()]
-    return f"{told} ({'; '.join(notes)})".strip() if notes else told
+def _rounds(rounds: list[list[Step]]) -> Iterator[str]:
+    """Yield a line for each stretch of rounds of which the same is there and missing."""
+    for _, alike in itertools.groupby(rounds, lambda steps: [(s.kind, s.state) for s in steps]):
+        stretch = list(alike)
+        first, last = (steps[0].name.split("/")[0] for steps in (stretch[0], stretch[-1]))
+        kinds = {
+            state: ", ".join(s.kind for s in stretch[0] if s.state == state) for state in STATES
+        }
+        whole = {s.state for s in stretch[0]} == {"there"} or len(stretch[0]) == 1
+        told = "; ".join(f"{names} {state}" for state, names in kinds.items() if names)
+        yield _line(
+            first if first == last else f"{first} .. {last}",
+            stretch[0][0].state if whole else told,
+            itertools.chain(*stretch),
+        )
 
 
 def _line(where: str, what: str, steps: Iterable[Step]) -> str:

@@ -26,11 +26,13 @@ def test_what_is_there_is_told_apart_from_what_a_start_would_make(make_resources
     ]
     told = [" ".join(line.split()) for line in found.text().splitlines()]
     assert told[1].endswith("nft, 4 rounds, 4 of 26 artifacts are there")
-    assert told[2:6] == [
+    assert told[2:8] == [
         "warmup there",
-        "round-0000 update, refresh (rollout, score there; advantage unfinished)",
-        "round-0001 .. round-0003 rollout, score, advantage, update, refresh",
+        "round-0000 rollout, score there; advantage unfinished; update, refresh missing",
+        "round-0001 .. round-0003 rollout, score, advantage, update, refresh missing",
         "evaluate after 0 rounds (there)",
+        "evaluate after 2, 4 rounds (missing)",
+        "preview after 1, 3 rounds (missing)",
     ]
     assert "time: not reckoned" in told[-2]
 
