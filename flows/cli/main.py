@@ -15,6 +15,7 @@ calligrapher replay RUN [KEY=VALUE ...] --fork NAME
 calligrapher data check DIR|FILE [--sheet sheet.png]
 calligrapher data make PICTURES OUT
 calligrapher convert WEIGHTS TARGET [--weights ema|trained] [--lora merged|separate] ...
+calligrapher convert RUN TARGET --to diffusers-lora|kohya-lora|adapter-safetensors|hub
 calligrapher generate --image IMG --mask MASK --reference REF --text TEXT [--run RUN] --out DIR
 calligrapher demo [--run RUN] [--base FOLDER --siglip FOLDER] [--adapter FILE] ...
 calligrapher tiny pretrain OUT
