@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from calligrapher.errors import DataError, ParamsError
+from flows.cli.data import add_columns
 
 _FILES = {"source": "image", "mask": "mask", "reference": "reference"}  # role -> option
 _SINGLE = (*_FILES.values(), "text")
@@ -38,6 +39,7 @@ def add_generate_commands(commands: argparse._SubParsersAction) -> None:
     case.add_argument(
         "--kind", help="how it is read, as data.kind: self (default), cross, jsonl, ..."
     )
+    add_columns(case)
     model = parser.add_argument_group(
         "what with: a run, or a model (default: the embedded tiny one)"
     )
@@ -129,16 +131,16 @@ def _cases(chosen: argparse.Namespace) -> list:
     single = _given(chosen, _SINGLE)
     if chosen.bench is not None and not single:
         return load_cases(
-            chosen.bench, chosen.kind or "self", chosen.runs_dir / "data" / "pictures"
+            chosen.bench,
+            chosen.kind or "self",
+            chosen.runs_dir / "data" / "pictures",
+            chosen.columns,
         )
-    if chosen.bench is not None or chosen.kind is not None or len(single) < len(_SINGLE):
+    of_lists = _given(chosen, ("bench", "kind", "columns"))
+    if of_lists or len(single) < len(_SINGLE):
         raise ParamsError(
-            f"There must be --{', --'.join(_SINGLE)} or else --bench and, if wanted, --kind. Got "
-            + (
-                ", ".join(f"--{name}" for name in _given(chosen, (*_SINGLE, "bench", "kind")))
-                or "none"
-            )
-            + "."
+            f"There must be --{', --'.join(_SINGLE)} or else --bench and, if wanted, --kind and"
+            f" --columns. Got {', '.join(f'--{name}' for name in single | of_lists) or 'none'}."
         )
     return [_one_case(chosen)]
 
