@@ -19,6 +19,7 @@ calligrapher data split DIR|FILE OUT [--held-out 0.1]
 calligrapher convert WEIGHTS TARGET [--weights ema|trained] [--lora merged|separate] ...
 calligrapher convert RUN TARGET --to diffusers-lora|kohya-lora|adapter-safetensors|hub
 calligrapher generate --image IMG --mask MASK --reference REF --text TEXT [--run RUN] --out DIR
+calligrapher generate --size WxH [--color #fff] --reference REF --text TEXT [--run RUN] --out DIR
 calligrapher demo [--run RUN] [--base FOLDER --siglip FOLDER] [--adapter FILE] ...
 calligrapher tiny pretrain OUT
 calligrapher tiny cases OUT
