@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from calligrapher.data.dataset import DatasetKind
+from calligrapher.data.lists import Column
 from calligrapher.params import Count, Positive, Section, Weight
 from reward_server.components import FACTORS, NAMES, WEIGHABLE, WEIGHT_OF, is_weighable
 from reward_server.scorer_files import ScorerFile, check_own_name
@@ -123,6 +124,14 @@ class DataParams(Section):
         None, description="Held-out cases for `evaluate`, of the same kind."
     )
     kind: DatasetKind = Field("self", description="How the cases are listed (docs/data.md).")
+    columns: dict[Column, Annotated[str, Field(min_length=1)]] = Field(
+        {},
+        description=(
+            "Of a jsonl, parquet or huggingface dataset: field of a case (source, mask, reference, "
+            "text, case_id, target, ocr_match) -> its name in the table. Columns that are neither "
+            "named nor a field are left out then."
+        ),
+    )
     reconstruct: bool = Field(
         False,
         description=(

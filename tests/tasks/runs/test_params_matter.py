@@ -132,6 +132,7 @@ CALLS = {
 }
 # Key -> (value, error, what it says).
 ERRORS = {
+    "data.columns": ({"text": "caption"}, ParamsError, "data.columns must be left out"),
     "data.kind": ("jsonl", DataError, "must be a JSONL file"),
     "model.device": ("warp", ParamsError, "model.device"),
     "model.attention_backend": ("slow", ParamsError, "model.attention_backend"),
