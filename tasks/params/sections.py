@@ -12,7 +12,15 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from calligrapher.data.dataset import DatasetKind
 from calligrapher.data.lists import Column
 from calligrapher.params import Count, Positive, Section, Weight
-from reward_server.components import FACTORS, NAMES, WEIGHABLE, WEIGHT_OF, is_weighable
+from reward_server.components import (
+    FACTORS,
+    LESSENED,
+    NAMES,
+    STYLE,
+    WEIGHABLE,
+    WEIGHT_OF,
+    is_weighable,
+)
 from reward_server.scorer_files import ScorerFile, check_own_name
 
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
@@ -239,6 +247,15 @@ class RewardParams(Section):
             "ocr_inside, ocr_size. Text that nobody can see or accept then earns nothing."
         ),
     )
+    style_factors: list[str] = Field(
+        [],
+        description=(
+            "Components of 0..1 by which style_score is multiplied before it is weighed: of "
+            "ocr_accuracy, ocr_likelihood and those that `factors` may name. With ocr_accuracy, "
+            "lettering that does not say the text (bars of ink, the reference itself) earns "
+            "nothing by its style."
+        ),
+    )
     ocr_mode: Literal["auto", "scene", "line"] | None = Field(
         None,
         description=(
@@ -356,6 +373,18 @@ class RewardParams(Section):
                 )
         return factors
 
+    @field_validator("style_factors")
+    @classmethod
+    def _names_style_factors(cls, factors: list[str]) -> list[str]:
+        allowed = (*LESSENED, *FACTORS)
+        for name in factors:
+            if name not in allowed or factors.count(name) > 1:
+                raise ValueError(
+                    f"style_factors must name some of {', '.join(allowed)}, each once. Got"
+                    f" {name!r}."
+                )
+        return factors
+
     @field_validator("scorers")
     @classmethod
     def _names_scorers(cls, scorers: dict[str, str]) -> dict[str, str]:
@@ -373,7 +402,9 @@ class RewardParams(Section):
     @property
     def needed(self) -> tuple[str, ...]:
         """The components that a reward is made of: what is weighed, and the factors."""
-        return tuple(dict.fromkeys([*self.component_weights, *self.factors]))
+        weighed = self.component_weights
+        style = self.style_factors if STYLE in weighed else ()
+        return tuple(dict.fromkeys([*weighed, *self.factors, *style]))
 
     @property
     def scorer_files(self) -> dict[str, ScorerFile]:
