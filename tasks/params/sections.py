@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from calligrapher.data.dataset import DatasetKind
+from calligrapher.data.lists import Column
 from calligrapher.params import Count, Positive, Section, Weight
 from reward_server.components import (
     FACTORS,
@@ -131,6 +132,14 @@ class DataParams(Section):
         None, description="Held-out cases for `evaluate`, of the same kind."
     )
     kind: DatasetKind = Field("self", description="How the cases are listed (docs/data.md).")
+    columns: dict[Column, Annotated[str, Field(min_length=1)]] = Field(
+        {},
+        description=(
+            "Of a jsonl, parquet or huggingface dataset: field of a case (source, mask, reference, "
+            "text, case_id, target, ocr_match) -> its name in the table. Columns that are neither "
+            "named nor a field are left out then."
+        ),
+    )
     reconstruct: bool = Field(
         False,
         description=(
@@ -466,11 +475,25 @@ class EvaluateParams(Section):
 
 
 class TrackingParams(Section):
-    """The MLflow mirror of `metrics.jsonl`."""
+    """Who else shows what `metrics.jsonl` holds."""
 
+    backends: list[str] = Field(
+        ["mlflow"],
+        description=(
+            "Trackers: mlflow, tensorboard (event files in the run's folder), wandb; any of them"
+            " can be filled later (`calligrapher sync RUN --to NAME`)."
+        ),
+    )
     uri: str | None = Field(None, description="MLflow store; null = sqlite:///RUNS_DIR/mlflow.db.")
-    experiment: str = Field("calligrapher-rl", min_length=1, description="MLflow experiment.")
+    experiment: str = Field(
+        "calligrapher-rl", min_length=1, description="MLflow's experiment; W&B's project."
+    )
     enabled: bool = Field(True, description="false = `metrics.jsonl` alone.")
+
+    @property
+    def used(self) -> list[str]:
+        """The trackers that a run feeds, each once."""
+        return list(dict.fromkeys(self.backends)) if self.enabled else []
 
 
 class RetentionParams(Section):

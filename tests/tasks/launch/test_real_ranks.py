@@ -24,7 +24,7 @@ from reward_server.components import NAMES
 from tasks.params.run_params import RunParams
 from tasks.pipeline import planned
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 BACKENDS = ["accelerate", "ray"]
 
