@@ -75,11 +75,14 @@ def _cell(params: RewardParams, case: Case, row: dict[str, Any]) -> Image.Image:
     both.paste(painted, (0, 0))
     both.paste(reference, (0, painted.height + 2))
     parts = reward_parts(params, row)
-    counted = "  ".join(
-        f"{name.removesuffix('_score')} {value:.2f}" for name, value in parts.items()
-    )
+    counted = "  ".join(f"{short(name)} {value:.2f}" for name, value in parts.items())
     lines: list[Line] = [
         *CaptionedImage(both, row["text"], row["ocr_text"], row["reward"]).lines(),
         ([Span(counted, MUTED, size=SMALL)], []),
     ]
     return cell(both, lines, _SIDE + 2)
+
+
+def short(name: str) -> str:
+    """Return a component's name as a caption has room for it: `accuracy`, `style`."""
+    return name.removeprefix("ocr_").removesuffix("_score")

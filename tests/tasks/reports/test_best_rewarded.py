@@ -48,7 +48,7 @@ def test_what_each_component_counted_stands_below_its_image(run, monkeypatch):
     best_of_round(run, None, num=2)
     rewards = [reward for reward, _ in rows_of(run)[:2]]
     assert [lines[1].split("reward ")[1] for lines in written] == [f"{r:.2f}" for r in rewards]
-    assert [lines[2] for lines in written] == [f"ocr_accuracy {r:.2f}" for r in rewards]
+    assert [lines[2] for lines in written] == [f"accuracy {r:.2f}" for r in rewards]
 
 
 def test_a_round_without_scores_is_named(run):
