@@ -156,6 +156,12 @@ def _parser() -> argparse.ArgumentParser:
         "pretrain", help="train it from nothing (about an hour on two cores); resumes"
     )
     pretrain.add_argument("out", type=Path)
+    pretrain.add_argument(
+        "--start",
+        type=Path,
+        help="folder of a model that can spell, or 'tiny': a new style tower, and the transformer"
+        " goes on from there (about 15 minutes)",
+    )
     pretrain.set_defaults(command=_pretrain, resumes=True)
     cases = tiny.add_parser("cases", help="draw cases in the bench layout")
     cases.add_argument("out", type=Path)
@@ -228,9 +234,11 @@ def _sync(chosen: argparse.Namespace) -> int:
 
 
 def _pretrain(chosen: argparse.Namespace) -> int:
+    from calligrapher.tiny.pack import DATA, TINY
     from calligrapher.tiny.pretrain import Recipe, pretrain
 
-    print(f"The model is in {pretrain(chosen.out, Recipe())}.")
+    start = DATA if str(chosen.start) == TINY else chosen.start
+    print(f"The model is in {pretrain(chosen.out, Recipe(), start=start)}.")
     return 0
 
 
