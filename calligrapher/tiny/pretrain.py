@@ -454,7 +454,7 @@ def _load(folder: Path):
     """The pipeline and the adapter of a model's folder, in fp32, the frozen parts frozen."""
     from diffusers import FluxFillPipeline
 
-    pipeline = FluxFillPipeline.from_pretrained(folder / "flux-fill", torch_dtype=torch.float32)
+    pipeline = FluxFillPipeline.from_pretrained(folder / "flux-fill", dtype=torch.float32)
     adapter = load_adapter(folder / "calligrapher.bin", pipeline.transformer)
     pipeline.vae.requires_grad_(False)
     pipeline.text_encoder_2.requires_grad_(False)

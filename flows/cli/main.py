@@ -43,6 +43,7 @@ from flows.cli.demo import add_demo_commands
 from flows.cli.doctor import add_doctor_commands
 from flows.cli.generate import add_generate_commands
 from flows.cli.look import add_look_commands
+from flows.cli.measures import add_measures_commands
 from flows.cli.plan import add_plan_commands
 from flows.cli.runs import add_run_commands
 from flows.cli.settings import split_settings
@@ -148,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     add_demo_commands(commands)
     add_plan_commands(commands)
     add_doctor_commands(commands)
+    add_measures_commands(commands)
 
     tiny = commands.add_parser("tiny", help="the embedded tiny model").add_subparsers(
         required=True, metavar="WHAT"
