@@ -115,8 +115,8 @@ def step_of(ranks, strategy, kind):
 
 
 def overflow(ranks, strategy):
-    """Two steps in fp16; in the first, one of the first rank's rows is beyond the scale. Each step's
-    metrics, the scale after it, and the weights after it."""
+    """Two steps in fp16; in the first, one of the first rank's rows is beyond the scale. Returns
+    each step's metrics, and the scale and the weights after it."""
     policy = build(ranks, strategy, lora=True, autocast=torch.float16)
     state = new_state(policy, weight_decay=0.01, ema=True)
     c = conditioning()
