@@ -58,7 +58,7 @@ class Recipe:
     )
     web_lr: float = 2e-4
     wrong_captions: float = 0.5  # share of captions in that cycle that belong to another picture
-    wrong_references: float = 0.5  # share of references in it that show another style
+    wrong_references: float = 0.9  # share of references in it that show another style
     guidance_scale: float = 3.5
     max_sequence_length: int = 24
     ema_decay: float = 0.998
@@ -434,7 +434,7 @@ def pretrain(
         train_siglip(siglip, recipe, work, progress)
         train_vae(pipeline.vae, recipe, work, progress)
     else:
-        pipeline, adapter = _load(start)
+        pipeline, adapter = _load(start, sizes, recipe)
         recipe = replace(recipe, write_steps=recipe.more_steps, write_lr=recipe.more_lr)
         train_siglip(siglip, recipe, work, progress)
     references = draw_references(recipe)
@@ -450,12 +450,16 @@ def pretrain(
     return write_model(out, pipeline, siglip, processor, adapter)
 
 
-def _load(folder: Path):
-    """The pipeline and the adapter of a model's folder, in fp32, the frozen parts frozen."""
+def _load(folder: Path, sizes: TinySizes, recipe: Recipe):
+    """The pipeline and the adapter with a folder's weights, in fp32, the frozen parts frozen."""
     from diffusers import FluxFillPipeline
 
-    pipeline = FluxFillPipeline.from_pretrained(folder / "flux-fill", dtype=torch.float32)
-    adapter = load_adapter(folder / "calligrapher.bin", pipeline.transformer)
+    pipeline = build_pipeline(sizes, recipe.seed)
+    saved = FluxFillPipeline.from_pretrained(folder / "flux-fill", dtype=torch.float32)
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        getattr(pipeline, part).load_state_dict(getattr(saved, part).state_dict())
+    scale = {name: saved.vae.config[name] for name in ("shift_factor", "scaling_factor")}
+    pipeline.vae.register_to_config(**scale)
     pipeline.vae.requires_grad_(False)
     pipeline.text_encoder_2.requires_grad_(False)
-    return pipeline, adapter
+    return pipeline, load_adapter(folder / "calligrapher.bin", pipeline.transformer)
