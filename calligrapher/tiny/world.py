@@ -148,11 +148,11 @@ def glyph(font: int, letter: str) -> np.ndarray:
     return np.asarray(small, dtype=np.float32) / 255.0
 
 
-def paper(style: Style) -> np.ndarray:
-    """Return the empty background [32, 96, 3] of a style: a gradient from left to right."""
-    t = np.linspace(0.0, 1.0, WIDTH, dtype=np.float32)[None, :, None]
+def paper(style: Style, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    """Return the empty background [height, width, 3] of a style: a gradient, left to right."""
+    t = np.linspace(0.0, 1.0, width, dtype=np.float32)[None, :, None]
     left, right = (np.asarray(c, dtype=np.float32) for c in style.paper)
-    return np.broadcast_to((1 - t) * left + t * right, (HEIGHT, WIDTH, 3)).copy()
+    return np.broadcast_to((1 - t) * left + t * right, (height, width, 3)).copy()
 
 
 def write(background: np.ndarray, word: str, style: Style) -> np.ndarray:

@@ -16,8 +16,12 @@ calligrapher rerun RUN STAGE [KEY=VALUE ...] --fork NAME [--downstream]
 calligrapher replay RUN [KEY=VALUE ...] --fork NAME
 calligrapher data check DIR|FILE [--sheet sheet.png]
 calligrapher data make PICTURES OUT
+calligrapher data draw FONTS WORDS OUT
+calligrapher data split DIR|FILE OUT [--held-out 0.1]
 calligrapher convert WEIGHTS TARGET [--weights ema|trained] [--lora merged|separate] ...
+calligrapher convert RUN TARGET --to diffusers-lora|kohya-lora|adapter-safetensors|hub
 calligrapher generate --image IMG --mask MASK --reference REF --text TEXT [--run RUN] --out DIR
+calligrapher generate --size WxH [--color #fff] --reference REF --text TEXT [--run RUN] --out DIR
 calligrapher demo [--run RUN] [--base FOLDER --siglip FOLDER] [--adapter FILE] ...
 calligrapher tiny pretrain OUT
 calligrapher tiny cases OUT

@@ -122,7 +122,7 @@ def example_cases(data: DataParams, folder: Path, pictures: Path | None) -> list
         write_bench(folder / "examples", num_cases=NUM_EXAMPLES, split="evaluation", seed=0)
         where = str(folder / "examples")
     try:
-        return load_cases(where, data.kind, pictures)[:NUM_EXAMPLES] if where else []
+        return load_cases(where, data.kind, pictures, data.columns)[:NUM_EXAMPLES] if where else []
     except DataError as error:
         logger.warning("The page shows no examples. %s", error)
         return []

@@ -218,6 +218,18 @@ def test_a_person_paints_a_text_and_compares_what_base_and_trained_made_of_it(de
     page.locator("#source-gallery button").nth(2).click()
     expect(page.locator(".results")).to_have_count(0, timeout=PATIENCE_MS)
 
+    page.click("#blank")
+    page.locator("#canvas .zoom-number", has_text="66%").wait_for()
+    text.fill("MORI")
+    text.press("Enter")
+    page.wait_for_function("document.querySelectorAll('.results figcaption b').length == 6")
+    for picture in itertools.chain(*(painted(page, name) for name in ("base", "trained"))):
+        assert picture.shape == (32, 96, 3)
+        edge = np.ones((32, 96), dtype=bool)
+        edge[4:28, 4:92] = False
+        assert (picture[edge] == 255).all()
+        assert (picture[~edge] != 255).any()
+
     remote = {c.raddr.ip for c in psutil.Process(process.pid).net_connections("inet") if c.raddr}
     assert remote <= set(LOOPBACK)
     page.close()

@@ -29,6 +29,7 @@ UNREAD = {
     "data.train",
     "data.evaluation",
     "data.kind",
+    "data.columns",
     "warmup.checkpointing_steps",
     "update.checkpointing_steps",
     "reward.server_urls",
@@ -314,6 +315,7 @@ def _changed(key, value):
         "update.adam_epsilon": 1e-3,
         "update.max_train_steps": 4,
         "data.kind": "jsonl",
+        "data.columns": {"text": "caption"},
         "nft.adv_mode": "binary",
         "nft.noise": "group",
         "nft.num_train_sigmas": 2,
@@ -333,6 +335,7 @@ def _changed(key, value):
         "reward.server_urls": ["http://a:1"],
         "reward.weights": {"mine": 0.5},
         "reward.factors": ["ocr_upright"],
+        "reward.style_factors": ["ocr_accuracy"],
         "reward.ocr_mode": "line",
         "reward.ocr_match": "exact",
         "reward.scorers": {"mine": "r.py:B"},
@@ -398,6 +401,7 @@ def test_weights_of_ones_own_scorers_are_read_back_as_they_were_stored(load):
         ({"weights": {"ocr_accuracy": 0}}, "another weight of the reward"),
         ({"scorers": {"mine": "r.py"}}, "scorer mine must be FILE:CLASS"),
         ({"scorers": {"reward": "r.py:A"}}, "scorer's name must be"),
+        ({"style_factors": ["vlm_score"]}, r"style_factors must name some of .* Got 'vlm_score'"),
     ],
 )
 def test_weights_and_scorers_that_cannot_work_are_named(load, reward, message):

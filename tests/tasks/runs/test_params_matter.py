@@ -68,6 +68,7 @@ CHANGES = {
     "reward.vlm_weight": (0.4, "score", VLM),
     "reward.style_weight": (0.4, "score", {}),
     "reward.factors": (["ocr_visibility"], "score", {}),
+    "reward.style_factors": (["ocr_accuracy"], "score", {"reward": {"style_weight": 1.0}}),
     "reward.disable_reward_model": (True, "score", {}),
     "advantage.baseline": ("round", "advantage", {}),
     "advantage.global_std": (False, "advantage", {}),
@@ -132,6 +133,7 @@ CALLS = {
 }
 # Key -> (value, error, what it says).
 ERRORS = {
+    "data.columns": ({"text": "caption"}, ParamsError, "data.columns must be left out"),
     "data.kind": ("jsonl", DataError, "must be a JSONL file"),
     "model.device": ("warp", ParamsError, "model.device"),
     "model.attention_backend": ("slow", ParamsError, "model.attention_backend"),
