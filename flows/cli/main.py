@@ -172,7 +172,7 @@ def command_parser() -> argparse.ArgumentParser:
     add_plan_commands(commands)
     add_doctor_commands(commands)
 
-    add_completion_commands(commands, _parser)
+    add_completion_commands(commands, command_parser)
     tiny = commands.add_parser("tiny", help="the embedded tiny model").add_subparsers(
         required=True, metavar="WHAT"
     )
