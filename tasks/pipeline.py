@@ -192,8 +192,10 @@ def _exploration(params: RunParams) -> dict[str, Any]:
 # that what was made before there was such a key is not stale.
 _LATER: dict[str, dict[str, Any]] = {
     "advantage": {"combine": "sum", "drop_solved": False},
+    "grpo": {"recompute_log_prob": False},
     "evaluate": {"num_inference_steps": None},
     "reward": {"weights": {}, "factors": [], "ocr_match": None},
+    "rollout": {"solver": "euler"},
 }
 
 

@@ -28,13 +28,17 @@ class Algorithm(Section, ABC):
     name: ClassVar[str]  # the section's key in a params file
     default_ema_decay: ClassVar[float]
     usual: ClassVar[dict[str, Any]] = {}  # what a plan assumes where it shows the algorithm
-    needs_old: ClassVar[bool]  # the update also runs under the policy that sampled
     update_version: ClassVar[int] = 1  # raise it when an update learns otherwise from the same
 
     @property
     @abstractmethod
     def exploration(self) -> Exploration | None:
         """Return how the rollout explores; None: its steps are deterministic."""
+
+    @property
+    @abstractmethod
+    def needs_old(self) -> bool:
+        """Return whether the update also runs under the policy that sampled."""
 
     @property
     @abstractmethod

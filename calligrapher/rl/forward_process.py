@@ -7,7 +7,7 @@ rollout explores. Legend: B rows, K noise levels per row, N steps of the rollout
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -80,11 +80,13 @@ class ForwardProcess(Algorithm):
             return DECAY_TYPES.get(value, value)
         return value
 
-    needs_old: ClassVar[bool] = True
-
     @property
     def exploration(self) -> None:
         return None
+
+    @property
+    def needs_old(self) -> bool:
+        return True
 
     @property
     def needs_reference(self) -> bool:

@@ -39,13 +39,26 @@ class GRPOParams(Exploration, Algorithm):
     )
     adv_clip_max: float = Field(5.0, gt=0, description="Advantages are clipped to +- this.")
 
+    recompute_log_prob: bool = Field(
+        False,
+        description=(
+            "Reckon the old log-probabilities and means anew, in the update's own batches under the"
+            " policy that sampled, in place of the rollout's: the ratio is then 1 before the first"
+            " step whatever the precision and the batch sizes. Costs a forward per image and step"
+            " of the window, and that policy's weights in memory."
+        ),
+    )
+
     name: ClassVar[str] = "grpo"
     default_ema_decay: ClassVar[float] = 0.9999
-    needs_old: ClassVar[bool] = False  # the rollout wrote down its log-probabilities
 
     @property
     def exploration(self) -> Exploration:
         return self
+
+    @property
+    def needs_old(self) -> bool:
+        return self.recompute_log_prob  # else the rollout wrote down what is needed of it
 
     @property
     def needs_reference(self) -> bool:
@@ -75,21 +88,29 @@ class GRPOParams(Exploration, Algorithm):
         for j in range(steps):
             x, x_next = window.trajectory[:, j], window.trajectory[:, j + 1]
             sigma, sigma_next = window.sigmas[:, j], window.sigmas[:, j + 1]
+            levels = sigma, sigma_next, sigma_max
+            old_log_prob, mean_old = window.log_prob[:, j], window.mean[:, j]
+            if self.recompute_log_prob:
+                with policy.use(old):
+                    velocity = policy.velocity(x, sigma, rows.conditioning)
+                    old_log_prob, mean_old, _ = _score(velocity, x, x_next, *levels, self)
             mean_ref = None
             if self.kl_coef > 0:
-                with policy.use(reference):
-                    velocity = policy.velocity(x, sigma, rows.conditioning)
-                    _, mean_ref, _ = _score(velocity, x, x_next, sigma, sigma_next, sigma_max, self)
+                mean_ref = mean_old
+                if reference is not None:
+                    with policy.use(reference):
+                        velocity = policy.velocity(x, sigma, rows.conditioning)
+                        _, mean_ref, _ = _score(velocity, x, x_next, *levels, self)
             velocity = policy.velocity(x, sigma, rows.conditioning)
-            log_prob, mean, std = _score(velocity, x, x_next, sigma, sigma_next, sigma_max, self)
+            log_prob, mean, std = _score(velocity, x, x_next, *levels, self)
             loss, metrics = grpo_loss(
                 log_prob,
-                window.log_prob[:, j],
+                old_log_prob,
                 rows.advantages,
                 self,
                 mean=mean,
                 mean_ref=mean_ref,
-                mean_old=window.mean[:, j],
+                mean_old=mean_old,
                 std=std,
                 dt=sigma_next - sigma,
             )
