@@ -76,7 +76,7 @@ class Algorithm(Section, ABC):
         return {}
 
     @abstractmethod
-    def old_policy_decay(self, step: int) -> float:
+    def old_policy_decay(self, step: int, round_index: int) -> float:
         """Return the share of the sampling policy that stays after a round.
 
         step: optimizer steps so far.

@@ -339,6 +339,16 @@ def test_the_kl_of_grpo_pulls_towards_the_reference():
     assert after < before
 
 
+def test_the_kl_of_velocities_is_their_squared_distance_whatever_the_noise_level():
+    p, params = policy(0.5), GRPOParams(window_size=2, kl_coef=1.0, kl_space="velocity")
+    batch = rollout(p, params)
+    _, metrics = run(grpo(p, batch, params, {"adapter.weight": 0.4 * torch.eye(CHANNELS)}))
+    for j, found in enumerate(metrics):
+        squared = (0.1 * batch.window.trajectory[:, j]).square().mean().item()
+        assert found["kl"].item() == pytest.approx(squared, rel=1e-4)
+        assert (found["loss"] - found["policy_loss"]).item() == pytest.approx(squared, rel=1e-3)
+
+
 def test_grpo_raises_the_probability_of_what_was_good():
     p, params = policy(), GRPOParams(window_size=2, kl_coef=0.0)
     batch = rollout(p, params)
