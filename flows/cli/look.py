@@ -1,9 +1,9 @@
 """The commands that list and compare: all keys of the params, all runs, two runs; and evaluate."""
 
 import argparse
-import json
-from dataclasses import asdict
 from pathlib import Path
+
+from flows.cli.output import add_json, show
 
 
 def add_look_commands(commands: argparse._SubParsersAction) -> None:
@@ -12,19 +12,19 @@ def add_look_commands(commands: argparse._SubParsersAction) -> None:
         "params", help="every key of a params file: default, bounds, meaning"
     )
     params.add_argument("key", nargs="?", default="", help="a key or a section; default: all")
-    params.add_argument("--json", action="store_true", help="for programs")
+    add_json(params)
     params.set_defaults(command=_params)
 
     runs = commands.add_parser("runs", help="all runs, one line each")
     runs.add_argument("--runs-dir", type=Path, default=Path("runs"))
-    runs.add_argument("--json", action="store_true", help="for programs")
+    add_json(runs)
     runs.set_defaults(command=_runs)
 
     compare = commands.add_parser("compare", help="two runs: params, curves, last evaluations")
     for name in ("first", "second"):
         compare.add_argument(name, help="a run: its folder or its name")
     compare.add_argument("--runs-dir", type=Path, default=Path("runs"))
-    compare.add_argument("--json", action="store_true", help="for programs")
+    add_json(compare)
     compare.set_defaults(command=_compare)
 
     evaluate = commands.add_parser(
@@ -38,7 +38,7 @@ def add_look_commands(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument(
         "--params", default="evaluate", help="how: a YAML file, or the name of a shipped one"
     )
-    evaluate.add_argument("--json", action="store_true", help="for programs")
+    add_json(evaluate)
     evaluate.set_defaults(command=_evaluate, resumes=True)
 
 
@@ -46,10 +46,7 @@ def _params(chosen: argparse.Namespace) -> int:
     from tasks.params.listing import find_keys
 
     keys = find_keys(chosen.key)
-    if chosen.json:
-        print(json.dumps([asdict(key) for key in keys], indent=1))
-    else:
-        print("\n".join(key.text() for key in keys))
+    show(keys, lambda: "\n".join(key.text() for key in keys), as_json=chosen.json)
     return 0
 
 
@@ -57,10 +54,7 @@ def _runs(chosen: argparse.Namespace) -> int:
     from tasks.reports.listing import as_table, list_runs
 
     lines = list_runs(chosen.runs_dir)
-    if chosen.json:
-        print(json.dumps([line.model_dump() for line in lines], indent=1))
-    else:
-        print(as_table(lines, chosen.runs_dir))
+    show(lines, lambda: as_table(lines, chosen.runs_dir), as_json=chosen.json)
     return 0
 
 
@@ -70,7 +64,7 @@ def _compare(chosen: argparse.Namespace) -> int:
 
     folders = [locate(run, chosen.runs_dir)[0] for run in (chosen.first, chosen.second)]
     found = compare(*folders)
-    print(json.dumps(asdict(found), indent=1) if chosen.json else found.text())
+    show(found, found.text, as_json=chosen.json)
     return 0
 
 
@@ -82,5 +76,5 @@ def _evaluate(chosen: argparse.Namespace) -> int:
     our_logs()
     folder, artifact = locate(chosen.run, chosen.runs_dir)
     verdict, report = evaluate_here(folder, chosen.checkpoint or artifact, chosen.params)
-    print(json.dumps(asdict(verdict), indent=1) if chosen.json else report)
+    show(verdict, lambda: report, as_json=chosen.json)
     return 0

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from reward_server.text import normalise
+from tasks.pictures.fonts import font
 from tasks.pictures.sheets import (
     ACCENT,
     BAD,
@@ -29,7 +30,6 @@ from tasks.pictures.sheets import (
     Line,
     Span,
     cell,
-    font,
     shown,
     stacked,
     width_of,
