@@ -18,7 +18,7 @@ test: .venv/.installed check  ## the default tests, two files at a time: under 5
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 slow: .venv/.installed  ## real servers, kills and longer runs
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow --durations=25
 
 check: .venv/.installed  ## what a reviewer should not have to say
 	$(BIN)/pip check

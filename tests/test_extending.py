@@ -27,7 +27,7 @@ def test_every_file_that_the_page_names_is_there():
 
 def test_the_page_counts_the_places_as_it_lists_them():
     rows = re.findall(r"^\| \[[^\]]+\]\(#([a-z-]+)\) \| (\d) \|$", TEXT, re.MULTILINE)
-    assert len(rows) == 6
+    assert len(rows) == 7
     for anchor, count in rows:
         section = TEXT.split(f"## {anchor.replace('-', ' ').capitalize()}\n")[1].split("\n## ")[0]
         assert len(re.findall(r"^\d\. ", section, re.MULTILINE)) == int(count), anchor

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 LISTING = "self_bench.txt"
 WIDTH, HEIGHT = 96, 32
-CELL, LEFT, MAX_LETTERS = 15, 3, 6
+CELL, LEFT, MIN_LETTERS, MAX_LETTERS = 15, 3, 3, 6
 TOP, BOTTOM = 4, 28
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FONTS = (
@@ -67,6 +67,21 @@ def split_of(key: str) -> str:
     return "evaluation" if hashlib.sha256(key.encode()).digest()[0] % 6 == 0 else "train"
 
 
+def beyond(text: str, size: tuple[int, int]) -> list[str]:
+    """Return how a text, and a picture of `size` in pixels, differ from all that a model of the
+    tiny world has seen; empty where they do not. Each is a phrase, as `9 characters`."""
+    strange = [c for c in dict.fromkeys(text) if c not in LETTERS]
+    small = "".join(c for c in strange if c.islower())
+    signs = ["a space" if c.isspace() else c for c in strange if not c.islower()]
+    found = [f"the small letters {small}"] if small else []
+    found += [f"the sign{'s' * (len(signs) > 1)} {' '.join(signs)}"] if signs else []
+    if not MIN_LETTERS <= len(text) <= MAX_LETTERS:
+        found.append(f"{len(text)} characters")
+    if size != (WIDTH, HEIGHT):
+        found.append(f"a picture of {size[0]} x {size[1]}")
+    return found
+
+
 def random_word(rng: np.random.Generator, split: str) -> str:
     """Return a word of the split: letters in turn from vowels and consonants, or at random.
 
@@ -74,7 +89,7 @@ def random_word(rng: np.random.Generator, split: str) -> str:
     """
     vowels, consonants = "AEIOU", "BCDFGHJKLMNPQRSTVWXYZ"
     while True:
-        length = int(rng.integers(3, MAX_LETTERS + 1))
+        length = int(rng.integers(MIN_LETTERS, MAX_LETTERS + 1))
         if rng.random() < 1 / 3:
             word = "".join(LETTERS[i] for i in rng.integers(0, 26, length))
         else:

@@ -84,8 +84,8 @@ def mlflow(params, runs_dir: Path) -> str:
     from flows.services.loopback import answers
 
     tracking = params.tracking
-    if not tracking.enabled:
-        return "switched off (tracking.enabled)"
+    if "mlflow" not in tracking.used:
+        return "not used (tracking.backends, tracking.enabled)"
     if tracking.uri is None:
         return f"the run writes its own store in {runs_dir}"
     if tracking.uri.startswith(("http://", "https://")) and not answers(tracking.uri):

@@ -1,6 +1,7 @@
 """The command `calligrapher`: train, serve rewards, look at runs, paint.
 
-calligrapher train tiny-nft|FILE [run=NAME] [runs_dir=DIR] [rounds=5 nft.nft_beta=0.1 ...]
+calligrapher train tiny-nft|FILE [run=NAME] [runs_dir=DIR] [rounds=5 ...] [--dry-run]
+calligrapher init NAME --gpu 24|48|80|8x24|8x80 --algorithm nft|grpo
 calligrapher plan nft|FILE [KEY=VALUE ...] [--gpu h100 | --gpu-memory GIB] [--json]
 calligrapher doctor nft|FILE [KEY=VALUE ...] [--ranks N] [--json]
 calligrapher reward-server [--gpu-ids 0,1] [--port 8000] ...
@@ -8,6 +9,7 @@ calligrapher runs
 calligrapher status|verify|gc|sync RUN
 calligrapher evaluate RUN [round-0003]
 calligrapher compare RUN RUN
+calligrapher report RUN [RUN ...] [--out FILE]
 calligrapher params [KEY]
 calligrapher why RUN STAGE [KEY=VALUE ...]
 calligrapher rerun RUN STAGE [KEY=VALUE ...] --fork NAME [--downstream]
@@ -23,6 +25,7 @@ calligrapher generate --size WxH [--color #fff] --reference REF --text TEXT [--r
 calligrapher demo [--run RUN] [--base FOLDER --siglip FOLDER] [--adapter FILE] ...
 calligrapher tiny pretrain OUT
 calligrapher tiny cases OUT
+calligrapher completion bash|zsh
 """
 
 import argparse
@@ -41,18 +44,21 @@ from pathlib import Path
 from calligrapher import __version__
 from calligrapher.errors import CalligrapherError
 from calligrapher.threads import wait_asleep
+from flows.cli.completion import add_completion_commands
 from flows.cli.convert import add_convert_commands
 from flows.cli.data import add_data_commands, count, positive
 from flows.cli.demo import add_demo_commands
 from flows.cli.doctor import add_doctor_commands
 from flows.cli.generate import add_generate_commands
+from flows.cli.init import add_init_commands
 from flows.cli.look import add_look_commands
 from flows.cli.plan import add_plan_commands
+from flows.cli.report import add_report_commands
 from flows.cli.runs import add_run_commands
 from flows.cli.settings import split_settings
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # told without the name of a file
-ONLY_PRINT = {"compare", "data", "params", "plan", "runs", "status", "verify", "why"}
+ONLY_PRINT = {"compare", "completion", "data", "params", "plan", "runs", "status", "verify", "why"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,19 +140,31 @@ def command_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="run=, runs_dir= or any dotted key"
     )
+    train.add_argument(
+        "--dry-run", action="store_true", help="only say what would be made, in what time and room"
+    )
     train.set_defaults(command=_train, resumes=True)
 
     commands.add_parser("reward-server", help="serve rewards (`calligrapher reward-server --help`)")
 
     sync = commands.add_parser(
-        "sync", help="send a run's metrics to MLflow again, without duplicates"
+        "sync", help="send what a run logged to its trackers again, without duplicates"
     )
     sync.add_argument("run", type=Path, help="the run's folder")
     sync.add_argument("--uri", help="MLflow store; default: where the run was tracked")
+    sync.add_argument(
+        "--to",
+        nargs="+",
+        default=(),
+        metavar="TRACKER",
+        help="mlflow, tensorboard, wandb; default: the run's own (tracking.backends)",
+    )
     sync.set_defaults(command=_sync)
 
+    add_init_commands(commands)
     add_run_commands(commands)
     add_look_commands(commands)
+    add_report_commands(commands)
     add_data_commands(commands)
     add_convert_commands(commands)
     add_generate_commands(commands)
@@ -154,6 +172,7 @@ def command_parser() -> argparse.ArgumentParser:
     add_plan_commands(commands)
     add_doctor_commands(commands)
 
+    add_completion_commands(commands, command_parser)
     tiny = commands.add_parser("tiny", help="the embedded tiny model").add_subparsers(
         required=True, metavar="WHAT"
     )
@@ -191,6 +210,12 @@ def _train(chosen: argparse.Namespace) -> int:
     params = load_params(file, overrides)
     preflight(params, runs_dir / "data", run=runs_dir / run)
     check_places(params, launched)
+    if chosen.dry_run:
+        from tasks.runs.dry_run import dry_run
+
+        found = dry_run(params, runs_dir / run)
+        print(found.text())
+        return 0 if found.fits else 1
     from flows.services.prefect_api import QUIET, prefect_api
 
     for name, value in (QUIET | {"PREFECT_LOGGING_LEVEL": "WARNING"}).items():
@@ -228,7 +253,8 @@ def _keep_traceback(folder: Path) -> None:
 def _sync(chosen: argparse.Namespace) -> int:
     from tasks.tracking.mirror import sync
 
-    print(f"MLflow run {sync(chosen.run, chosen.uri)} is complete.")
+    for place in sync(chosen.run, chosen.uri, chosen.to):
+        print(f"{place} is complete.")
     return 0
 
 

@@ -32,7 +32,7 @@ STYLES = Path(__file__).with_name("demo.css")
 SHOW_RESULTS = """() => {
   const results = document.querySelector('#results');
   if (results.querySelector('figure') && !results.querySelector('figure:not(.waiting)'))
-    results.scrollIntoView({behavior: 'smooth', block: 'nearest'});
+    results.scrollIntoView({behavior: 'smooth', block: innerWidth > 640 ? 'nearest' : 'start'});
 }"""
 SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 
@@ -111,7 +111,7 @@ class Page:
             height=400,
             elem_id="canvas",
         )
-        with gr.Row():
+        with gr.Row(elem_classes="thin-buttons"):
             self.source_file = gr.UploadButton("Upload a picture", file_types=["image"], size="sm")
             self.mask_file = gr.UploadButton("Upload a mask", file_types=["image"], size="sm")
             self.blank = gr.Button("Empty picture", size="sm", elem_id="blank")

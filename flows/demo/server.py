@@ -71,7 +71,8 @@ def serve(
         urls = reward_urls or (params.reward.server_urls if params else [])
         flags = scorer_flags(params.reward) if params else []
         with picture_scorer(urls, folder, flags) as scorer:
-            session = DemoSession(painter, _shown(painter, params), scorer, folder)
+            is_tiny = (params.model.base if params else base or TINY) == TINY
+            session = DemoSession(painter, _shown(painter, params), scorer, folder, is_tiny)
             ask_this_machine_directly()  # Gradio asks its own page whether it is there
             layout.Page(session, examples, _about(run_folder)).launch(host, port)
             if not is_loopback(host):

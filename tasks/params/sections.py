@@ -12,7 +12,15 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from calligrapher.data.dataset import DatasetKind
 from calligrapher.data.lists import Column
 from calligrapher.params import Count, Positive, Section, Weight
-from reward_server.components import FACTORS, NAMES, WEIGHABLE, WEIGHT_OF, is_weighable
+from reward_server.components import (
+    FACTORS,
+    LESSENED,
+    NAMES,
+    STYLE,
+    WEIGHABLE,
+    WEIGHT_OF,
+    is_weighable,
+)
 from reward_server.scorer_files import ScorerFile, check_own_name
 
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
@@ -239,6 +247,15 @@ class RewardParams(Section):
             "ocr_inside, ocr_size. Text that nobody can see or accept then earns nothing."
         ),
     )
+    style_factors: list[str] = Field(
+        [],
+        description=(
+            "Components of 0..1 by which style_score is multiplied before it is weighed: of "
+            "ocr_accuracy, ocr_likelihood and those that `factors` may name. With ocr_accuracy, "
+            "lettering that does not say the text (bars of ink, the reference itself) earns "
+            "nothing by its style."
+        ),
+    )
     ocr_mode: Literal["auto", "scene", "line"] | None = Field(
         None,
         description=(
@@ -356,6 +373,18 @@ class RewardParams(Section):
                 )
         return factors
 
+    @field_validator("style_factors")
+    @classmethod
+    def _names_style_factors(cls, factors: list[str]) -> list[str]:
+        allowed = (*LESSENED, *FACTORS)
+        for name in factors:
+            if name not in allowed or factors.count(name) > 1:
+                raise ValueError(
+                    f"style_factors must name some of {', '.join(allowed)}, each once. Got"
+                    f" {name!r}."
+                )
+        return factors
+
     @field_validator("scorers")
     @classmethod
     def _names_scorers(cls, scorers: dict[str, str]) -> dict[str, str]:
@@ -373,7 +402,9 @@ class RewardParams(Section):
     @property
     def needed(self) -> tuple[str, ...]:
         """The components that a reward is made of: what is weighed, and the factors."""
-        return tuple(dict.fromkeys([*self.component_weights, *self.factors]))
+        weighed = self.component_weights
+        style = self.style_factors if STYLE in weighed else ()
+        return tuple(dict.fromkeys([*weighed, *self.factors, *style]))
 
     @property
     def scorer_files(self) -> dict[str, ScorerFile]:
@@ -444,11 +475,25 @@ class EvaluateParams(Section):
 
 
 class TrackingParams(Section):
-    """The MLflow mirror of `metrics.jsonl`."""
+    """Who else shows what `metrics.jsonl` holds."""
 
+    backends: list[str] = Field(
+        ["mlflow"],
+        description=(
+            "Trackers: mlflow, tensorboard (event files in the run's folder), wandb; any of them"
+            " can be filled later (`calligrapher sync RUN --to NAME`)."
+        ),
+    )
     uri: str | None = Field(None, description="MLflow store; null = sqlite:///RUNS_DIR/mlflow.db.")
-    experiment: str = Field("calligrapher-rl", min_length=1, description="MLflow experiment.")
+    experiment: str = Field(
+        "calligrapher-rl", min_length=1, description="MLflow's experiment; W&B's project."
+    )
     enabled: bool = Field(True, description="false = `metrics.jsonl` alone.")
+
+    @property
+    def used(self) -> list[str]:
+        """The trackers that a run feeds, each once."""
+        return list(dict.fromkeys(self.backends)) if self.enabled else []
 
 
 class RetentionParams(Section):

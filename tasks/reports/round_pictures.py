@@ -37,6 +37,7 @@ def show_round(tracker: Tracker, round_index: int, *, rollout: Artifact, scores:
     ranked = sorted((r, i) for i, r in enumerate(rows["reward"]) if r is not None)
     rewards = [reward for reward, _ in ranked]
     tracker.log_image("reward_histogram", lambda: grids.score_histogram(rewards), round_index)
+    tracker.log_histogram("score/reward", rewards, round_index)
     tracker.log_dataset(f"round-{round_index:04d}-rollout", rollout.digest, rollout.path, "rollout")
     best, worst = (
         [_sample(rows, i) for _, i in part] for part in (ranked[: -SHOWN - 1 : -1], ranked[:SHOWN])

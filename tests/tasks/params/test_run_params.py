@@ -42,6 +42,7 @@ UNREAD = {
     "reward.timeout_s",
     "reward.max_unscored_share",
     "evaluate.every",
+    "tracking.backends",
     "tracking.uri",
     "tracking.experiment",
     "tracking.enabled",
@@ -329,10 +330,12 @@ def _changed(key, value):
         "advantage.baseline": "round",
         "advantage.combine": "standardized",
         "evaluate.num_inference_steps": 5,
+        "tracking.backends": ["tensorboard"],
         "ema.decay": 0.5,
         "reward.server_urls": ["http://a:1"],
         "reward.weights": {"mine": 0.5},
         "reward.factors": ["ocr_upright"],
+        "reward.style_factors": ["ocr_accuracy"],
         "reward.ocr_mode": "line",
         "reward.ocr_match": "exact",
         "reward.scorers": {"mine": "r.py:B"},
@@ -398,6 +401,7 @@ def test_weights_of_ones_own_scorers_are_read_back_as_they_were_stored(load):
         ({"weights": {"ocr_accuracy": 0}}, "another weight of the reward"),
         ({"scorers": {"mine": "r.py"}}, "scorer mine must be FILE:CLASS"),
         ({"scorers": {"reward": "r.py:A"}}, "scorer's name must be"),
+        ({"style_factors": ["vlm_score"]}, r"style_factors must name some of .* Got 'vlm_score'"),
     ],
 )
 def test_weights_and_scorers_that_cannot_work_are_named(load, reward, message):

@@ -15,6 +15,7 @@ from tasks.params.run_params import RunParams
 from tasks.pipeline import ROUND, name_of, stage_of
 from tasks.resources.rewards import RewardScorer
 from tasks.runs.run import open_run
+from tasks.tracking.feed import Feed
 from tasks.tracking.tracker import Tracker
 
 SMALL = {
@@ -67,6 +68,7 @@ CHANGES = {
     "reward.vlm_weight": (0.4, "score", VLM),
     "reward.style_weight": (0.4, "score", {}),
     "reward.factors": (["ocr_visibility"], "score", {}),
+    "reward.style_factors": (["ocr_accuracy"], "score", {"reward": {"style_weight": 1.0}}),
     "reward.disable_reward_model": (True, "score", {}),
     "advantage.baseline": ("round", "advantage", {}),
     "advantage.global_std": (False, "advantage", {}),
@@ -160,6 +162,7 @@ PLACES = {
     "reward.ocr_mode": "test_the_runs_own_server_is_told_how_to_read",
     "reward.ocr_match": "test_servers_are_asked_whether_case_and_spaces_count",
     "data.reconstruct": "test_a_source_is_learned_in_place_of_a_target_only_where_the_data_says_so",
+    "tracking.backends": "test_tracking_goes_where_it_is_told",
     "tracking.uri": "test_tracking_goes_where_it_is_told",
     "tracking.experiment": "test_tracking_goes_where_it_is_told",
     "tracking.enabled": "test_tracking_goes_where_it_is_told",
@@ -599,7 +602,7 @@ def test_the_share_of_unscored_images_decides_whether_a_round_goes_on(play, shar
 def test_tracking_goes_where_it_is_told(values, tmp_path, monkeypatch):
     import json
 
-    monkeypatch.setattr(Tracker, "_mirror", lambda self: None)
+    monkeypatch.setattr(Feed, "_work", lambda self: None)
     for name, given, uri, experiment in (
         ("a", {"enabled": True}, f"sqlite:///{tmp_path}/mlflow.db", "calligrapher-rl"),
         (
@@ -612,8 +615,9 @@ def test_tracking_goes_where_it_is_told(values, tmp_path, monkeypatch):
         with Tracker(tmp_path / name, RunParams.model_validate(values("nft", tracking=given))):
             pointer = json.loads((tmp_path / name / "mlflow.json").read_text())
         assert (pointer["uri"], pointer["experiment"]) == (uri, experiment)
-    with Tracker(tmp_path / "c", RunParams.model_validate(values("nft"))):
-        assert not (tmp_path / "c/mlflow.json").exists()
+    for name, given in (("c", {}), ("d", {"enabled": True, "backends": ["tensorboard"]})):
+        with Tracker(tmp_path / name, RunParams.model_validate(values("nft", tracking=given))):
+            assert not (tmp_path / name / "mlflow.json").exists()
 
 
 @pytest.mark.parametrize(
