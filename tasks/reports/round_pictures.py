@@ -67,9 +67,10 @@ def describe(metrics: dict[str, Any]) -> str:
     if "ocr_accuracy" not in metrics:
         return "held-out OCR accuracy was not measured"
     mean, low, high = (metrics[f"ocr_accuracy{end}"] for end in ("", "_low", "_high"))
+    style = f", style {metrics['style_score']:.3f}" if "style_score" in metrics else ""
     return (
         f"held-out OCR accuracy {mean:.3f} [{low:.3f}, {high:.3f}], exact match"
-        f" {metrics['exact_match']:.3f}"
+        f" {metrics['exact_match']:.3f}{style}"
     )
 
 
