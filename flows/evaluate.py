@@ -161,7 +161,7 @@ def show(this: Evaluation, verdict: Verdict, made: Artifact, others: dict[str, A
 
 
 def _track(this: Evaluation, verdict: Verdict, made: Artifact, sheet: Path) -> None:
-    if not this.resources.params.tracking.enabled:
+    if "mlflow" not in this.resources.params.tracking.used:
         return
     checkpoint = this.checkpoint(verdict.checkpoint).path
     try:

@@ -66,6 +66,9 @@ LOWEST: dict[str, float] = {
 }
 # Those that depend on the reference picture too.
 SEES_REFERENCE = frozenset(name for name, facts in _FACTS.items() if facts["sees_reference"])
+STYLE = "style_score"
+# What OCR read of the text, as `reward.factors` may lessen it.
+LESSENED = ("ocr_accuracy", "ocr_likelihood")
 # How well a text can be seen, 0..1: what a server measures besides where it looks for lines. They
 # may lessen what is read (`reward.factors`).
 FACTORS = (

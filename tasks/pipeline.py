@@ -192,8 +192,13 @@ def _exploration(params: RunParams) -> dict[str, Any]:
 # that what was made before there was such a key is not stale.
 _LATER: dict[str, dict[str, Any]] = {
     "advantage": {"combine": "sum", "drop_solved": False},
+    "nft": {"sigmas": "schedule", "old_policy_interval": 1},
+    "grpo": {"recompute_log_prob": False, "kl_space": "mean"},
+    "awm": {"sigmas": "schedule", "old_policy_interval": 1},
     "evaluate": {"num_inference_steps": None},
-    "reward": {"weights": {}, "factors": [], "ocr_match": None},
+    "reward": {"weights": {}, "factors": [], "style_factors": [], "ocr_match": None},
+    "update": {"adapter_learning_rate": None},
+    "rollout": {"solver": "euler"},
 }
 
 
@@ -201,9 +206,11 @@ def _component_weights(params: RunParams) -> dict[str, Any]:
     settings = params.advantage
     weighed = settings.combine == "standardized" or settings.drop_solved
     weights = {"weights": params.reward.component_weights} if weighed else {}
-    # Only where they are set: advantages made before factors counted there are not stale.
-    lessened = settings.combine == "standardized" and params.reward.factors
-    return weights | ({"factors": params.reward.factors} if lessened else {})
+    if settings.combine == "standardized":
+        # Only where they are set: advantages made before factors counted there are not stale.
+        factors = {name: getattr(params.reward, name) for name in ("factors", "style_factors")}
+        weights |= {name: named for name, named in factors.items() if named}
+    return weights
 
 
 # What `reads` names beside sections and single keys of the params.

@@ -22,6 +22,19 @@ def pytest_runtest_makereport():
     return report
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """This process computes the same bits as several ranks with as many threads as each of them."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory) -> Path:
     """A folder with `flux-fill/`, `siglip/` and `calligrapher.bin`. Read-only: it is shared by all

@@ -27,7 +27,7 @@ def test_every_file_that_the_page_names_is_there():
 
 def test_the_page_counts_the_places_as_it_lists_them():
     rows = re.findall(r"^\| \[[^\]]+\]\(#([a-z-]+)\) \| (\d) \|$", TEXT, re.MULTILINE)
-    assert len(rows) == 6
+    assert len(rows) == 7
     for anchor, count in rows:
         section = TEXT.split(f"## {anchor.replace('-', ' ').capitalize()}\n")[1].split("\n## ")[0]
         assert len(re.findall(r"^\d\. ", section, re.MULTILINE)) == int(count), anchor
@@ -238,7 +238,7 @@ class BestOfParams(Algorithm):
         loss = (error.mean((1, 2)) * learned).mean()
         yield loss, {"loss": loss.detach(), "learned_share": learned.mean()}
 
-    def old_policy_decay(self, step):
+    def old_policy_decay(self, step, round_index):
         return 0.0
 
     def forwards_per_image(self, num_steps):

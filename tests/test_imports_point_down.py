@@ -42,7 +42,7 @@ LAYERS = {
         {"params", "artifacts", "pictures", "progress"},
     ),
     "flows": (
-        {"cli", "bench"},
+        {"cli", "bench", "bench_stages"},
         {"rl_train", "rerun", "evaluate", "demo"},
         {"contexts"},
         {"stages"},
@@ -98,7 +98,9 @@ def allowed(path, name):
         )
     homes = {
         "prefect": package == "flows",
-        "mlflow": path.parent == Path("tasks/tracking"),
+        "mlflow": Path("tasks/tracking") in path.parents,
+        "tensorboard": path.parent == Path("tasks/tracking/backends"),
+        "wandb": path.parent == Path("tasks/tracking/backends"),
         "fastapi": path.parent in (Path("reward_server/service"), Path("reward_server/bench")),
         "gradio": path.parent == Path("flows/demo"),
     }

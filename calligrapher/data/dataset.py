@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 from calligrapher.data.case import Case
 from calligrapher.data.checks import inspect, problems_of
-from calligrapher.data.lists import ListEntry, find_list, listed_entries
+from calligrapher.data.lists import Columns, ListEntry, find_list, listed_entries
 from calligrapher.data.tables import huggingface_entries, parquet_entries
 from calligrapher.errors import DataError, ParamsError
 
@@ -42,16 +42,21 @@ class ListedSample:
 
 
 def load_cases(
-    path: Path | str, kind: DatasetKind = "self", cache_dir: Path | str | None = None
+    path: Path | str,
+    kind: DatasetKind = "self",
+    cache_dir: Path | str | None = None,
+    columns: Columns | None = None,
 ) -> list[Case]:
     """Return all cases, checked, in the order of the list.
 
     `path` is a bench folder ("self", "cross"), a JSONL file, a Parquet file or a folder of them, or
     what `datasets` reads. Pictures that a table holds are written to `cache_dir`, once, named by
-    their bytes. Every picture is decoded once. Raises one DataError that names every broken sample
-    (file, place, what must hold, what was found); ParamsError on an unknown kind.
+    their bytes. `columns` says which field of a case has which name in a table (jsonl, parquet,
+    huggingface); the table's other columns do not count then. Every picture is decoded once. Raises
+    one DataError that names every broken sample (file, place, what must hold, what was found);
+    ParamsError on an unknown kind, and for columns of a kind that has none.
     """
-    samples = list(survey(path, kind, cache_dir))
+    samples = list(survey(path, kind, cache_dir, columns))
     problems = [problem for sample in samples for problem in sample.messages()]
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
@@ -63,15 +68,22 @@ def load_cases(
 
 
 def survey(
-    path: Path | str, kind: DatasetKind, cache_dir: Path | str | None = None
+    path: Path | str,
+    kind: DatasetKind,
+    cache_dir: Path | str | None = None,
+    columns: Columns | None = None,
 ) -> Iterator[ListedSample]:
     """Yield every sample of a dataset with what is wrong with it; arguments as `load_cases`."""
     if kind not in get_args(DatasetKind):
         raise ParamsError(f"kind must be one of {', '.join(get_args(DatasetKind))}. Got {kind!r}.")
+    if columns and kind in ("self", "cross"):
+        raise ParamsError(
+            f"data.columns must be left out where data.kind is {kind}, which has no columns."
+        )
     place = _place(path, kind)
     cache = None if cache_dir is None else Path(cache_dir).absolute()
     empty = True
-    for sample in _checked(_entries(place, kind, cache)):
+    for sample in _checked(_entries(place, kind, cache, columns)):
         empty = False
         yield sample
     if empty:
@@ -86,12 +98,14 @@ def _place(path: Path | str, kind: DatasetKind) -> Path:
     return path if kind == "parquet" else find_list(path, kind)
 
 
-def _entries(place: Path, kind: DatasetKind, cache_dir: Path | None) -> Iterator[ListEntry]:
+def _entries(
+    place: Path, kind: DatasetKind, cache_dir: Path | None, columns: Columns | None
+) -> Iterator[ListEntry]:
     if kind == "huggingface":
-        return huggingface_entries(str(place), cache_dir)
+        return huggingface_entries(str(place), cache_dir, columns)
     if kind == "parquet":
-        return parquet_entries(place, cache_dir)
-    return listed_entries(place, kind)
+        return parquet_entries(place, cache_dir, columns)
+    return listed_entries(place, kind, columns)
 
 
 def _checked(entries: Iterator[ListEntry]) -> Iterator[ListedSample]:

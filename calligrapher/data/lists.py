@@ -14,12 +14,14 @@ Self cases find their target as `testN_target.png`; cross cases have none, for t
 another reference's style.
 """
 
+import functools
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,6 +30,8 @@ from calligrapher.errors import DataError
 
 FileName = Annotated[str, Field(min_length=1)]
 ListKind = Literal["self", "cross", "jsonl"]
+Column = Literal["source", "mask", "reference", "text", "case_id", "target", "ocr_match"]
+Columns = Mapping[Column, str]  # field of a case -> the name that it has in a table
 
 _BENCH_FILE = re.compile(r"(self|cross)_bench\.txt|test[0-9]+_(source|mask|ref|target)\.png")
 _SELF_LINE = re.compile(r"([0-9]{1,9})\s*-(.*)")
@@ -73,6 +77,17 @@ class ListedCase(BaseModel):
         )
 
 
+def under_our_names(record: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """Return a record with its fields under their names here.
+
+    Without `columns` it is as it was; with them, only fields of a case are kept.
+    """
+    if not columns:
+        return dict(record)
+    theirs = {field: columns.get(field, field) for field in ListedCase.model_fields}
+    return {field: record[name] for field, name in theirs.items() if name in record}
+
+
 def wrong_fields(error: ValidationError) -> str:
     """Return what is wrong with the fields of a record, in one line."""
     return "; ".join(
@@ -81,9 +96,12 @@ def wrong_fields(error: ValidationError) -> str:
     )
 
 
-def listed_entries(listing: Path, kind: ListKind) -> Iterator[ListEntry]:
-    """Yield the entries of a list, line by line; blank lines are layout."""
-    parse = {"self": _parse_self, "cross": _parse_cross, "jsonl": _parse_jsonl}[kind]
+def listed_entries(
+    listing: Path, kind: ListKind, columns: Columns | None = None
+) -> Iterator[ListEntry]:
+    """Yield the entries of a list, line by line; blank lines are layout. columns: of JSONL."""
+    jsonl = functools.partial(_parse_jsonl, columns=columns or {})
+    parse = {"self": _parse_self, "cross": _parse_cross, "jsonl": jsonl}[kind]
     for number, line in enumerate(
         listing.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1
     ):
@@ -154,9 +172,14 @@ def _parse_cross(folder: Path, line: str) -> list[Case]:
     ]
 
 
-def _parse_jsonl(folder: Path, line: str) -> list[Case]:
+def _parse_jsonl(folder: Path, line: str, columns: Columns) -> list[Case]:
     try:
-        record = ListedCase.model_validate_json(line)
+        if columns and isinstance(found := json.loads(line), dict):
+            record = ListedCase.model_validate(under_our_names(found, columns))
+        else:
+            record = ListedCase.model_validate_json(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"must be JSON. Found {line[:80]!r} ({error}).") from error
     except ValidationError as error:
         raise DataError(
             "must be {source, mask, reference, text[, case_id][, target][, ocr_match]}."

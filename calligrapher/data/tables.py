@@ -15,7 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from calligrapher.data.lists import ListedCase, ListEntry, wrong_fields
+from calligrapher.data.lists import (
+    Columns,
+    ListedCase,
+    ListEntry,
+    under_our_names,
+    wrong_fields,
+)
 from calligrapher.durable import atomic_write
 from calligrapher.errors import DataError, ParamsError
 from calligrapher.files import files_below
@@ -25,11 +31,13 @@ SAVED = ("state.json", "dataset_dict.json")  # one of them lies where `save_to_d
 _BATCH = 16  # rows in memory at once
 
 
-def parquet_entries(path: Path, cache_dir: Path | None) -> Iterator[ListEntry]:
+def parquet_entries(
+    path: Path, cache_dir: Path | None, columns: Columns | None = None
+) -> Iterator[ListEntry]:
     """Yield the entries of a Parquet file or of a folder of them, row by row."""
     number = 0  # over all files: it makes the case ids
     for table in _tables(path):
-        for place, row in enumerate(_rows(table), start=1):
+        for place, row in enumerate(_rows(table, columns or {}), start=1):
             number += 1
             where = f"{table.name} row {place}"
             if isinstance(row, DataError):
@@ -37,7 +45,7 @@ def parquet_entries(path: Path, cache_dir: Path | None) -> Iterator[ListEntry]:
                 continue
             yield _entry(
                 where,
-                row,
+                under_our_names(row, columns or {}),
                 folder=table.parent,
                 name=f"row{number}",
                 cache_dir=cache_dir,
@@ -57,11 +65,11 @@ def _tables(path: Path) -> list[Path]:
     return tables
 
 
-def _rows(table: Path) -> Iterator[dict[str, Any] | DataError]:
+def _rows(table: Path, columns: Columns) -> Iterator[dict[str, Any] | DataError]:
     """Yield the rows of a Parquet file; an error in place of one that cannot be read."""
     try:
         with pq.ParquetFile(table) as file:
-            _check_columns(table, file.schema_arrow.names)
+            _check_columns(table, file.schema_arrow.names, columns)
             for batch in file.iter_batches(_BATCH):
                 for number in range(batch.num_rows):
                     yield _row(batch.slice(number, 1))
@@ -78,19 +86,21 @@ def _row(batch: pa.RecordBatch) -> dict[str, Any] | DataError:
         return DataError(f"its strings must be UTF-8. Found {error.object[:40]!r}.")
 
 
-def huggingface_entries(name: str, cache_dir: Path | None) -> Iterator[ListEntry]:
+def huggingface_entries(
+    name: str, cache_dir: Path | None, columns: Columns | None = None
+) -> Iterator[ListEntry]:
     """Yield the entries of a folder that `save_to_disk` wrote, or of what `load_dataset` takes.
 
     A dataset of several splits needs one named: `PATH#train`.
     """
     path, _, split = name.partition("#")
     rows = _one_split(path, _loaded(path, cache_dir), split)
-    _check_columns(name, rows.column_names)
+    _check_columns(name, rows.column_names, columns or {})
     where = Path(path).name
     for number, row in enumerate(_undecoded(rows), start=1):
         yield _entry(
             f"{where} row {number}",
-            row,
+            under_our_names(row, columns or {}),
             folder=Path(path).absolute(),
             name=f"row{number}",
             cache_dir=cache_dir,
@@ -146,17 +156,19 @@ def _undecoded(rows: Any) -> Iterable[dict[str, Any]]:
     return rows
 
 
-def _check_columns(where: Path | str, columns: list[str]) -> None:
+def _check_columns(where: Path | str, found: list[str], columns: Columns) -> None:
     required = {name for name, field in ListedCase.model_fields.items() if field.is_required()}
-    missing, unknown = required - set(columns), set(columns) - set(ListedCase.model_fields)
+    missing = {columns.get(name, name) for name in required | set(columns)} - set(found)
+    unknown = set() if columns else set(found) - set(ListedCase.model_fields)
     if missing or unknown:
         wrong = {"without": missing, "also": unknown}
         told = " and ".join(
             f"{word} {', '.join(sorted(names))}" for word, names in wrong.items() if names
         )
+        fields = ", ".join(columns.get(name, name) for name in ListedCase.model_fields)
         raise DataError(
-            f"{where} must have the columns source, mask, reference, text[, case_id][, target]"
-            f"[, ocr_match]. Found {told}. Rename or drop columns."
+            f"{where} must have the columns {fields} (the last three may be left out). Found"
+            f" {told}. Name yours in data.columns, or rename or drop them."
         )
 
 

@@ -267,9 +267,14 @@ def _own_storage(tensor: Tensor) -> Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def write_calligrapher_bin(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write the released format, as a `.bin` or, by its suffix, as `.safetensors`; atomically."""
-    _write(split_state(state), path)
+def write_calligrapher_bin(
+    state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write the released format, as a `.bin` or, by its suffix, as `.safetensors`; atomically.
+
+    metadata: texts in the header of a `.safetensors`; a `.bin` has no place for them.
+    """
+    _write(split_state(state), path, metadata)
 
 
 def write_ip_adapter_bin(state: Mapping[str, Tensor], path: Path) -> None:
@@ -278,12 +283,14 @@ def write_ip_adapter_bin(state: Mapping[str, Tensor], path: Path) -> None:
     _write({names.get(top, top): part for top, part in split_state(state).items()}, path)
 
 
-def _write(nested: Nested, path: Path) -> None:
+def _write(nested: Nested, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         if path.suffix == ".safetensors":
             save_tensors(
-                {f"{top}.{k}": v for top, part in nested.items() for k, v in part.items()}, partial
+                {f"{top}.{k}": v for top, part in nested.items() for k, v in part.items()},
+                partial,
+                dict(metadata) if metadata else None,
             )
         else:
             with partial.open(

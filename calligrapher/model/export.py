@@ -104,18 +104,32 @@ def with_lora(
     return merged
 
 
-def write_lora(pairs: Pairs, scale: float, dtype: torch.dtype | None, path: Path) -> None:
-    """Write the transformer's pairs as diffusers' `load_lora_weights` takes them.
+def diffusers_lora(pairs: Pairs, scale: float) -> dict[str, Tensor]:
+    """Return the transformer's pairs as diffusers' `load_lora_weights` takes them.
 
     B carries `scale`, so that a reader which is told no alpha, and takes the rank for it, computes
     the same.
     """
     layers = {}
     for layer, (a, b) in sorted(pairs.items()):
-        layers[f"{TRANSFORMER}.{layer}.lora_A.weight"] = a.to(dtype or a.dtype)
-        layers[f"{TRANSFORMER}.{layer}.lora_B.weight"] = (b * scale).to(dtype or b.dtype)
+        layers[f"{TRANSFORMER}.{layer}.lora_A.weight"] = a
+        layers[f"{TRANSFORMER}.{layer}.lora_B.weight"] = b * scale
+    return layers
+
+
+def write_lora(
+    layers: Mapping[str, Tensor],
+    path: Path,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the tensors of a LoRA, all in `dtype` (None: as they are), as safetensors."""
     with atomic_path(path) as partial:
-        save_tensors(layers, partial, metadata={"format": "pt"})
+        save_tensors(
+            {name: tensor.to(dtype or tensor.dtype) for name, tensor in layers.items()},
+            partial,
+            metadata={"format": "pt", **(metadata or {})},
+        )
 
 
 def check_layers(source: Path, pairs: Pairs) -> None:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 LISTING = "self_bench.txt"
 WIDTH, HEIGHT = 96, 32
-CELL, LEFT, MAX_LETTERS = 15, 3, 6
+CELL, LEFT, MIN_LETTERS, MAX_LETTERS = 15, 3, 3, 6
 TOP, BOTTOM = 4, 28
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FONTS = (
@@ -46,6 +46,11 @@ class Style:
     ink: tuple[float, float, float]
     paper: tuple[tuple[float, float, float], tuple[float, float, float]]
 
+    @property
+    def on_light(self) -> bool:
+        """Whether the paper is light, so that the ink is dark."""
+        return sum(self.paper[0]) > 1.5
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -67,6 +72,21 @@ def split_of(key: str) -> str:
     return "evaluation" if hashlib.sha256(key.encode()).digest()[0] % 6 == 0 else "train"
 
 
+def beyond(text: str, size: tuple[int, int]) -> list[str]:
+    """Return how a text, and a picture of `size` in pixels, differ from all that a model of the
+    tiny world has seen; empty where they do not. Each is a phrase, as `9 characters`."""
+    strange = [c for c in dict.fromkeys(text) if c not in LETTERS]
+    small = "".join(c for c in strange if c.islower())
+    signs = ["a space" if c.isspace() else c for c in strange if not c.islower()]
+    found = [f"the small letters {small}"] if small else []
+    found += [f"the sign{'s' * (len(signs) > 1)} {' '.join(signs)}"] if signs else []
+    if not MIN_LETTERS <= len(text) <= MAX_LETTERS:
+        found.append(f"{len(text)} characters")
+    if size != (WIDTH, HEIGHT):
+        found.append(f"a picture of {size[0]} x {size[1]}")
+    return found
+
+
 def random_word(rng: np.random.Generator, split: str) -> str:
     """Return a word of the split: letters in turn from vowels and consonants, or at random.
 
@@ -74,7 +94,7 @@ def random_word(rng: np.random.Generator, split: str) -> str:
     """
     vowels, consonants = "AEIOU", "BCDFGHJKLMNPQRSTVWXYZ"
     while True:
-        length = int(rng.integers(3, MAX_LETTERS + 1))
+        length = int(rng.integers(MIN_LETTERS, MAX_LETTERS + 1))
         if rng.random() < 1 / 3:
             word = "".join(LETTERS[i] for i in rng.integers(0, 26, length))
         else:
@@ -133,11 +153,11 @@ def glyph(font: int, letter: str) -> np.ndarray:
     return np.asarray(small, dtype=np.float32) / 255.0
 
 
-def paper(style: Style) -> np.ndarray:
-    """Return the empty background [32, 96, 3] of a style: a gradient from left to right."""
-    t = np.linspace(0.0, 1.0, WIDTH, dtype=np.float32)[None, :, None]
+def paper(style: Style, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    """Return the empty background [height, width, 3] of a style: a gradient, left to right."""
+    t = np.linspace(0.0, 1.0, width, dtype=np.float32)[None, :, None]
     left, right = (np.asarray(c, dtype=np.float32) for c in style.paper)
-    return np.broadcast_to((1 - t) * left + t * right, (HEIGHT, WIDTH, 3)).copy()
+    return np.broadcast_to((1 - t) * left + t * right, (height, width, 3)).copy()
 
 
 def write(background: np.ndarray, word: str, style: Style) -> np.ndarray:
@@ -165,7 +185,7 @@ def random_case(rng: np.random.Generator, split: str) -> Drawing:
     font and paper are its own.
     """
     source_style, reference_style = random_style(rng, split), random_style(rng, split)
-    while (sum(source_style.paper[0]) > 1.5) != (sum(reference_style.paper[0]) > 1.5):
+    while source_style.on_light != reference_style.on_light:
         reference_style = random_style(rng, split)
     old, shown, text = (random_word(rng, split) for _ in range(3))
     background = paper(source_style)

@@ -35,6 +35,20 @@ def add_convert_commands(commands: argparse._SubParsersAction) -> None:
         type=Path,
         help="diffusers folder that merged LoRA is added to; default: the run's",
     )
+    convert.add_argument(
+        "--to",
+        choices=("diffusers-lora", "kohya-lora", "adapter-safetensors", "hub"),
+        help=(
+            "instead of the target's name: LoRA of the transformer for diffusers, or in kohya's"
+            " names; the adapter with its origin in the header; a folder for the Hugging Face hub"
+        ),
+    )
+    convert.add_argument(
+        "--license", help="of hub: an identifier of the hub; default: the embedded model's"
+    )
+    convert.add_argument(
+        "--base-model", metavar="OWNER/NAME", help="of hub: the base's name on the hub"
+    )
     convert.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as it is")
     convert.add_argument("--force", action="store_true", help="replace what is there")
     convert.add_argument(
@@ -46,18 +60,37 @@ def add_convert_commands(commands: argparse._SubParsersAction) -> None:
 def _convert(chosen: argparse.Namespace) -> int:
     import torch
 
+    from calligrapher.errors import ParamsError
+    from tasks.reports.hub import write_hub_folder
     from tasks.weights.convert import convert
+    from tasks.weights.exports import export
 
-    written = convert(
-        chosen.source,
-        chosen.target,
-        weights=chosen.weights,
-        lora=chosen.lora,
-        dtype=chosen.dtype and getattr(torch, chosen.dtype),
-        base=chosen.base,
-        force=chosen.force,
-        runs_dir=chosen.runs_dir,
-    )
+    options = {
+        "weights": chosen.weights,
+        "dtype": chosen.dtype and getattr(torch, chosen.dtype),
+        "force": chosen.force,
+        "runs_dir": chosen.runs_dir,
+    }
+    of_names = {"--lora": chosen.lora, "--base": chosen.base}
+    of_hub = {"--license": chosen.license, "--base-model": chosen.base_model}
+    idle = (of_names if chosen.to else {}) | (of_hub if chosen.to != "hub" else {})
+    if given := [option for option, value in idle.items() if value is not None]:
+        what = f"--to {chosen.to}" if chosen.to else "a target without --to"
+        raise ParamsError(f"{', '.join(given)} must be left out: it says nothing of {what}.")
+    if chosen.to == "hub":
+        written = write_hub_folder(
+            chosen.source,
+            Path(chosen.target),
+            license=chosen.license,
+            base_model=chosen.base_model,
+            **options,
+        )
+    elif chosen.to:
+        written = [export(chosen.source, chosen.target, chosen.to, **options)]
+    else:
+        written = convert(
+            chosen.source, chosen.target, lora=chosen.lora, base=chosen.base, **options
+        )
     for path in written:
         print(path)
     return 0

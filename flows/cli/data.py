@@ -1,19 +1,20 @@
-"""The commands on datasets: check what lies there, make cases from pictures that show text."""
+"""The commands on datasets: check, split, make from pictures, draw from fonts and words."""
 
 import argparse
 from pathlib import Path
 
+from flows.cli.output import add_json, show
+
 
 def add_data_commands(commands: argparse._SubParsersAction) -> None:
-    """Add data check and data make."""
+    """Add data check, data make, data draw and data split."""
     data = commands.add_parser(
-        "data", help="check datasets, make cases from pictures"
+        "data", help="check and split datasets, make cases from pictures or draw them"
     ).add_subparsers(required=True, metavar="WHAT")
     check = data.add_parser(
         "check", help="name every broken sample (exit status 1); statistics; a sheet"
     )
-    check.add_argument("path", help="a folder, a file, or a dataset's name; as data.train")
-    check.add_argument("--kind", help="as data.kind; default: told by what lies there")
+    _add_dataset(check)
     check.add_argument("--width", type=positive, default=512, help="canvas, as model.width")
     check.add_argument("--height", type=positive, default=512, help="canvas, as model.height")
     check.add_argument(
@@ -28,10 +29,40 @@ def add_data_commands(commands: argparse._SubParsersAction) -> None:
     check.add_argument(
         "--sheet-cases", type=positive, default=36, help="draw so many, broken ones first"
     )
-    check.add_argument(
-        "--runs-dir", type=Path, default=Path("runs"), help="keeps the pictures of tables"
-    )
+    add_json(check)
     check.set_defaults(command=_check)
+
+    split = data.add_parser(
+        "split", help="two lists of a dataset's cases: to train on, and held out by a hash"
+    )
+    _add_dataset(split)
+    split.add_argument("out", type=Path, help="train.jsonl and evaluation.jsonl are written here")
+    split.add_argument(
+        "--held-out", type=float, default=0.1, metavar="SHARE", help="about so many (default: 0.1)"
+    )
+    split.add_argument(
+        "--by",
+        choices=("text", "source", "case_id"),
+        default="text",
+        help="cases with the same one are on one side (default: text)",
+    )
+    split.set_defaults(command=_split)
+
+    draw = data.add_parser("draw", help="draw cases, with targets, from fonts and words")
+    draw.add_argument("fonts", type=Path, help="a font file, or a folder of them")
+    draw.add_argument("words", type=Path, help="a text file, one word or line of words a line")
+    draw.add_argument("out", type=Path, help="a bench folder is written here")
+    draw.add_argument("--num", type=positive, default=64, help="cases (default: 64)")
+    draw.add_argument("--width", type=positive, default=96, help="of the pictures (default: 96)")
+    draw.add_argument("--height", type=positive, default=32, help="default: 32")
+    draw.add_argument(
+        "--cell",
+        type=positive,
+        metavar="PX",
+        help="width of each letter; 15 for the embedded model; default: as the font has it",
+    )
+    draw.add_argument("--seed", type=count, default=0)
+    draw.set_defaults(command=_draw)
 
     make = data.add_parser("make", help="make training cases from pictures that show text; resumes")
     make.add_argument("pictures", type=Path, help="a folder; its subfolders count")
@@ -50,6 +81,40 @@ def add_data_commands(commands: argparse._SubParsersAction) -> None:
     )
     make.add_argument("--max-cases", type=positive, help="stop after so many")
     make.set_defaults(command=_make, resumes=True)
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    """Add what says where the cases of a dataset are and how they are listed."""
+    parser.add_argument("path", help="a folder, a file, or a dataset's name; as data.train")
+    parser.add_argument("--kind", help="as data.kind; default: told by what lies there")
+    add_columns(parser)
+    parser.add_argument(
+        "--runs-dir", type=Path, default=Path("runs"), help="keeps the pictures of tables"
+    )
+
+
+def add_columns(parser: argparse._ActionsContainer) -> None:
+    """Add --columns."""
+    parser.add_argument(
+        "--columns",
+        type=_columns,
+        metavar="FIELD=NAME,...",
+        help="names of a table's columns, as source=image,text=caption; as data.columns",
+    )
+
+
+def _columns(text: str) -> dict[str, str]:
+    from typing import get_args
+
+    from calligrapher.data.lists import Column
+
+    pairs = [part.partition("=") for part in text.split(",")]
+    fields = get_args(Column)
+    if any(field not in fields or not name for field, _, name in pairs):
+        raise argparse.ArgumentTypeError(
+            f"must be FIELD=NAME,..., the fields {', '.join(fields)}. Got {text!r}."
+        )
+    return {field: name for field, _, name in pairs}
 
 
 def positive(text: str) -> int:
@@ -81,12 +146,40 @@ def _check(chosen: argparse.Namespace) -> int:
         chosen.kind,
         demands=Demands(canvas, warmup=chosen.warmup),
         cache_dir=chosen.runs_dir / "data" / "pictures",
+        columns=chosen.columns,
     )
-    print(checked.text())
-    if chosen.sheet:
-        for path in write_sheets(checked, chosen.sheet, chosen.sheet_cases):
-            print(f"The sheet is {path}.")
+    sheets = write_sheets(checked, chosen.sheet, chosen.sheet_cases) if chosen.sheet else []
+    show(
+        checked.as_json() | {"sheets": [str(path) for path in sheets]},
+        lambda: "\n".join([checked.text(), *(f"The sheet is {path}." for path in sheets)]),
+        as_json=chosen.json,
+    )
     return 1 if checked.problems else 0
+
+
+def _split(chosen: argparse.Namespace) -> int:
+    from calligrapher.data.dataset import load_cases
+    from calligrapher.errors import ParamsError
+    from tasks.data.check import detect
+    from tasks.data.split import split_cases
+
+    if not 0 < chosen.held_out < 1:
+        raise ParamsError(f"--held-out must lie between 0 and 1. Got {chosen.held_out:g}.")
+    path, kind = (chosen.path, chosen.kind) if chosen.kind else detect(Path(chosen.path))
+    cases = load_cases(path, kind, chosen.runs_dir / "data" / "pictures", chosen.columns)
+    print(split_cases(cases, chosen.out, share=chosen.held_out, by=chosen.by).text())
+    return 0
+
+
+def _draw(chosen: argparse.Namespace) -> int:
+    from tasks.data.draw import Sheet, draw_cases
+
+    sheet = Sheet(chosen.width, chosen.height, chosen.cell)
+    drawn = draw_cases(
+        chosen.fonts, chosen.words, chosen.out, num_cases=chosen.num, sheet=sheet, seed=chosen.seed
+    )
+    print(drawn.text())
+    return 0
 
 
 def _make(chosen: argparse.Namespace) -> int:

@@ -1,11 +1,10 @@
 """The command `doctor`: whether this machine can do a run, one line for each thing it needs."""
 
 import argparse
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 from flows.cli.data import positive
+from flows.cli.output import add_json, as_text
 from flows.cli.settings import split_settings
 
 
@@ -21,7 +20,7 @@ def add_doctor_commands(commands: argparse._SubParsersAction) -> None:
         "settings", nargs="*", metavar="KEY=VALUE", help="runs_dir= or any dotted key, as for train"
     )
     doctor.add_argument("--ranks", type=positive, help="processes; default: those of the params")
-    doctor.add_argument("--json", action="store_true", help="for programs")
+    add_json(doctor)
     doctor.set_defaults(command=_doctor)
 
 
@@ -57,7 +56,7 @@ def _doctor(chosen: argparse.Namespace) -> int:
         if not chosen.json:
             print(finding.line(), flush=True)
     if chosen.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+        print(as_text(findings))
     return 0 if all(finding.ok for finding in findings) else 1
 
 
@@ -85,8 +84,8 @@ def mlflow(params, runs_dir: Path) -> str:
     from flows.services.loopback import answers
 
     tracking = params.tracking
-    if not tracking.enabled:
-        return "switched off (tracking.enabled)"
+    if "mlflow" not in tracking.used:
+        return "not used (tracking.backends, tracking.enabled)"
     if tracking.uri is None:
         return f"the run writes its own store in {runs_dir}"
     if tracking.uri.startswith(("http://", "https://")) and not answers(tracking.uri):

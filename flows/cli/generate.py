@@ -4,10 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from calligrapher.durable import atomic_path
 from calligrapher.errors import DataError, ParamsError
+from flows.cli.data import add_columns
 
 _FILES = {"source": "image", "mask": "mask", "reference": "reference"}  # role -> option
 _SINGLE = (*_FILES.values(), "text")
+_BLANK = ("size", "reference", "text")
+_OF_BLANK = ("color", "place")
 _MODEL = ("base", "siglip", "adapter")
 _INSTEAD = (
     "num_steps",
@@ -30,6 +34,15 @@ def add_generate_commands(commands: argparse._SubParsersAction) -> None:
     case = parser.add_argument_group("what to paint: one case, or those of a dataset")
     case.add_argument("--image", metavar="IMG", help="the picture to write into")
     case.add_argument("--mask", help="a picture as large: white where the text shall stand")
+    case.add_argument(
+        "--size", metavar="WxH", help="instead of a picture and a mask: an empty one, in pixels"
+    )
+    case.add_argument("--color", help="of the empty picture, as CSS writes it (#fff)")
+    case.add_argument(
+        "--place",
+        metavar="L,T,R,B",
+        help="of the empty picture: where to paint, or full (all but a margin of an eighth)",
+    )
     case.add_argument("--reference", metavar="REF", help="the picture whose style is copied")
     case.add_argument("--text", help="what is written")
     case.add_argument(
@@ -38,6 +51,7 @@ def add_generate_commands(commands: argparse._SubParsersAction) -> None:
     case.add_argument(
         "--kind", help="how it is read, as data.kind: self (default), cross, jsonl, ..."
     )
+    add_columns(case)
     model = parser.add_argument_group(
         "what with: a run, or a model (default: the embedded tiny one)"
     )
@@ -129,18 +143,45 @@ def _cases(chosen: argparse.Namespace) -> list:
     single = _given(chosen, _SINGLE)
     if chosen.bench is not None and not single:
         return load_cases(
-            chosen.bench, chosen.kind or "self", chosen.runs_dir / "data" / "pictures"
+            chosen.bench,
+            chosen.kind or "self",
+            chosen.runs_dir / "data" / "pictures",
+            chosen.columns,
         )
-    if chosen.bench is not None or chosen.kind is not None or len(single) < len(_SINGLE):
+    of_lists = _given(chosen, ("bench", "kind", "columns"))
+    blank = _given(chosen, ("size", *_OF_BLANK))
+    if chosen.size is not None and not of_lists and set(single) == set(_BLANK) - {"size"}:
+        return [_blank_case(chosen)]
+    if blank or of_lists or len(single) < len(_SINGLE):
         raise ParamsError(
-            f"There must be --{', --'.join(_SINGLE)} or else --bench and, if wanted, --kind. Got "
-            + (
-                ", ".join(f"--{name}" for name in _given(chosen, (*_SINGLE, "bench", "kind")))
-                or "none"
-            )
-            + "."
+            f"There must be --{', --'.join(_SINGLE)}; or --{', --'.join(_BLANK)} and, if wanted,"
+            f" --{' and --'.join(_OF_BLANK)}; or --bench and, if wanted, --kind and --columns."
+            f" Got {', '.join(f'--{n}' for n in single | blank | of_lists) or 'none'}."
         )
     return [_one_case(chosen)]
+
+
+def _blank_case(chosen: argparse.Namespace) -> Any:
+    """The case of an empty picture, whose files lie beside the results."""
+    from calligrapher.data.blank import blank_picture, color_of, place_mask, place_of, size_of
+    from calligrapher.data.case import Case, checked_text, slug
+    from calligrapher.data.checks import inspect
+    from tasks.inference.gallery import check_folder
+
+    size, color = size_of(chosen.size), color_of(chosen.color or "#fff")
+    place, text = place_of(chosen.place, size), checked_text(chosen.text)
+    reference = Path(chosen.reference).absolute()
+    if problems := inspect(reference, "reference").problems:
+        raise DataError("\n".join(problems))
+    check_folder(chosen.out)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    source = chosen.out.absolute() / f"blank-{size[0]}x{size[1]}-{bytes(color).hex()}.png"
+    mask = source.with_stem(f"{source.stem}-mask-{'-'.join(map(str, place))}")
+    for path, picture in ((source, blank_picture(size, color)), (mask, place_mask(size, place))):
+        with atomic_path(path) as partial:
+            picture.save(partial)
+    case_id = f"{source.stem}-{slug(reference.stem)}-{slug(text)}"
+    return Case(case_id=case_id[:120], text=text, source=source, mask=mask, reference=reference)
 
 
 def _one_case(chosen: argparse.Namespace) -> Any:

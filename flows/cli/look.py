@@ -1,9 +1,10 @@
 """The commands that list and compare: all keys of the params, all runs, two runs; and evaluate."""
 
 import argparse
-import json
-from dataclasses import asdict
 from pathlib import Path
+
+from flows.cli.data import positive
+from flows.cli.output import add_json, show
 
 
 def add_look_commands(commands: argparse._SubParsersAction) -> None:
@@ -12,20 +13,30 @@ def add_look_commands(commands: argparse._SubParsersAction) -> None:
         "params", help="every key of a params file: default, bounds, meaning"
     )
     params.add_argument("key", nargs="?", default="", help="a key or a section; default: all")
-    params.add_argument("--json", action="store_true", help="for programs")
+    add_json(params)
     params.set_defaults(command=_params)
 
     runs = commands.add_parser("runs", help="all runs, one line each")
     runs.add_argument("--runs-dir", type=Path, default=Path("runs"))
-    runs.add_argument("--json", action="store_true", help="for programs")
+    add_json(runs)
     runs.set_defaults(command=_runs)
 
     compare = commands.add_parser("compare", help="two runs: params, curves, last evaluations")
     for name in ("first", "second"):
         compare.add_argument(name, help="a run: its folder or its name")
     compare.add_argument("--runs-dir", type=Path, default=Path("runs"))
-    compare.add_argument("--json", action="store_true", help="for programs")
+    add_json(compare)
     compare.set_defaults(command=_compare)
+
+    best = commands.add_parser(
+        "best", help="the images that a round rewarded most, with what each was paid for"
+    )
+    best.add_argument("run", help="a run: its folder or its name")
+    best.add_argument("round", nargs="?", help="as round-0003; default: the newest with scores")
+    best.add_argument("--num", type=positive, default=48, help="images; default 48")
+    best.add_argument("--out", type=Path, help="a PNG file; default: RUN/report/best/ROUND.png")
+    best.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    best.set_defaults(command=_best)
 
     evaluate = commands.add_parser(
         "evaluate", help="measure a checkpoint on the held-out cases, beside those before it"
@@ -38,7 +49,7 @@ def add_look_commands(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument(
         "--params", default="evaluate", help="how: a YAML file, or the name of a shipped one"
     )
-    evaluate.add_argument("--json", action="store_true", help="for programs")
+    add_json(evaluate)
     evaluate.set_defaults(command=_evaluate, resumes=True)
 
 
@@ -46,10 +57,7 @@ def _params(chosen: argparse.Namespace) -> int:
     from tasks.params.listing import find_keys
 
     keys = find_keys(chosen.key)
-    if chosen.json:
-        print(json.dumps([asdict(key) for key in keys], indent=1))
-    else:
-        print("\n".join(key.text() for key in keys))
+    show(keys, lambda: "\n".join(key.text() for key in keys), as_json=chosen.json)
     return 0
 
 
@@ -57,10 +65,7 @@ def _runs(chosen: argparse.Namespace) -> int:
     from tasks.reports.listing import as_table, list_runs
 
     lines = list_runs(chosen.runs_dir)
-    if chosen.json:
-        print(json.dumps([line.model_dump() for line in lines], indent=1))
-    else:
-        print(as_table(lines, chosen.runs_dir))
+    show(lines, lambda: as_table(lines, chosen.runs_dir), as_json=chosen.json)
     return 0
 
 
@@ -70,7 +75,23 @@ def _compare(chosen: argparse.Namespace) -> int:
 
     folders = [locate(run, chosen.runs_dir)[0] for run in (chosen.first, chosen.second)]
     found = compare(*folders)
-    print(json.dumps(asdict(found), indent=1) if chosen.json else found.text())
+    show(found, found.text, as_json=chosen.json)
+    return 0
+
+
+def _best(chosen: argparse.Namespace) -> int:
+    from calligrapher.durable import atomic_path
+    from tasks.reports.best_rewarded import best_of_round
+    from tasks.tracking.locate import locate
+
+    folder, artifact = locate(chosen.run, chosen.runs_dir)
+    named = chosen.round or (artifact and artifact.partition("/")[0])
+    sheet, shown = best_of_round(folder, named, num=chosen.num)
+    out = chosen.out or folder / "report" / "best" / f"{shown}.png"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as temporary:
+        sheet.save(temporary, "PNG")
+    print(out)
     return 0
 
 
@@ -82,5 +103,5 @@ def _evaluate(chosen: argparse.Namespace) -> int:
     our_logs()
     folder, artifact = locate(chosen.run, chosen.runs_dir)
     verdict, report = evaluate_here(folder, chosen.checkpoint or artifact, chosen.params)
-    print(json.dumps(asdict(verdict), indent=1) if chosen.json else report)
+    show(verdict, lambda: report, as_json=chosen.json)
     return 0

@@ -1,6 +1,7 @@
 """The command `calligrapher`: train, serve rewards, look at runs, paint.
 
-calligrapher train tiny-nft|FILE [run=NAME] [runs_dir=DIR] [rounds=5 nft.nft_beta=0.1 ...]
+calligrapher train tiny-nft|FILE [run=NAME] [runs_dir=DIR] [rounds=5 ...] [--dry-run]
+calligrapher init NAME --gpu 24|48|80|8x24|8x80 --algorithm nft|grpo
 calligrapher plan nft|FILE [KEY=VALUE ...] [--gpu h100 | --gpu-memory GIB] [--json]
 calligrapher doctor nft|FILE [KEY=VALUE ...] [--ranks N] [--json]
 calligrapher reward-server [--gpu-ids 0,1] [--port 8000] ...
@@ -8,17 +9,23 @@ calligrapher runs
 calligrapher status|verify|gc|sync RUN
 calligrapher evaluate RUN [round-0003]
 calligrapher compare RUN RUN
+calligrapher report RUN [RUN ...] [--out FILE]
 calligrapher params [KEY]
 calligrapher why RUN STAGE [KEY=VALUE ...]
 calligrapher rerun RUN STAGE [KEY=VALUE ...] --fork NAME [--downstream]
 calligrapher replay RUN [KEY=VALUE ...] --fork NAME
 calligrapher data check DIR|FILE [--sheet sheet.png]
 calligrapher data make PICTURES OUT
+calligrapher data draw FONTS WORDS OUT
+calligrapher data split DIR|FILE OUT [--held-out 0.1]
 calligrapher convert WEIGHTS TARGET [--weights ema|trained] [--lora merged|separate] ...
+calligrapher convert RUN TARGET --to diffusers-lora|kohya-lora|adapter-safetensors|hub
 calligrapher generate --image IMG --mask MASK --reference REF --text TEXT [--run RUN] --out DIR
+calligrapher generate --size WxH [--color #fff] --reference REF --text TEXT [--run RUN] --out DIR
 calligrapher demo [--run RUN] [--base FOLDER --siglip FOLDER] [--adapter FILE] ...
 calligrapher tiny pretrain OUT
 calligrapher tiny cases OUT
+calligrapher completion bash|zsh
 """
 
 import argparse
@@ -37,18 +44,22 @@ from pathlib import Path
 from calligrapher import __version__
 from calligrapher.errors import CalligrapherError
 from calligrapher.threads import wait_asleep
+from flows.cli.completion import add_completion_commands
 from flows.cli.convert import add_convert_commands
 from flows.cli.data import add_data_commands, count, positive
 from flows.cli.demo import add_demo_commands
 from flows.cli.doctor import add_doctor_commands
 from flows.cli.generate import add_generate_commands
+from flows.cli.init import add_init_commands
 from flows.cli.look import add_look_commands
+from flows.cli.measures import add_measures_commands
 from flows.cli.plan import add_plan_commands
+from flows.cli.report import add_report_commands
 from flows.cli.runs import add_run_commands
 from flows.cli.settings import split_settings
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # told without the name of a file
-ONLY_PRINT = {"compare", "data", "params", "plan", "runs", "status", "verify", "why"}
+ONLY_PRINT = {"compare", "completion", "data", "params", "plan", "runs", "status", "verify", "why"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,7 +113,7 @@ def _ending_with_the_reader() -> Iterator[None]:
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """Return what the arguments choose; settings may stand before, between and after options."""
-    parser = _parser()
+    parser = command_parser()
     chosen, rest = parser.parse_known_args(arguments)
     # argparse looks for positional arguments that may be none, as KEY=VALUE, up to the first option
     # alone, and leaves the later ones over.
@@ -113,7 +124,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     return chosen
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """Return what reads the arguments of all commands; the reward server reads its own."""
     parser = argparse.ArgumentParser(
         prog="calligrapher",
         description=__doc__,
@@ -129,26 +141,40 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="run=, runs_dir= or any dotted key"
     )
+    train.add_argument(
+        "--dry-run", action="store_true", help="only say what would be made, in what time and room"
+    )
     train.set_defaults(command=_train, resumes=True)
 
     commands.add_parser("reward-server", help="serve rewards (`calligrapher reward-server --help`)")
 
     sync = commands.add_parser(
-        "sync", help="send a run's metrics to MLflow again, without duplicates"
+        "sync", help="send what a run logged to its trackers again, without duplicates"
     )
     sync.add_argument("run", type=Path, help="the run's folder")
     sync.add_argument("--uri", help="MLflow store; default: where the run was tracked")
+    sync.add_argument(
+        "--to",
+        nargs="+",
+        default=(),
+        metavar="TRACKER",
+        help="mlflow, tensorboard, wandb; default: the run's own (tracking.backends)",
+    )
     sync.set_defaults(command=_sync)
 
+    add_init_commands(commands)
     add_run_commands(commands)
     add_look_commands(commands)
+    add_report_commands(commands)
     add_data_commands(commands)
     add_convert_commands(commands)
     add_generate_commands(commands)
     add_demo_commands(commands)
     add_plan_commands(commands)
     add_doctor_commands(commands)
+    add_measures_commands(commands)
 
+    add_completion_commands(commands, command_parser)
     tiny = commands.add_parser("tiny", help="the embedded tiny model").add_subparsers(
         required=True, metavar="WHAT"
     )
@@ -156,6 +182,12 @@ def _parser() -> argparse.ArgumentParser:
         "pretrain", help="train it from nothing (about an hour on two cores); resumes"
     )
     pretrain.add_argument("out", type=Path)
+    pretrain.add_argument(
+        "--start",
+        type=Path,
+        help="folder of a model that can spell, or 'tiny': a new style tower, and the transformer"
+        " goes on from there (about 15 minutes)",
+    )
     pretrain.set_defaults(command=_pretrain, resumes=True)
     cases = tiny.add_parser("cases", help="draw cases in the bench layout")
     cases.add_argument("out", type=Path)
@@ -186,6 +218,12 @@ def _train(chosen: argparse.Namespace) -> int:
     params = load_params(file, overrides)
     preflight(params, runs_dir / "data", run=runs_dir / run)
     check_places(params, launched)
+    if chosen.dry_run:
+        from tasks.runs.dry_run import dry_run
+
+        found = dry_run(params, runs_dir / run)
+        print(found.text())
+        return 0 if found.fits else 1
     from flows.services.prefect_api import QUIET, prefect_api
 
     for name, value in (QUIET | {"PREFECT_LOGGING_LEVEL": "WARNING"}).items():
@@ -223,14 +261,17 @@ def _keep_traceback(folder: Path) -> None:
 def _sync(chosen: argparse.Namespace) -> int:
     from tasks.tracking.mirror import sync
 
-    print(f"MLflow run {sync(chosen.run, chosen.uri)} is complete.")
+    for place in sync(chosen.run, chosen.uri, chosen.to):
+        print(f"{place} is complete.")
     return 0
 
 
 def _pretrain(chosen: argparse.Namespace) -> int:
+    from calligrapher.tiny.pack import DATA, TINY
     from calligrapher.tiny.pretrain import Recipe, pretrain
 
-    print(f"The model is in {pretrain(chosen.out, Recipe())}.")
+    start = DATA if str(chosen.start) == TINY else chosen.start
+    print(f"The model is in {pretrain(chosen.out, Recipe(), start=start)}.")
     return 0
 
 

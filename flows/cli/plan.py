@@ -1,7 +1,8 @@
 """The command `plan`: what a run needs, reckoned before anything is loaded."""
 
 import argparse
-import json
+
+from flows.cli.output import add_json, show
 
 
 def add_plan_commands(commands: argparse._SubParsersAction) -> None:
@@ -25,7 +26,7 @@ def add_plan_commands(commands: argparse._SubParsersAction) -> None:
     plan.add_argument("--bandwidth", type=float, help="GB/s of a rank's links, for ddp's sums")
     plan.add_argument("--price", type=float, help="of a GPU hour")
     plan.add_argument("--scale", action="store_true", help="that for 1 to 512 GPUs alone")
-    plan.add_argument("--json", action="store_true", help="for programs")
+    add_json(plan)
     plan.set_defaults(command=_plan)
 
 
@@ -42,7 +43,7 @@ def _plan(chosen: argparse.Namespace) -> int:
         return 0
     gpu = capacity(chosen.gpu, chosen.gpu_memory)
     found = make_plan(find_params_file(chosen.params), chosen.settings, *gpu)
-    print(json.dumps(found.as_json(), indent=1) if chosen.json else found.text())
+    show(found.as_json(), found.text, as_json=chosen.json)
     if chosen.tflops is not None:
         print(
             "\n" + scale_table(find_params_file(chosen.params), chosen.settings, *rates, own=True)

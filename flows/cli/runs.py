@@ -7,12 +7,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from calligrapher.errors import ParamsError
+from flows.cli.output import add_json, show
 
 
 def add_run_commands(commands: argparse._SubParsersAction) -> None:
     """Add status, why, verify, gc, rerun and replay."""
     status = _add(commands, "status", _status, "what a run has done, is doing and has still to do")
-    status.add_argument("--json", action="store_true", help="for programs")
+    add_json(status)
     status.add_argument(
         "--verify", action="store_true", help="also read every byte, as `verify` does"
     )
@@ -88,7 +89,7 @@ def _status(chosen: argparse.Namespace) -> int:
 
     folder, _ = _located(chosen)
     found = status(folder)
-    print(found.model_dump_json(indent=1) if chosen.json else found.text())
+    show(found, found.text, as_json=chosen.json)
     return _told_damage(folder, sys.stderr if chosen.json else sys.stdout) if chosen.verify else 0
 
 

@@ -9,6 +9,7 @@ import gradio as gr
 from PIL import Image
 from starlette.middleware import Middleware
 
+from calligrapher.data.blank import blank_picture, color_of, place_mask, place_of
 from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, load_rgb
 from calligrapher.errors import CalligrapherError, DataError
@@ -31,7 +32,7 @@ STYLES = Path(__file__).with_name("demo.css")
 SHOW_RESULTS = """() => {
   const results = document.querySelector('#results');
   if (results.querySelector('figure') && !results.querySelector('figure:not(.waiting)'))
-    results.scrollIntoView({behavior: 'smooth', block: 'nearest'});
+    results.scrollIntoView({behavior: 'smooth', block: innerWidth > 640 ? 'nearest' : 'start'});
 }"""
 SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 
@@ -110,9 +111,13 @@ class Page:
             height=400,
             elem_id="canvas",
         )
-        with gr.Row():
+        with gr.Row(elem_classes="thin-buttons"):
             self.source_file = gr.UploadButton("Upload a picture", file_types=["image"], size="sm")
             self.mask_file = gr.UploadButton("Upload a mask", file_types=["image"], size="sm")
+            self.blank = gr.Button("Empty picture", size="sm", elem_id="blank")
+            self.color = gr.ColorPicker(
+                "#ffffff", show_label=False, container=False, min_width=60, elem_id="color"
+            )
             self.clear = gr.Button("Clear the mask", size="sm", elem_id="clear")
 
     def _lay_out_what(self) -> None:
@@ -198,6 +203,7 @@ class Page:
         self.source_file.upload(
             self.take_source, self.source_file, [self.source, *canvas, *outcome], **anew
         )
+        self.blank.click(self.take_blank, self.color, [self.source, *canvas, *outcome], **anew)
         self.cases.select(self.take_example, None, case, **anew)
         self.mask_file.upload(self.take_mask, [self.mask_file, self.source], canvas, **quiet)
         self.clear.click(self.clear_mask, self.source, canvas, **quiet)
@@ -210,6 +216,16 @@ class Page:
         source = load_rgb(Path(file))
         self._stop(request)
         canvas = editor_value(self.session.folder, source)
+        return {self.source: source, self.canvas: canvas, **self._outcome("")}
+
+    @_telling
+    def take_blank(self, color: str, request: gr.Request) -> dict:
+        """Take an empty picture as large as the canvas, painted over but for a margin."""
+        size = (self.session.painter.canvas.width, self.session.painter.canvas.height)
+        source = blank_picture(size, color_of(color))
+        self._stop(request)
+        mask = place_mask(size, place_of(None, size))
+        canvas = editor_value(self.session.folder, source, mask)
         return {self.source: source, self.canvas: canvas, **self._outcome("")}
 
     @_telling

@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -10,8 +10,10 @@ from pathlib import Path
 from PIL import Image
 
 from calligrapher.data.images import png_bytes
+from calligrapher.tiny.world import HEIGHT, MAX_LETTERS, MIN_LETTERS, WIDTH
 from flows.demo.sketch import EDITOR_SIDE
 from reward_server.client import RewardResult
+from reward_server.components import FACTORS
 from tasks.inference.painter import BASE, TRAINED
 from tasks.pipeline import WARMUP
 
@@ -20,13 +22,15 @@ TITLES = {BASE: "Base", WARMUP: "After the warm-up", TRAINED: "Trained"}
 
 @dataclass(frozen=True)
 class Heading:
-    """What was asked for; `unknown`: characters of the text that T5 does not know."""
+    """What was asked for. `unknown`: characters of the text that T5 does not know; `beyond`: what
+    the embedded tiny model has never seen (`calligrapher.tiny.world.beyond`)."""
 
     text: str
     seeds: Sequence[int]
     num_steps: int
     scale: float
     unknown: Sequence[str] = ()
+    beyond: Sequence[str] = ()
 
 
 @dataclass
@@ -64,13 +68,26 @@ def _title(heading: Heading) -> str:
         f"style scale {heading.scale:g}",
     ]
     title = f"<h2>{escape(heading.text)} <small>{' · '.join(settings)}</small></h2>"
-    if not heading.unknown:
-        return title
-    characters = " ".join(heading.unknown)
-    return (
-        f'{title}<div class="notice" role="status">T5, which reads the text for the model, does not'
-        f" know {escape(characters)}: the model sees an unknown character in its place.</div>"
+    return title + "".join(
+        f'<div class="notice" role="status">{escape(notice)}</div>' for notice in _notices(heading)
     )
+
+
+def _notices(heading: Heading) -> Iterator[str]:
+    """Yield why the results cannot be good, whatever was learned."""
+    if heading.unknown:
+        yield (
+            "T5, which reads the text for the model, does not know"
+            f" {' '.join(heading.unknown)}: the model sees an unknown character in its place."
+        )
+    if heading.beyond:
+        *others, last = heading.beyond
+        asked = f"{', '.join(others)} and {last}" if others else last
+        yield (
+            f"The embedded tiny model has learned words of {MIN_LETTERS} to {MAX_LETTERS} capital"
+            f" letters in drawn pictures of {WIDTH} x {HEIGHT} pixels, and nothing else. Asked for"
+            f" {asked}, it paints smears."
+        )
 
 
 def _head(variant: str, column: Column) -> str:
@@ -99,7 +116,10 @@ def _cell(variant: str, column: Column, row: int, seed: int) -> str:
 
 
 def _caption(reading: RewardResult) -> str:
-    """The text read and its numbers; `not scored` and why where there is none."""
+    """The text read and its numbers; `not scored` and why where there is none.
+
+    A factor of 1 takes nothing from the reward, and is left out.
+    """
     if reading.ocr_accuracy is None:
         return (
             "<em>not scored:"
@@ -110,7 +130,11 @@ def _caption(reading: RewardResult) -> str:
         "accuracy": reading.ocr_accuracy,
         "confidence": reading.ocr_confidence,
         "style": reading.style_score,
-        **{name.replace("_", " "): value for name, value in reading.own.items()},
+        **{
+            name.replace("_", " "): value
+            for name, value in reading.own.items()
+            if not (name in FACTORS and value == 1)
+        },
     }
     scores = " · ".join(
         f"{name} {value:.2f}" for name, value in numbers.items() if value is not None

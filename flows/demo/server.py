@@ -71,7 +71,8 @@ def serve(
         urls = reward_urls or (params.reward.server_urls if params else [])
         flags = scorer_flags(params.reward) if params else []
         with picture_scorer(urls, folder, flags) as scorer:
-            session = DemoSession(painter, _shown(painter, params), scorer, folder)
+            is_tiny = (params.model.base if params else base or TINY) == TINY
+            session = DemoSession(painter, _shown(painter, params), scorer, folder, is_tiny)
             ask_this_machine_directly()  # Gradio asks its own page whether it is there
             layout.Page(session, examples, _about(run_folder)).launch(host, port)
             if not is_loopback(host):
@@ -121,7 +122,7 @@ def example_cases(data: DataParams, folder: Path, pictures: Path | None) -> list
         write_bench(folder / "examples", num_cases=NUM_EXAMPLES, split="evaluation", seed=0)
         where = str(folder / "examples")
     try:
-        return load_cases(where, data.kind, pictures)[:NUM_EXAMPLES] if where else []
+        return load_cases(where, data.kind, pictures, data.columns)[:NUM_EXAMPLES] if where else []
     except DataError as error:
         logger.warning("The page shows no examples. %s", error)
         return []

@@ -11,6 +11,7 @@ from typing import Any
 
 from calligrapher.data.case import Case, slug
 from calligrapher.data.images import png_bytes
+from calligrapher.tiny.world import beyond
 from flows.demo.results import Column, Heading, results_html
 from flows.demo.scores import PictureScorer
 from flows.demo.sketch import DemoInput, write_case
@@ -37,6 +38,7 @@ class DemoSession:
     variants: Sequence[str]
     scorer: PictureScorer
     folder: Path
+    is_tiny: bool = False  # the model is the embedded one, or was trained from it
     _painting: Lock = field(default_factory=Lock, repr=False)
 
     def results(
@@ -49,7 +51,8 @@ class DemoSession:
         """
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             case = write_case(given, Path(folder))
-            heading = Heading(case.text, seeds, num_steps, scale, self._unknown(case))
+            strange = beyond(case.text, given.source.size) if self.is_tiny else []
+            heading = Heading(case.text, seeds, num_steps, scale, self._unknown(case), strange)
             columns = {variant: Column() for variant in self.variants}
             try:
                 for variant, column in columns.items():

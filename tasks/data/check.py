@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from calligrapher.data.case import Case
 from calligrapher.data.dataset import DatasetKind, ListedSample, survey
 from calligrapher.data.images import load_mask, load_rgb
+from calligrapher.data.lists import Columns
 from calligrapher.data.tables import SAVED
 from calligrapher.errors import DataError
 from tasks.data.demands import Demands, advice, heights_on, unmet
@@ -43,30 +45,65 @@ class CheckedDataset:
         broken = sum(bool(sample.problems) for sample in self.samples)
         return f"{self.path} (kind {self.kind}): {len(self.samples)} samples, {broken} broken"
 
+    @property
+    def cases(self) -> list[Case]:
+        return [sample.case for sample in self.samples if sample.case]
+
+    def statistics(self) -> dict[str, str]:
+        """Return what the sound cases are like, and which texts can have no OCR score."""
+        found = dict(_statistics(self.sound))
+        if (shapes := heights_on(self.demands.canvas, self.sound)) is not None:
+            found["shapes"] = str(shapes)
+        try:
+            if lacking := unreadable(self.cases):
+                found["unreadable"] = told(lacking, len(self.cases))
+        except (FileNotFoundError, ImportError) as error:
+            found["unreadable"] = f"not known: {error}"
+        return found
+
     def text(self) -> str:
         """The title, the problems, and the statistics of the sound cases."""
         broken = [f"broken: {problem}" for problem in self.problems]
-        cases = [sample.case for sample in self.samples if sample.case]
-        rows = [f"{name:<12} {value}" for name, value in _statistics(self.sound)]
-        if (shapes := heights_on(self.demands.canvas, self.sound)) is not None:
-            rows.append(f"{'shapes':<12} {shapes}")
-        try:
-            if lacking := unreadable(cases):
-                rows.append(f"{'unreadable':<12} {told(lacking, len(cases))}")
-        except (FileNotFoundError, ImportError) as error:
-            rows.append(f"{'unreadable':<12} not known: {error}")
-        return "\n".join([self.title, *broken, *advice(cases, self.demands), *rows])
+        rows = [f"{name:<12} {value}" for name, value in self.statistics().items()]
+        return "\n".join([self.title, *broken, *advice(self.cases, self.demands), *rows])
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {
+            "path": str(self.path),
+            "kind": self.kind,
+            "samples": len(self.samples),
+            "broken": [
+                {
+                    "where": sample.where,
+                    "case_id": sample.case and sample.case.case_id,
+                    "problems": list(sample.problems),
+                }
+                for sample in self.samples
+                if sample.problems
+            ],
+            "advice": list(advice(self.cases, self.demands)),
+            "statistics": self.statistics(),
+        }
 
 
 def check(
-    path: Path, kind: DatasetKind | None, *, demands: Demands, cache_dir: Path
+    path: Path,
+    kind: DatasetKind | None,
+    *,
+    demands: Demands,
+    cache_dir: Path,
+    columns: Columns | None = None,
 ) -> CheckedDataset:
-    """Return every sample of `path`, checked; without a `kind` it is told by what lies there."""
+    """Return every sample of `path`, checked; without a `kind` it is told by what lies there.
+
+    columns: as `data.columns`.
+    """
     if kind is None:
         path, kind = detect(path)
     samples, broken = [], 0
     with Progress("data check", None, "sample") as progress:
-        for sample in survey(path, kind, cache_dir):
+        for sample in survey(path, kind, cache_dir, columns):
             samples.append(_demanded(sample, demands))
             broken += bool(samples[-1].problems)
             progress.advance(broken=broken)

@@ -20,9 +20,9 @@ from calligrapher.errors import CalligrapherError, CheckpointError, ParamsError
 from calligrapher.model.loading import pick_device
 from tasks.launch.places import check_places, named_servers
 from tasks.params.run_params import RunParams
+from tasks.planning import work
 from tasks.planning.gpu_fit import GIB, needed
 from tasks.planning.memory import memory
-from tasks.planning.work import files
 from tasks.runs.preflight import preflight
 from tasks.weights.model_files import model_files
 
@@ -171,16 +171,6 @@ def data(params: RunParams, runs_dir: Path) -> str:
     return f"{params.data.train} and the canvas {params.model.width} x {params.model.height} fit"
 
 
-def disk_needed(params: RunParams) -> int:
-    """Return the bytes that a run writes, with one round at work; pictures at their largest."""
-    sizes, keeps = files(params), params.retention
-    kept = 1 + keeps.keep_last + keeps.keep_best
-    kept += params.rounds // keeps.keep_every if keeps.keep_every else 0
-    kept = min(kept, params.rounds + 1)
-    cases = params.cases_per_round + (params.evaluate.num_cases if params.evaluate.every else 0)
-    return kept * (sizes.checkpoint + sizes.rollout) + cases * sizes.conditioning
-
-
 def disk(params: RunParams, runs_dir: Path) -> str:
     """Say that the folder of runs can be written to and has room."""
     place = runs_dir.absolute()
@@ -188,7 +178,7 @@ def disk(params: RunParams, runs_dir: Path) -> str:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise ParamsError(f"runs_dir must be a folder to write to. Got {place}. Name another.")
-    wanted, free = disk_needed(params) / GIB, shutil.disk_usage(place).free / GIB
+    wanted, free = sum(work.disk(params).values()) / GIB, shutil.disk_usage(place).free / GIB
     if wanted > free:
         raise ParamsError(
             f"{place} must have {wanted:.1f} GiB free. Got {free:.1f}. Name another runs_dir, or"

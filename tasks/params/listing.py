@@ -4,9 +4,11 @@
 find_keys("nft.nft_beta")     # one key
 find_keys("reward")           # a section
 find_keys()                   # all
+list(changed(params))         # [("rounds", 50, None), ("nft.nft_beta", 1.0, "0.5"), ...]
 ```
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -55,6 +57,19 @@ def find_keys(name: str = "", root: type[BaseModel] = RunParams) -> list[Key]:
             + (f" Nearest: {hint}." if hint else "")
         )
     return found
+
+
+def changed(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str | None]]:
+    """Yield (key, value, default as it is written) of what differs from its default.
+
+    The default is None where there is none: a value must be given then.
+    """
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from changed(value, f"{prefix}{name}.")
+        elif field.is_required() or value != field.get_default(call_default_factory=True):
+            yield prefix + name, value, _default(field)
 
 
 def _key(dotted: str, root: type[BaseModel]) -> Key:

@@ -10,8 +10,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from calligrapher.data.dataset import DatasetKind
+from calligrapher.data.lists import Column
 from calligrapher.params import Count, Positive, Section, Weight
-from reward_server.components import FACTORS, NAMES, WEIGHABLE, WEIGHT_OF, is_weighable
+from calligrapher.sampling.step import Solver
+from reward_server.components import (
+    FACTORS,
+    LESSENED,
+    NAMES,
+    STYLE,
+    WEIGHABLE,
+    WEIGHT_OF,
+    is_weighable,
+)
 from reward_server.scorer_files import ScorerFile, check_own_name
 
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
@@ -123,6 +133,14 @@ class DataParams(Section):
         None, description="Held-out cases for `evaluate`, of the same kind."
     )
     kind: DatasetKind = Field("self", description="How the cases are listed (docs/data.md).")
+    columns: dict[Column, Annotated[str, Field(min_length=1)]] = Field(
+        {},
+        description=(
+            "Of a jsonl, parquet or huggingface dataset: field of a case (source, mask, reference, "
+            "text, case_id, target, ocr_match) -> its name in the table. Columns that are neither "
+            "named nor a field are left out then."
+        ),
+    )
     reconstruct: bool = Field(
         False,
         description=(
@@ -183,6 +201,14 @@ class RolloutParams(Section):
         50,
         description="Sampling steps; evaluation's as well, unless it has a number of its own.",
     )
+    solver: Solver = Field(
+        "euler",
+        description=(
+            "How a rollout's deterministic steps are taken: Euler's, or DPM-Solver++ of second"
+            " order, which needs fewer for the same image. For algorithms that do not explore;"
+            " evaluations, generate and the page take Euler's steps in any case."
+        ),
+    )
     batch_size: Positive = Field(1, description="Images sampled at once.")
     shard_size: Positive = Field(
         16,
@@ -228,6 +254,15 @@ class RewardParams(Section):
             "Components of 0..1 by which ocr_accuracy and ocr_likelihood are multiplied before "
             "they are weighed: of ocr_visibility, ocr_upright, ocr_unstruck, ocr_sharpness, "
             "ocr_inside, ocr_size. Text that nobody can see or accept then earns nothing."
+        ),
+    )
+    style_factors: list[str] = Field(
+        [],
+        description=(
+            "Components of 0..1 by which style_score is multiplied before it is weighed: of "
+            "ocr_accuracy, ocr_likelihood and those that `factors` may name. With ocr_accuracy, "
+            "lettering that does not say the text (bars of ink, the reference itself) earns "
+            "nothing by its style."
         ),
     )
     ocr_mode: Literal["auto", "scene", "line"] | None = Field(
@@ -347,6 +382,18 @@ class RewardParams(Section):
                 )
         return factors
 
+    @field_validator("style_factors")
+    @classmethod
+    def _names_style_factors(cls, factors: list[str]) -> list[str]:
+        allowed = (*LESSENED, *FACTORS)
+        for name in factors:
+            if name not in allowed or factors.count(name) > 1:
+                raise ValueError(
+                    f"style_factors must name some of {', '.join(allowed)}, each once. Got"
+                    f" {name!r}."
+                )
+        return factors
+
     @field_validator("scorers")
     @classmethod
     def _names_scorers(cls, scorers: dict[str, str]) -> dict[str, str]:
@@ -364,7 +411,9 @@ class RewardParams(Section):
     @property
     def needed(self) -> tuple[str, ...]:
         """The components that a reward is made of: what is weighed, and the factors."""
-        return tuple(dict.fromkeys([*self.component_weights, *self.factors]))
+        weighed = self.component_weights
+        style = self.style_factors if STYLE in weighed else ()
+        return tuple(dict.fromkeys([*weighed, *self.factors, *style]))
 
     @property
     def scorer_files(self) -> dict[str, ScorerFile]:
@@ -382,6 +431,9 @@ class UpdateParams(OptimizerParams):
         None, description="Optimizer steps of the whole run; null = no limit."
     )
     num_inner_epochs: Positive = Field(1, description="Passes over a round's images.")
+    adapter_learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Peak learning rate of the style adapter; null = learning_rate."
+    )
     adam_epsilon: Annotated[float, Field(gt=0)] = Field(
         1e-8,
         description=(
@@ -435,11 +487,25 @@ class EvaluateParams(Section):
 
 
 class TrackingParams(Section):
-    """The MLflow mirror of `metrics.jsonl`."""
+    """Who else shows what `metrics.jsonl` holds."""
 
+    backends: list[str] = Field(
+        ["mlflow"],
+        description=(
+            "Trackers: mlflow, tensorboard (event files in the run's folder), wandb; any of them"
+            " can be filled later (`calligrapher sync RUN --to NAME`)."
+        ),
+    )
     uri: str | None = Field(None, description="MLflow store; null = sqlite:///RUNS_DIR/mlflow.db.")
-    experiment: str = Field("calligrapher-rl", min_length=1, description="MLflow experiment.")
+    experiment: str = Field(
+        "calligrapher-rl", min_length=1, description="MLflow's experiment; W&B's project."
+    )
     enabled: bool = Field(True, description="false = `metrics.jsonl` alone.")
+
+    @property
+    def used(self) -> list[str]:
+        """The trackers that a run feeds, each once."""
+        return list(dict.fromkeys(self.backends)) if self.enabled else []
 
 
 class RetentionParams(Section):

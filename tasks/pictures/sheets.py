@@ -1,13 +1,12 @@
 """Drawing sheets of captioned pictures with Pillow: fonts, colours, cells and their arrangement."""
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import matplotlib
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from tasks.pictures.fonts import pieces
 
 PAPER, INK, MUTED, LINE = "#ffffff", "#1f2430", "#6b7280", "#d7dbe2"
 GOOD, BAD, ACCENT = "#15803d", "#c2410c", "#2563eb"
@@ -29,16 +28,10 @@ class Span:
 Line = tuple[Sequence[Span], Sequence[Span]]  # left-aligned, right-aligned
 
 
-@functools.cache
-def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as matplotlib carries it: on every machine, Latin, Greek and Cyrillic letters."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
-
-
 def width_of(spans: Sequence[Span]) -> int:
     """The width of a piece of a line in pixels."""
-    return math.ceil(sum(font(s.size, s.bold).getlength(s.text) for s in spans))
+    parts = (part for span in spans for part in pieces(span.text, span.size, span.bold))
+    return math.ceil(sum(face.getlength(text) for text, face in parts))
 
 
 def fitted(spans: Sequence[Span], room: int) -> list[Span]:
@@ -86,9 +79,9 @@ def write(draw: ImageDraw.ImageDraw, at: tuple[int, int], spans: Sequence[Span])
     """Write spans from `at` on: x of the first letter, y of the line the letters stand on."""
     x = float(at[0])
     for span in spans:
-        face = font(span.size, span.bold)
-        draw.text((x, at[1]), span.text, fill=span.colour, font=face, anchor="ls")
-        x += face.getlength(span.text)
+        for text, face in pieces(span.text, span.size, span.bold):
+            draw.text((x, at[1]), text, fill=span.colour, font=face, anchor="ls")
+            x += face.getlength(text)
 
 
 def stacked(rows: Sequence[Sequence[Image.Image]], gap: int = GAP) -> Image.Image:

@@ -35,12 +35,12 @@ def shapes(params: RunParams) -> Shapes:
     if data.train == TINY or not Path(data.train.partition("#")[0]).exists():
         square = m.height + m.width
         return Shapes(square, square, " below a reference counted as square")
-    return _of(data.train, data.kind, canvas)
+    return _of(data.train, data.kind, tuple(data.columns.items()), canvas)
 
 
 @functools.lru_cache
-def _of(train: str, kind: str, canvas: Canvas) -> Shapes:
-    cases = load_cases(train, kind, Path("runs/data/pictures"))
+def _of(train: str, kind: str, columns: tuple[tuple[str, str], ...], canvas: Canvas) -> Shapes:
+    cases = load_cases(train, kind, Path("runs/data/pictures"), dict(columns))
     heights = [canvas.height_with(case) for case in cases]
     largest, mean = max(heights), sum(heights) / len(heights)
     least, most = (height - canvas.height for height in (min(heights), largest))

@@ -1,8 +1,11 @@
 """How often the transformer runs, and what is written, from params and configs alone."""
 
+import math
 from dataclasses import dataclass
 
+from tasks.artifacts.layout import EVALUATE
 from tasks.params.run_params import RunParams
+from tasks.pipeline import evaluated_cases, planned, stage_of
 from tasks.planning.memory import copies, meta_model, optimizer_bytes, row_bytes, t5_moved
 
 PNG_BYTES = 3  # of a pixel, at most but for the file's frame: noise does not compress
@@ -54,3 +57,31 @@ def files(params: RunParams) -> Files:
         checkpoint=2 * trained + ema + optimizer_bytes(weights, params.update.use_8bit_adam),
         cpu_memory=2 * trained + t5_moved(params, model),
     )
+
+
+def rounds_made(params: RunParams) -> int:
+    """Return how many rounds a run has where every optimizer step of a round is taken.
+
+    `update.max_train_steps` may end it before `rounds`.
+    """
+    return math.ceil(params.total_updates / params.updates_per_round)
+
+
+def disk(params: RunParams) -> dict[str, int]:
+    """Return the bytes that a run writes in the end, by kind; pictures at their largest.
+
+    Weights are those that retention keeps, and those of the round at work.
+    """
+    sizes, keeps, rounds = files(params), params.retention, rounds_made(params)
+    kept = 1 + keeps.keep_last + keeps.keep_best
+    kept += rounds // keeps.keep_every if keeps.keep_every else 0
+    looks = [name for name in planned(params, rounds) if stage_of(name) == EVALUATE]
+    images = sum(evaluated_cases(name, params) for name in looks)
+    images *= params.evaluate.num_images_per_case
+    cases = params.cases_per_round + (params.evaluate.num_cases if params.evaluate.every else 0)
+    return {
+        "rollouts": rounds * sizes.rollout,
+        "weights": min(kept, rounds + 1) * sizes.checkpoint,
+        "evaluations": images * PNG_BYTES * params.model.width * params.model.height,
+        "encodings": cases * sizes.conditioning,
+    }

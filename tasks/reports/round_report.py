@@ -3,7 +3,6 @@ next."""
 
 import base64
 import io
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from calligrapher.tables.parquet import read_shard, read_table
 from calligrapher.tables.schema import SCORE_COLUMNS
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import evaluation_name, round_name
-from tasks.tracking.journal import METRICS_FILE, REPORT
+from tasks.tracking.journal import METRICS_FILE, REPORT, whole_lines
 from tasks.tracking.pointer import read_pointer
 
 WORST = 5
@@ -78,8 +77,7 @@ def _metrics(run: Path, round: int) -> dict[str, float]:
     stages = {f"{round_name(round)}/{stage}" for stage in ("score", "advantage", "update")}
     stages.add(evaluation_name(round + 1))
     found: dict[str, float] = {}
-    for line in (run / METRICS_FILE).read_text().splitlines():
-        record = json.loads(line)
+    for record in whole_lines(run / METRICS_FILE):
         if record["stage"] in stages:
             found |= {key: value for key, value in record["metrics"].items() if value is not None}
     return found

@@ -15,6 +15,7 @@ from tasks.artifacts.lock import lock_holder
 from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RunParams, load_params
 from tasks.pipeline import planned, round_of, stage_of
+from tasks.reports.words import size
 
 State = Literal["done", "running", "unfinished", "missing", "damaged"]
 
@@ -56,9 +57,7 @@ class RunStatus(BaseModel):
         """The tree for a terminal."""
         who = self.holder or "nobody works on it"
         done = f"{self.rounds_done} of {self.rounds} rounds"
-        lines = [
-            f"{self.path}: {self.algorithm}, {done}, {self.state} ({who}), {_size(self.bytes)}"
-        ]
+        lines = [f"{self.path}: {self.algorithm}, {done}, {self.state} ({who}), {size(self.bytes)}"]
         lines += [self.fork] if self.fork else []
         folder = None
         for stage in self.stages:
@@ -152,7 +151,7 @@ def _bytes(folder: Path) -> int:
 def _line(stage: StageStatus, last: str, width: int) -> str:
     parts = [f"{last:<{width}}", f"{stage.state:<10}"]
     if stage.state != "missing":
-        parts.append(f"{_size(stage.bytes):>9}")
+        parts.append(f"{size(stage.bytes):>9}")
     if stage.seconds is not None:
         parts.append(f"{stage.seconds:>9.1f} s")
     if stage.reward is not None:
@@ -165,12 +164,3 @@ def _line(stage: StageStatus, last: str, width: int) -> str:
         if holds
     ]
     return " ".join([*parts, *(f" {note}" for note in notes), stage.problem or ""]).rstrip()
-
-
-def _size(count: int) -> str:
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

@@ -102,7 +102,8 @@ class Cases:
         return digest
 
     def _load(self, where: Path) -> list[Case]:
-        return load_cases(where, self.params.data.kind, self.data_dir / "pictures")
+        data = self.params.data
+        return load_cases(where, data.kind, self.data_dir / "pictures", data.columns)
 
     def _folder(self, where: str, split: str) -> Path:
         if where != TINY:

@@ -25,8 +25,10 @@ from reward_server.client import (
 )
 from reward_server.components import (
     FACTORS,
+    LESSENED,
     NAMES,
     SEES_REFERENCE,
+    STYLE,
     WEIGHABLE,
     WEIGHT_OF,
     measured_by,
@@ -40,7 +42,6 @@ MADE_UP = (
     " on constant rewards, without a server."
 )
 _GAVE_NONE = "the server gave none"
-LESSENED = frozenset({"ocr_accuracy", "ocr_likelihood"})  # by the factors
 REFERENCE_SIDE = 1024  # pixels of the longer side; judges see a reference no larger
 
 
@@ -193,7 +194,8 @@ def reward_of(
 ) -> dict[str, Any]:
     """Return the `reward` of what was measured; null, with a `reason`, when a part is missing.
 
-    It is `sum(weight * component)`; with `factors`, what OCR read counts their product times.
+    It is `sum(weight * component)`; with `factors`, what OCR read counts their product times, with
+    `style_factors` the style.
     """
     missing = [
         f"{component}: {errors.get(component, _no_reason(errors))}"
@@ -210,13 +212,17 @@ def reward_of(
 def reward_parts(params: RewardParams, row: Mapping[str, Any]) -> dict[str, float]:
     """Return what is weighed of a row that lacks nothing `needed`: component -> value.
 
-    What OCR read counts the product of `factors` times; other components are as measured.
+    What OCR read counts the product of `factors` times, style the product of `style_factors` (of
+    what OCR read, as it counts); other components are as measured.
     """
     factor = math.prod(row[name] for name in params.factors)
-    return {
-        name: row[name] * factor if name in LESSENED else row[name]
-        for name in params.component_weights
-    }
+
+    def counted(name: str) -> float:
+        if name == STYLE:
+            return row[name] * math.prod(counted(other) for other in params.style_factors)
+        return row[name] * factor if name in LESSENED else row[name]
+
+    return {name: counted(name) for name in params.component_weights}
 
 
 def measured_numbers(columns: Iterable[str]) -> list[str]:
@@ -300,10 +306,11 @@ def _check_info(info: Mapping[str, Any], params: RewardParams) -> None:
                 f" {component}. Got {weight}. Set it to 0, or start them with"
                 f" {measured_by(component)}."
             )
-    for component in params.factors:
+    for component in params.needed:
         if component not in measured:
+            key = "factors" if component in params.factors else "style_factors"
             raise RewardError(
-                f"reward.factors must name what the reward servers measure. Got {component}, which"
+                f"reward.{key} must name what the reward servers measure. Got {component}, which"
                 f" they do not. Leave it out, or start them with {measured_by(component)}."
             )
 

@@ -15,6 +15,7 @@ from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RunParams
 from tasks.reports.learning_curve import show_learning_curve
 from tasks.reports.round_pictures import describe, show_grid, show_round
+from tasks.reports.words import duration
 from tasks.runs import retention
 from tasks.stages.checkpointed_loop import STEP_METRICS_FILE, by_step
 from tasks.stages.update import IDLE
@@ -99,8 +100,8 @@ class AfterStage:
         logger.info(
             "%s took %s; about %s of training left",
             self._round(round_index),
-            _duration(seconds),
-            _duration(left),
+            duration(seconds),
+            duration(left),
         )
 
     def _round(self, round_index: int) -> str:
@@ -128,14 +129,6 @@ class AfterStage:
 
     def _parent(self, name: str, key: str) -> Artifact:
         return self.folder.load(pipeline.parents(name)[key])
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _prefixed(stage: str, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from calligrapher.errors import CheckpointError, DataError, ParamsError
 from tasks.params.run_params import RunParams, check_multiple
 from tasks.pipeline import WARMUP
+from tasks.tracking.mirror import backend_class
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ def _preflight(params_json: str, data_dir: Path, *, learns: bool) -> None:
     if params.model.attention_backend is not None:
         check_attention_backend(params.model.attention_backend)
     check_scorers(params.reward)
+    for name in params.tracking.used:
+        backend_class(name)
     eight_bit = [n for n in ("warmup", "update") if getattr(params, n).use_8bit_adam]
     if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
         raise ParamsError(

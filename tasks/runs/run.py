@@ -214,7 +214,7 @@ def open_run(
     folder = RunDir(path)
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock():
-        _refuse_other_params(folder, params)
+        refuse_other_params(folder, params)
         _tell_other_machine(folder, params)
         retention.remove_leftovers(folder)
         atomic_write(folder.path / PARAMS, canonical_json(params.resolved()) + b"\n")
@@ -242,7 +242,8 @@ def _tell_other_machine(folder: RunDir, params: RunParams) -> None:
         )
 
 
-def _refuse_other_params(folder: RunDir, params: RunParams) -> None:
+def refuse_other_params(folder: RunDir, params: RunParams) -> None:
+    """Raise ArtifactError where the run has artifacts that were made with other params."""
     for name in pipeline.planned(params):
         path = folder.stage_path(name)
         if name not in folder.shared and path.exists():

@@ -1,1 +1,1 @@
-"""`metrics.jsonl` is the truth, MLflow its mirror; the only folder that knows MLflow."""
+"""`metrics.jsonl` is the truth, trackers show it; no other folder knows MLflow and its like."""

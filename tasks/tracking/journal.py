@@ -70,6 +70,12 @@ def run_journals(run_dir: Path) -> tuple[Journal, Journal]:
     return metrics, Journal(run_dir / EVENTS_FILE, event_key)
 
 
+def whole_lines(path: Path) -> list[Entry]:
+    """Return the records of a journal that another process may be writing to; [] without a file."""
+    data = path.read_bytes() if path.is_file() else b""
+    return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+
+
 def _cut_half_line(path: Path) -> int:
     """Cut off what a killed writer left after the last whole line; returns the size that
     remains."""

@@ -1,106 +1,84 @@
-"""The MLflow mirror of a run's files, and `sync`, which completes it."""
+"""What every tracker has in common: it shows a run's journals, and `sync` completes it later.
 
-import contextlib
-import getpass
+A tracker is a file of `tasks/tracking/backends/` with a class `Backend(Mirror)`; its name is that
+of the file.
+"""
+
+import importlib.util
 import json
-import re
-import shutil
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import ClassVar
 
-from PIL import Image
+from calligrapher.errors import CalligrapherError, ParamsError
+from tasks.artifacts.layout import PARAMS
+from tasks.params.sections import TrackingParams
+from tasks.tracking import backends
+from tasks.tracking.journal import METRICS_FILE, Entry, Journal, run_journals
 
-from calligrapher.errors import CalligrapherError
-from tasks.artifacts.digests import code_version
-from tasks.artifacts.layout import RunsDir
-from tasks.tracking.journal import METRICS_FILE, REPORT, Entry, Journal, run_journals
-from tasks.tracking.mlflow_setup import follow_moved_folder, one_at_a_time, prepare_mlflow
-from tasks.tracking.models import ensure_model
-from tasks.tracking.pointer import read_pointer, store_pointer, with_variables, write_pointer
-
-if TYPE_CHECKING:
-    from mlflow.entities import Metric
-
-_BATCH = 900  # MLflow takes at most 1000 metrics at once
-_PARAMS_BATCH = 100
-
-
-def sync(run_dir: str | Path, uri: str | None = None) -> str:
-    """Mirror a run's files to MLflow, to `uri` if given, else to where it was tracked. Adds nothing
-    twice.
-
-    Returns the MLflow run id. Raises CalligrapherError when there is nothing to mirror or MLflow
-    cannot be reached.
-    """
-    run_dir = Path(run_dir).absolute()
-    if not (run_dir / METRICS_FILE).is_file():
-        raise CalligrapherError(
-            f"{run_dir} must be the folder of a run. It holds no {METRICS_FILE}."
-        )
-    pointer = read_pointer(run_dir)
-    target = uri or pointer.get("uri") or f"sqlite:///{RunsDir(run_dir.parent).mlflow_database}"
-    write_pointer(run_dir, target, pointer.get("experiment") or "calligrapher-rl")
-    problems: list[str] = []
-    try:
-        mirror = Mirror(
-            run_dir, run_journals(run_dir), lambda what, e: problems.append(f"{what}: {e}")
-        )
-        mirror.catch_up()
-        mirror.end("FINISHED")
-    except Exception as error:
-        raise CalligrapherError(
-            f"MLflow at {target} must take the run. It did not: {error}"
-        ) from error
-    if problems:
-        raise CalligrapherError(
-            f"MLflow at {target} did not take everything: " + "; ".join(problems)
-        )
-    return mirror.run_id
+Failed = Callable[[str, Exception], None]
 
 
 class Mirror:
-    """One MLflow run that shows one run folder. Its methods raise what MLflow raises."""
+    """Shows one run folder in a tracker. Its methods raise what the tracker raises.
 
-    def __init__(
-        self,
-        run_dir: Path,
-        journals: tuple[Journal, Journal],
-        failed: Callable[[str, Exception], None],
-    ) -> None:
+    A backend takes what it can show and leaves out what the tracker has already: after a kill it is
+    made anew, and given the journals from their beginning. The packages it needs are imported when
+    it is made, not before.
+    """
+
+    title: ClassVar[str]
+    package: ClassVar[str]  # that must be installed
+
+    def __init__(self, run_dir: Path, journals: tuple[Journal, Journal], failed: Failed) -> None:
         self._run_dir, self._journals, self._failed = run_dir, journals, failed
         self._metrics_offset = self._events_offset = 0
-        pointer = read_pointer(run_dir)
-        uri = with_variables(pointer["uri"])
-        prepare_mlflow()
-        import mlflow
 
-        with one_at_a_time(uri):
-            self._client = mlflow.MlflowClient(tracking_uri=uri)
-            follow_moved_folder(uri)
-            self._experiment_id = self._experiment(pointer["experiment"], uri)
-        self.run_id, is_new = self._run(pointer)
-        run = self._client.get_run(self.run_id)
-        self._params = dict(run.data.params)
-        # What MLflow has already, fetched when first needed; in a new run: nothing.
-        self._steps: dict[str, set[int]] | None = {} if is_new else None
-        self._known_keys = set() if is_new else set(run.data.metrics)
-        self._datasets = {(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs}
-        self._images = set() if is_new else self._listed_images()
-        self._system = self._watch_system(uri)
-        self._mirror_entry: dict[str, Callable[[Entry], None]] = {
-            "params": self._mirror_params,
-            "tags": self._mirror_tags,
-            "image": self._mirror_image,
-            "dataset": self._mirror_dataset,
-            "checkpoint": self._mirror_checkpoint,
-        }
+    @classmethod
+    def prepare(cls, run_dir: Path, tracking: TrackingParams, *, again: bool = False) -> str:
+        """Note in the run's folder what must not be lost; return where the run will be shown.
+
+        again: where it was shown before, if it was.
+        """
+        raise NotImplementedError
+
+    def where(self) -> str:
+        """Return what a person looks for in the tracker."""
+        raise NotImplementedError
+
+    def take_metrics(self, records: list[Entry]) -> None:
+        """Show lines of `metrics.jsonl`: `stage`, `step`, `time` and `metrics`, of which a value
+        may be None."""
+        raise NotImplementedError
+
+    def take_params(self, record: Entry) -> None:
+        """Show all params, as texts by dotted key (`params`)."""
+
+    def take_tags(self, record: Entry) -> None:
+        """Show `tags`."""
+
+    def take_image(self, record: Entry) -> None:
+        """Show a picture: `key`, `step`, `path` in the run's folder; without `slider` the newest
+        alone counts."""
+
+    def take_histogram(self, record: Entry) -> None:
+        """Show how many values lie where: `key`, `step`, `counts`, and one more of `edges`."""
+
+    def take_dataset(self, record: Entry) -> None:
+        """Show which data went in or came out: `name`, `digest`, `path`, `context`."""
+
+    def take_checkpoint(self, record: Entry) -> None:
+        """Show a checkpoint: `name`, `digest`, `path`, `step`, `metrics`."""
+
+    def end(self, status: str) -> None:
+        """Mark the run as ended: FINISHED, FAILED or KILLED."""
 
     def catch_up(self) -> None:
-        """Mirror all lines that were written since the last call."""
+        """Show all lines that were written since the last call."""
         metrics, events = self._journals
         end = metrics.end
-        self._mirror_metrics(metrics.read(self._metrics_offset, end))
+        self.take_metrics(metrics.read(self._metrics_offset, end))
         self._metrics_offset = end
         end = events.end
         records = events.read(self._events_offset, end)
@@ -110,187 +88,59 @@ class Mirror:
             if record["kind"] == "image" and replaced[record["path"]] != i:
                 continue
             try:
-                self._mirror_entry[record["kind"]](record)
+                getattr(self, f"take_{record['kind']}")(record)
             except Exception as error:
-                self._failed(f"mirroring {record['kind']}", error)
+                self._failed(f"showing a {record['kind']} in {self.title}", error)
         self._events_offset = end
 
-    def end(self, status: str) -> None:
-        """Mark the MLflow run as ended."""
-        if self._system is not None:
-            self._system.finish()
-        self._client.set_terminated(self.run_id, status)
 
-    def _experiment(self, name: str, uri: str) -> str:
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is not None and experiment.lifecycle_stage == "deleted":
-            number = experiment.experiment_id
-            raise CalligrapherError(
-                f"The MLflow experiment {name!r} must not be deleted. It is. Restore it (`mlflow"
-                f" experiments restore --experiment-id {number}`), remove it for good (`mlflow gc"
-                f" --experiment-ids {number}`), or name another one (`tracking.experiment`)."
-            )
-        if experiment is not None:
-            return experiment.experiment_id
-        place = None
-        if uri.startswith("sqlite:///"):
-            # MLflow's own default is a folder of whatever directory the process was started in.
-            place = (
-                Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts"
-            ).as_uri()
-        return self._client.create_experiment(name, artifact_location=place)
-
-    def _run(self, pointer: Entry) -> tuple[str, bool]:
-        """The MLflow run of this run folder: the one noted there if MLflow still has it, else a new
-        one."""
-        import mlflow
-
-        if pointer.get("run_id"):
-            try:
-                run = self._client.get_run(pointer["run_id"])
-            except mlflow.exceptions.MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise  # a server that does not answer may well have the run
-            else:
-                if run.info.lifecycle_stage == "active":
-                    self._client.update_run(run.info.run_id, status="RUNNING")
-                    return run.info.run_id, False
-        tags = {
-            "run_dir": str(self._run_dir),
-            "mlflow.source.name": "calligrapher train",
-            "mlflow.source.type": "LOCAL",
-        }
-        with contextlib.suppress(OSError, KeyError):  # no such user in this container
-            tags["mlflow.user"] = getpass.getuser()
-        if "commit" in code_version():
-            tags["mlflow.source.git.commit"] = code_version()["commit"]
-        run = self._client.create_run(self._experiment_id, tags=tags, run_name=self._run_dir.name)
-        pointer = pointer | {"run_id": run.info.run_id, "experiment_id": self._experiment_id}
-        store_pointer(self._run_dir, pointer)
-        return run.info.run_id, True
-
-    def _watch_system(self, uri: str) -> Any:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        try:
-            monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=uri)
-            monitor.start()
-        except Exception as error:
-            self._failed("the system monitor", error)
-            return None
-        return monitor
-
-    def _mirror_metrics(self, records: list[Entry]) -> None:
-        from mlflow.entities import Metric
-
-        fresh: dict[tuple[str, int], Metric] = {}
-        for record in records:
-            for key, value in record["metrics"].items():
-                name, step = _metric_name(key), record["step"]
-                if value is not None and step not in self._logged_steps(name):
-                    fresh[name, step] = Metric(name, value, round(record["time"] * 1000), step)
-        metrics = list(fresh.values())
-        for start in range(0, len(metrics), _BATCH):
-            batch = metrics[start : start + _BATCH]
-            self._client.log_batch(self.run_id, metrics=batch, synchronous=True)
-            for metric in batch:
-                self._logged_steps(metric.key).add(metric.step)
-
-    def _logged_steps(self, name: str) -> set[int]:
-        if self._steps is None:
-            self._steps = {}
-        if name not in self._steps:
-            known = (
-                self._client.get_metric_history(self.run_id, name)
-                if name in self._known_keys
-                else []
-            )
-            self._steps[name] = {metric.step for metric in known}
-        return self._steps[name]
-
-    def _mirror_params(self, record: Entry) -> None:
-        """Params cannot change in MLflow: those of a resumed run that did become tags."""
-        from mlflow.entities import Param, RunTag
-
-        changed = {k: v for k, v in record["params"].items() if self._params.get(k, v) != v}
-        fresh = [Param(k, v) for k, v in record["params"].items() if k not in self._params]
-        for start in range(0, len(fresh), _PARAMS_BATCH):
-            self._client.log_batch(
-                self.run_id, params=fresh[start : start + _PARAMS_BATCH], synchronous=True
-            )
-        tags = [
-            RunTag(f"changed.{key}", f"{self._params[key]} -> {value}")
-            for key, value in changed.items()
-        ]
-        if tags:
-            self._client.log_batch(self.run_id, tags=tags, synchronous=True)
-        self._params |= {param.key: param.value for param in fresh}
-
-    def _mirror_tags(self, record: Entry) -> None:
-        for key, value in record["tags"].items():
-            self._client.set_tag(self.run_id, key, value)
-
-    def _mirror_image(self, record: Entry) -> None:
-        path = self._run_dir / record["path"]
-        if not record["slider"]:
-            self._client.log_artifact(self.run_id, str(path), REPORT)
-        elif (record["key"], record["step"]) not in self._images:
-            with Image.open(path) as image:
-                # The very file: MLflow would compress the picture anew, which costs more than all
-                # the rest.
-                image.save = lambda target: shutil.copyfile(path, target)  # type: ignore[method-assign]
-                self._client.log_image(
-                    self.run_id, image, key=record["key"], step=record["step"], synchronous=True
-                )
-            self._images.add((record["key"], record["step"]))
-
-    def _listed_images(self) -> set[tuple[str, int]]:
-        """(key, step) of the images that MLflow has; its file names are
-        `images/KEY+step+STEP+...`."""
-        names = (
-            Path(info.path).name for info in self._client.list_artifacts(self.run_id, "images")
+def backend_class(name: str) -> type[Mirror]:
+    """Return the tracker `name`. Raises ParamsError where there is none, or its package is not."""
+    known = sorted(module.name for module in pkgutil.iter_modules(backends.__path__))
+    if name not in known:
+        raise ParamsError(f"tracking.backends must be some of {', '.join(known)}. Got {name!r}.")
+    found = importlib.import_module(f"{backends.__name__}.{name}").Backend
+    if importlib.util.find_spec(found.package) is None:
+        raise ParamsError(
+            f"tracking.backends names {name}, which needs the package {found.package}. It is not"
+            f" installed: `pip install 'calligrapher[{name}]'`."
         )
-        matches = (re.match(r"(.+?)[+%]step[+%](\d+)[+%]", name) for name in names)
-        return {(m[1].replace("~", "/"), int(m[2])) for m in matches if m}
+    return found
 
-    def _mirror_dataset(self, record: Entry) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        name, digest = record["name"], record["digest"][:32]
-        if (name, digest) in self._datasets:
-            return
-        place = json.dumps({"uri": (self._run_dir / record["path"]).resolve().as_uri()})
-        dataset = Dataset(name, digest, "local", place)
-        context = [InputTag("mlflow.data.context", record["context"])]
-        self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, context)])
-        self._datasets.add((name, digest))
+def sync(run_dir: str | Path, uri: str | None = None, to: Sequence[str] = ()) -> list[str]:
+    """Show a run's files in the trackers `to`; default: those of its params. Adds nothing twice.
 
-    def _mirror_checkpoint(self, record: Entry) -> None:
-        place = self._run_dir / record["path"]
-        model = ensure_model(
-            self._client, self._experiment_id, self.run_id, record["name"], record["digest"], place
+    uri: MLflow's store; default: where the run was tracked. Returns where the run is found now, one
+    text each. Raises CalligrapherError when there is nothing to show or a tracker does not take it.
+    """
+    run_dir = Path(run_dir).absolute()
+    if not (run_dir / METRICS_FILE).is_file():
+        raise CalligrapherError(
+            f"{run_dir} must be the folder of a run. It holds no {METRICS_FILE}."
         )
-        known = {metric.key for metric in model.metrics or ()}
-        scores = [
-            self._score_of(model.model_id, _metric_name(key), value, record["step"], record["time"])
-            for key, value in record["metrics"].items()
-            if _metric_name(key) not in known
-        ]
-        if scores:
-            self._client.log_batch(self.run_id, metrics=scores, synchronous=True)
-
-    def _score_of(self, model_id: str, name: str, value: float, step: int, when: float) -> "Metric":
-        """A model's metric lands among the run's too: it must be the very one that is there
-        already."""
-        from mlflow.entities import Metric
-
-        if step in self._logged_steps(name):
-            history = self._client.get_metric_history(self.run_id, name)
-            logged = next(metric for metric in history if metric.step == step)
-            value, when = logged.value, logged.timestamp / 1000
-        self._logged_steps(name).add(step)
-        return Metric(name, value, round(when * 1000), step, model_id=model_id, run_id=self.run_id)
+    params = run_dir / PARAMS
+    stored = json.loads(params.read_bytes()).get("tracking", {}) if params.is_file() else {}
+    tracking = TrackingParams.model_validate(stored | ({"uri": uri} if uri else {}))
+    names = list(to or tracking.backends)
+    if uri and "mlflow" not in names:
+        raise CalligrapherError(
+            f"--uri is MLflow's, which must be among the trackers. Got {', '.join(names)}."
+        )
+    return [_sync(backend_class(name), run_dir, tracking, again=uri is None) for name in names]
 
 
-def _metric_name(key: str) -> str:
-    return re.sub(r"[^\w./ :-]", "_", key)
+def _sync(backend: type[Mirror], run_dir: Path, tracking: TrackingParams, *, again: bool) -> str:
+    place = backend.prepare(run_dir, tracking, again=again)
+    problems: list[str] = []
+    try:
+        mirror = backend(
+            run_dir, run_journals(run_dir), lambda what, e: problems.append(f"{what}: {e}")
+        )
+        mirror.catch_up()
+        mirror.end("FINISHED")
+    except Exception as error:
+        raise CalligrapherError(f"{place} must take the run. It did not: {error}") from error
+    if problems:
+        raise CalligrapherError(f"{place} did not take everything: " + "; ".join(problems))
+    return mirror.where()

@@ -1,4 +1,4 @@
-"""The tracker: what a run logs goes to `metrics.jsonl`, the truth; a thread mirrors it to MLflow.
+"""The tracker: what a run logs goes to `metrics.jsonl`, the truth; threads show it in trackers.
 
 ```
 with Tracker(run_dir, params) as tracker:
@@ -7,8 +7,8 @@ with Tracker(run_dir, params) as tracker:
 ```
 
 Every call writes a line to `metrics.jsonl` or `events.jsonl` and returns in a few milliseconds.
-What the thread has not mirrored when the process ends, for whatever reason, the next start or
-`mirror.sync` mirrors: both read the files from the beginning and leave out what MLflow has.
+What a thread has not shown when the process ends, for whatever reason, the next start or
+`mirror.sync` shows: both read the files from the beginning and leave out what the tracker has.
 """
 
 import functools
@@ -16,25 +16,22 @@ import json
 import logging
 import math
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self
 
+import numpy as np
 from PIL import Image
 
 from calligrapher.durable import atomic_path
-from tasks.artifacts.layout import RunsDir
 from tasks.params.run_params import RunParams
-from tasks.tracking import mirror as mlflow_mirror
+from tasks.tracking.feed import Feed
 from tasks.tracking.journal import METRICS_FILE, REPORT, Entry, Journal, run_journals
-from tasks.tracking.pointer import write_pointer
+from tasks.tracking.mirror import backend_class
 
-_GIVE_UP_AFTER = 3  # failures in a row: each may have cost a time-out
-_GATHER_S = 2.0  # what comes within this time goes to MLflow together: a call costs it 50 ms
-
+_BINS = 30  # of a histogram
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 
@@ -65,9 +62,7 @@ class Tracker:
     ) -> None:
         self.run_dir = Path(run_dir).absolute()
         self.failures = 0
-        self._wake, self._closing = threading.Event(), threading.Event()
-        self._status = "FINISHED"
-        self._thread: threading.Thread | None = None
+        self._feeds: list[Feed] = []
         self._journals: tuple[Journal, Journal] | None = None
         self._open(params, tags or {})
 
@@ -77,13 +72,10 @@ class Tracker:
         self._journals = run_journals(self.run_dir)
         self._event({"kind": "params", "params": dict(_flat(params.resolved()))})
         self._event({"kind": "tags", "tags": {"algorithm": params.algorithm, **tags}})
-        if params.tracking.enabled:
-            database = RunsDir(self.run_dir.parent).mlflow_database
-            uri = params.tracking.uri or f"sqlite:///{database}"
-            write_pointer(self.run_dir, uri, params.tracking.experiment)
-            self._thread = threading.Thread(target=self._mirror, name="tracking", daemon=True)
-            self._thread.start()
-            self._wake.set()
+        for name in params.tracking.used:
+            backend = backend_class(name)
+            backend.prepare(self.run_dir, params.tracking)
+            self._feeds.append(Feed(backend, self.run_dir, self._journals, self._failed))
 
     def log(self, stage_key: str, step: int, metrics: Mapping[str, float | None]) -> None:
         """Log one row. `stage_key` (`round-0003/score`) and `step` name it: a row logged before is
@@ -112,7 +104,7 @@ class Tracker:
         ]
         assert self._journals is not None
         if self._journals[0].append(records):
-            self._wake.set()
+            self._wake()
 
     @_never_raises
     def log_image(
@@ -136,6 +128,13 @@ class Tracker:
         self._event(
             {"kind": "image", "key": key, "step": int(step), "path": name, "slider": slider}
         )
+
+    @_never_raises
+    def log_histogram(self, key: str, values: Sequence[float], step: int) -> None:
+        """Say how many of `values` lie where, in equal bins from the least to the largest."""
+        counts, edges = np.histogram(np.asarray(values, dtype=np.float64), _BINS)
+        what = {"counts": counts.tolist(), "edges": edges.tolist()}
+        self._event({"kind": "histogram", "key": key, "step": int(step), **what})
 
     def has_image(self, key: str, step: int) -> bool:
         """Whether the picture of this step is there already: a resumed run need not draw it
@@ -175,21 +174,22 @@ class Tracker:
         return sorted(points.items())
 
     def close(self, status: str = "FINISHED", timeout_s: float = 60.0) -> None:
-        """Mirror what is left, for at most `timeout_s`, and end the run: FINISHED, FAILED or
+        """Show what is left, for at most `timeout_s`, and end the run: FINISHED, FAILED or
         KILLED."""
-        if self._thread is None:
+        feeds, self._feeds = self._feeds, []
+        if not feeds:
             return
-        self._status = status
-        self._closing.set()
-        self._wake.set()
-        self._thread.join(timeout_s)
-        if self._thread.is_alive() or self.failures:
+        deadline = time.monotonic() + timeout_s
+        for feed in feeds:
+            feed.finish(status)
+        late = [feed.title for feed in feeds if not feed.ended_by(deadline)]
+        if late or self.failures:
             _log.warning(
-                "tracking: %s is complete, MLflow may not be (%d failures). "
+                "tracking: %s is complete, %s may not be (%d failures). "
                 "`calligrapher sync %s` sends the rest.",
-                self.run_dir / METRICS_FILE, self.failures, self.run_dir,
+                self.run_dir / METRICS_FILE, " and ".join(late or [feed.title for feed in feeds]),
+                self.failures, self.run_dir,
             )  # fmt: skip
-        self._thread = None
 
     def __enter__(self) -> Self:
         return self
@@ -207,7 +207,11 @@ class Tracker:
     def _event(self, record: Entry) -> None:
         assert self._journals is not None
         if self._journals[1].append([{**record, "time": round(time.time(), 3)}]):
-            self._wake.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        for feed in self._feeds:
+            feed.wake()
 
     def _failed(self, what: str, error: Exception) -> None:
         self.failures += 1
@@ -215,33 +219,6 @@ class Tracker:
             _log.warning(
                 "tracking: %s failed, training goes on: %s: %s", what, type(error).__name__, error
             )
-
-    def _mirror(self) -> None:
-        """Mirror new lines whenever woken; after several failures in a row only once more, at the
-        end."""
-        assert self._journals is not None
-        mirror: Any = None
-        in_a_row = 0
-        while True:
-            self._wake.wait()
-            self._closing.wait(_GATHER_S)
-            self._wake.clear()
-            closing = self._closing.is_set()
-            if in_a_row < _GIVE_UP_AFTER or closing:
-                try:
-                    # This imports MLflow, which takes seconds: here, nobody waits for it.
-                    mirror = mirror or mlflow_mirror.Mirror(
-                        self.run_dir, self._journals, self._failed
-                    )
-                    mirror.catch_up()
-                    if closing:
-                        mirror.end(self._status)
-                    in_a_row = 0
-                except Exception as error:
-                    in_a_row += 1
-                    self._failed("the MLflow mirror", error)
-            if closing:
-                return
 
 
 def _finite(value: Any) -> float | None:

@@ -22,6 +22,7 @@ from calligrapher.model.export import (
     cast,
     check_finite,
     check_layers,
+    diffusers_lora,
     lora_pairs,
     scratch,
     write_lora,
@@ -69,7 +70,7 @@ def convert(
     out = _target(target, found)
     beside = {"merged": "transformer", "separate": LORA_FILE}[lora or "separate"]
     written = [out, out.with_name(beside)] if pairs else [out]
-    _refuse_existing(written, force)
+    refuse_existing(written, force)
     transformer = _transformer(found, base, pairs, written[-1]) if lora == "merged" else None
     out.parent.mkdir(parents=True, exist_ok=True)
     with room_for(" and ".join(map(str, written)), out.parent):
@@ -85,7 +86,7 @@ def convert(
         if transformer:
             write_merged_transformer(transformer, pairs, found.lora_scale, written[1])
         elif pairs:
-            write_lora(pairs, found.lora_scale, dtype, written[1])
+            write_lora(diffusers_lora(pairs, found.lora_scale), written[1], dtype)
     if pairs and lora is None:
         logger.warning(
             "%s holds no LoRA of the transformer: whoever loads it must load %s as well. --lora"
@@ -112,7 +113,8 @@ def _target(target: str, found: Checkpoint | Path) -> Path:
     return out / f"checkpoint-{found.step}" / NAMES[0]
 
 
-def _refuse_existing(paths: list[Path], force: bool) -> None:
+def refuse_existing(paths: list[Path], force: bool) -> None:
+    """Raise ParamsError that names those of `paths` that are there, unless by force."""
     there = [str(path) for path in paths if path.exists()]
     if there and not force:
         raise ParamsError(f"{', '.join(there)} must not be there yet. Use --force to replace it.")

@@ -60,7 +60,13 @@ def train(random_model, tmp_path):
             "PREFECT_HOME": str(tmp_path / "prefect"),
         }
         process = subprocess.Popen(
-            [*command, *settings, *more], cwd=tmp_path, env=environment, stdout=log, stderr=log
+            [*command, *settings, *more],
+            cwd=tmp_path,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            # what a shell starts in the background ignores SIGINT, and so do its children
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(process)
         return process

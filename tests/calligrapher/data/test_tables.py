@@ -153,7 +153,7 @@ def test_an_empty_cell_is_told_with_its_row(folder):
 def test_columns_that_are_missing_or_unknown_are_named(folder):
     odd = [{"txt" if key == "text" else key: value for key, value in row(folder, 1).items()}]
     with pytest.raises(
-        DataError, match=r"Found without text and also txt\. Rename or drop columns"
+        DataError, match=r"Found without text and also txt\. Name yours in data\.columns"
     ):
         load_cases(table(folder, *odd), "parquet", folder / "cache")
 
@@ -241,3 +241,54 @@ def test_without_the_package_the_error_says_what_to_install(folder, monkeypatch)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ParamsError, match="pip install 'datasets>=4'"):
         load_cases(folder, "huggingface", folder / "cache")
+
+
+# --- tables with other names ---
+
+COLUMNS = {"text": "caption", "source": "image"}
+
+
+def test_a_table_with_names_of_its_own_gives_the_same_cases(folder):
+    ours = [row(folder, n) for n in (1, 2)]
+    theirs = [
+        {"caption": r["text"], "image": r["source"], "text": "what is not meant", "year": 1999}
+        | {role: r[role] for role in ("mask", "reference")}
+        for r in ours
+    ]
+    wanted = load_cases(table(folder, *ours), "parquet", folder / "cache")
+    found = load_cases(
+        table(folder, *theirs, name="theirs.parquet"), "parquet", folder / "cache", COLUMNS
+    )
+    assert [case.digest for case in found] == [case.digest for case in wanted]
+    saved = datasets.Dataset.from_list(theirs)
+    saved.save_to_disk(folder / "saved")
+    found = load_cases(folder / "saved", "huggingface", folder / "cache", COLUMNS)
+    assert [case.digest for case in found] == [case.digest for case in wanted]
+
+
+def test_jsonl_with_names_of_its_own_gives_the_same_cases(folder):
+    ours = [row(folder, n, embedded=False) for n in (1, 2)]
+    theirs = [
+        {"caption": r["text"], "image": r["source"], "mask": r["mask"], "reference": r["reference"]}
+        | {"n": 3}
+        for r in ours
+    ]
+    for name, rows in (("ours", ours), ("theirs", theirs)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    wanted = load_cases(folder / "ours.jsonl", "jsonl")
+    assert load_cases(folder / "theirs.jsonl", "jsonl", columns=COLUMNS) == wanted
+    with pytest.raises(DataError, match="Field required"):
+        load_cases(folder / "theirs.jsonl", "jsonl", columns={"text": "title", "source": "image"})
+    (folder / "theirs.jsonl").write_text("{")
+    with pytest.raises(DataError, match="must be JSON"):
+        load_cases(folder / "theirs.jsonl", "jsonl", columns=COLUMNS)
+
+
+def test_a_named_column_that_is_not_there_is_told_and_lists_without_columns_take_none(folder):
+    path = table(folder, row(folder, 1))
+    with pytest.raises(DataError, match=r"columns source, mask, reference, caption.*without capt"):
+        load_cases(path, "parquet", folder / "cache", {"text": "caption"})
+    with pytest.raises(
+        ParamsError, match=r"data\.columns must be left out where data\.kind is self"
+    ):
+        load_cases(folder, "self", None, {"text": "caption"})

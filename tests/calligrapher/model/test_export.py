@@ -7,12 +7,14 @@ import pytest
 import torch
 from diffusers import FluxFillPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file
+from velocities import call
 
 from calligrapher.errors import CheckpointError
 from calligrapher.model.export import (
     LORA_FILE,
     cast,
     check_layers,
+    diffusers_lora,
     lora_pairs,
     own_adapter,
     scratch,
@@ -50,25 +52,9 @@ def tuned(random_transformer):
     return random_transformer, weights
 
 
-def call(transformer):
-    generator = torch.Generator().manual_seed(2)
-    config = transformer.config
-    given = {
-        "hidden_states": torch.randn(2, 6, config.in_channels, generator=generator),
-        "encoder_hidden_states": torch.randn(2, 4, config.joint_attention_dim, generator=generator),
-        "pooled_projections": torch.randn(2, config.pooled_projection_dim, generator=generator),
-        "timestep": torch.tensor([0.7, 0.2]),
-        "guidance": torch.full((2,), 3.5),
-        "img_ids": torch.cartesian_prod(torch.zeros(1), torch.arange(2.0), torch.arange(3.0)),
-        "txt_ids": torch.zeros(4, 3),
-    }
-    with torch.no_grad():
-        return transformer(**given).sample
-
-
 def test_the_lora_file_gives_diffusers_transformer_the_same_output(tuned, random_model, tmp_path):
     transformer, weights = tuned
-    write_lora(lora_pairs(weights, "transformer"), SCALE, None, tmp_path / LORA_FILE)
+    write_lora(diffusers_lora(lora_pairs(weights, "transformer"), SCALE), tmp_path / LORA_FILE)
     plain = FluxTransformer2DModel.from_pretrained(random_model / "flux-fill/transformer").eval()
     before = call(plain)
     plain.load_lora_adapter(tmp_path / LORA_FILE)
@@ -78,7 +64,7 @@ def test_the_lora_file_gives_diffusers_transformer_the_same_output(tuned, random
 
 def test_the_lora_file_is_what_the_pipeline_loads_from_a_folder(tuned, random_model, tmp_path):
     transformer, weights = tuned
-    write_lora(lora_pairs(weights, "transformer"), SCALE, None, tmp_path / LORA_FILE)
+    write_lora(diffusers_lora(lora_pairs(weights, "transformer"), SCALE), tmp_path / LORA_FILE)
     shutil.copyfile(
         random_model / "siglip/model.safetensors", tmp_path / "calligrapher.safetensors"
     )
@@ -171,7 +157,7 @@ def test_a_runs_weights_are_told_apart():
 
 def test_b_carries_the_scale_and_the_file_has_one_number_type_when_asked(tmp_path):
     pairs = {"x": (torch.ones(2, 3), torch.ones(4, 2))}
-    write_lora(pairs, 0.5, torch.bfloat16, tmp_path / LORA_FILE)
+    write_lora(diffusers_lora(pairs, 0.5), tmp_path / LORA_FILE, torch.bfloat16)
     found = load_file(tmp_path / LORA_FILE)
     assert torch.equal(found["transformer.x.lora_A.weight"], torch.ones(2, 3).bfloat16())
     assert torch.equal(found["transformer.x.lora_B.weight"], torch.full((4, 2), 0.5).bfloat16())

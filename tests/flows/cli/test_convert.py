@@ -56,3 +56,13 @@ def test_the_adapter_of_another_model_is_told_when_it_is_loaded(random_model, tm
     )
     with pytest.raises(CheckpointError, match=message):
         load_adapter(written, transformer)
+
+
+def test_options_of_another_form_are_refused_by_their_names(tmp_path, capsys):
+    source, target = str(DATA / "calligrapher.bin"), str(tmp_path / "out")
+    assert main(["convert", source, target, "--to", "adapter-safetensors", "--lora", "merged"]) == 2
+    assert "--lora must be left out: it says nothing of --to adapter-s" in capsys.readouterr().err
+    assert main(["convert", source, f"{target}/calligrapher.bin", "--license", "mit"]) == 2
+    assert "--license must be left out" in capsys.readouterr().err
+    assert main(["convert", source, target, "--to", "adapter-safetensors"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/out/calligrapher.safetensors\n"

@@ -1,7 +1,10 @@
 """The commands on datasets, as a person calls them."""
 
+import json
 import os
+from pathlib import Path
 
+import matplotlib
 import pytest
 
 from calligrapher.tiny.world import write_bench
@@ -56,3 +59,43 @@ def test_check_ends_with_1_when_a_sample_is_broken(folder, capsys):
 def test_a_mistake_is_one_line_and_status_2(folder, capsys, options, said):
     assert main(["data", "check", str(folder), *options]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_check_tells_programs_what_it_tells_people(folder, tmp_path, capsys):
+    (folder / "test2_ref.png").write_bytes(b"")
+    arguments = ["data", "check", str(folder), "--json", "--sheet", str(tmp_path / "sheet.png")]
+    assert main(arguments) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], found["samples"], len(found["broken"])) == ("self", 3, 1)
+    assert found["broken"][0]["where"] == "self_bench.txt line 2"
+    assert found["statistics"]["sources"] == "1 different: 96x32 2"
+    assert found["sheets"] == [str(tmp_path / "sheet.png")]
+
+
+def test_drawn_cases_are_split_and_checked(tmp_path, capsys):
+    (tmp_path / "words.txt").write_text("\n".join(f"WORD{i}" for i in range(9)))
+    font = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    drawn, lists = tmp_path / "drawn", tmp_path / "lists"
+    assert (
+        main(["data", "draw", str(font), f"{tmp_path}/words.txt", str(drawn), "--num", "12"]) == 0
+    )
+    assert capsys.readouterr().out == f"12 cases of 9 words in 1 fonts are in {drawn}.\n"
+    assert main(["data", "split", str(drawn), str(lists), "--held-out", "0.4"]) == 0
+    assert capsys.readouterr().out.startswith("8 cases to train on are in")
+    assert main(["data", "check", str(lists / "train.jsonl"), "--warmup", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 8
+    assert main(["data", "split", str(drawn), str(lists), "--held-out", "1"]) == 2
+    assert "--held-out must lie between 0 and 1. Got 1." in capsys.readouterr().err
+
+
+def test_columns_are_named_on_the_command_line(folder, capsys):
+    record = {"caption": "A", "mask": "test1_mask.png", "reference": "test1_ref.png"}
+    line = json.dumps(record | {"source": "test1_source.png", "more": 1})
+    (folder / "list.jsonl").write_text(line)
+    arguments = ["data", "check", str(folder / "list.jsonl")]
+    assert main(arguments) == 1
+    assert main([*arguments, "--columns", "text=caption"]) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*arguments, "--columns", "caption=text"])
+    assert "must be FIELD=NAME,..., the fields source, mask," in capsys.readouterr().err

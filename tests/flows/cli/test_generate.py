@@ -274,3 +274,45 @@ def test_a_file_in_the_place_of_the_folder_is_told(generate, one, tmp_path, monk
 def test_the_warm_up_may_be_spelt_as_in_prose(generate, one):
     status, _, said = generate(*one, "--variant", "warm-up")
     assert (status, "The weights must be base here. Got 'warmup'" in said) == (2, True)
+
+
+# --- without a source picture ---
+
+
+def test_an_empty_picture_is_painted_in_its_place_and_keeps_its_colour_elsewhere(
+    generate, bench, tmp_path
+):
+    style = ["--reference", bench / "test1_ref.png", "--text", "AB-1", "--num-images", 1]
+    status, printed, _ = generate("--size", "60x40", "--color", "#204080", *style)
+    assert status == 0
+    painted = np.asarray(Image.open(printed[0]).convert("RGB"))
+    assert painted.shape == (40, 60, 3)
+    inside = np.zeros((40, 60), dtype=bool)
+    inside[5:35, 5:55] = True
+    assert (painted[~inside] == (0x20, 0x40, 0x80)).all()
+    assert (painted[inside] != (0x20, 0x40, 0x80)).any(axis=1).mean() > 0.5
+    assert (tmp_path / "out/blank-60x40-204080.png").is_file()
+    _, full, _ = generate("--size", "60x40", "--place", "full", *style)
+    corners = np.asarray(Image.open(full[0]).convert("RGB"))[::39, ::59]
+    assert (corners != 255).any()
+
+
+def test_an_empty_picture_is_no_picture_besides_another(generate, one, bench, tmp_path):
+    style = ["--reference", bench / "test1_ref.png", "--text", "AB-1"]
+    for options, said in {
+        ("--size", "60x40", *one): "Got --image, --mask, --reference, --text, --size.",
+        ("--color", "red", *one): "There must be --image, --mask, --reference, --text; or --size, ",
+        ("--size", "60", *style): "A size must be WIDTHxHEIGHT",
+        (
+            "--size",
+            "60x40",
+            "--reference",
+            tmp_path / "none.png",
+            "--text",
+            "A",
+        ): "none.png must be",
+    }.items():
+        status, _, told = generate(*options)
+        assert status == 2
+        assert said in told
+    assert not (tmp_path / "out").exists()

@@ -178,3 +178,15 @@ def test_prefect_s_copies_of_what_ends_a_run_are_not_printed_and_the_traceback_i
     kept = (tmp_path / "a/errors.log").read_text()
     assert "Traceback" in kept
     assert kept.rstrip().endswith("RewardError: The reward servers must answer.")
+
+
+def test_a_dry_run_prints_and_neither_asks_prefect_nor_makes_the_run(monkeypatch, tmp_path, capsys):
+    import flows.services.prefect_api
+    import tasks.runs.preflight
+
+    monkeypatch.setattr(tasks.runs.preflight, "preflight", lambda *given, **also: None)
+    monkeypatch.setattr(flows.services.prefect_api, "prefect_api", lambda: pytest.fail("asked"))
+    assert main(["train", "tiny-nft", "--dry-run", "rounds=2", f"runs_dir={tmp_path}/r"]) == 0
+    told = capsys.readouterr().out
+    assert f"{tmp_path}/r/tiny-nft: nft, 2 rounds, 0 of 14 artifacts are there" in told
+    assert list(tmp_path.iterdir()) == []

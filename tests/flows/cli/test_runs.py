@@ -194,3 +194,10 @@ def test_a_checkpoint_is_measured_beside_the_model_it_came_from(folder, tmp_path
     assert f"{found['metrics']['background_error']:.3f}" in told.out, "it is found, not made again"
     status, told = run_command(capsys, "evaluate", folder, "round-0007", "--params", how)
     assert (status, "must hold the checkpoint 'round-0007'" in told.err) == (2, True)
+
+
+def test_a_run_is_told_in_one_file(folder, capsys, tmp_path):
+    out = tmp_path / "new/first.html"
+    status, told = run_command(capsys, "report", folder, "--out", out)
+    assert (status, told.out) == (0, f"The report is {out} ({out.stat().st_size / 1e6:.1f} MB).\n")
+    assert out.read_text().startswith("<!doctype html>")

@@ -32,6 +32,11 @@ CHROMIUM = next(
 )
 PATIENCE_MS, TRY_MS = 120_000, 5_000  # for a busy machine; idle, each step takes a few seconds
 FAINT_WORDS = (Path(__file__).parent / "faint_words.js").read_text()
+ON_SCREEN = """() => {
+  const [heading, first] = ['#results h2', '.results figure'].map(
+    part => document.querySelector(part).getBoundingClientRect());
+  return heading.top >= -1 && first.bottom <= innerHeight;
+}"""
 LOOPBACK = ("127.0.0.1", "::1")
 
 
@@ -97,12 +102,19 @@ def page():
     from playwright.sync_api import sync_playwright
 
     asked, errors = [], []
+
+    def heard(said):
+        if (
+            said.type == "error" and said.location["url"]
+        ):  # without one the browser itself complains
+            errors.append(said.text)
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
         page.set_default_timeout(PATIENCE_MS)
         page.on("request", lambda request: asked.append(urlsplit(request.url)))
-        page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+        page.on("console", heard)
         page.on("pageerror", lambda error: errors.append(str(error)))
         yield page
         browser.close()
@@ -112,7 +124,9 @@ def page():
 
 def drag(page, length):
     """Paint from left to right through the middle of the canvas, `length` pixels of the screen."""
-    box = page.locator("#canvas canvas").first.bounding_box()
+    canvas = page.locator("#canvas canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - length / 2, y)
     page.mouse.down()
@@ -204,6 +218,18 @@ def test_a_person_paints_a_text_and_compares_what_base_and_trained_made_of_it(de
     page.locator("#source-gallery button").nth(2).click()
     expect(page.locator(".results")).to_have_count(0, timeout=PATIENCE_MS)
 
+    page.click("#blank")
+    page.locator("#canvas .zoom-number", has_text="66%").wait_for()
+    text.fill("MORI")
+    text.press("Enter")
+    page.wait_for_function("document.querySelectorAll('.results figcaption b').length == 6")
+    for picture in itertools.chain(*(painted(page, name) for name in ("base", "trained"))):
+        assert picture.shape == (32, 96, 3)
+        edge = np.ones((32, 96), dtype=bool)
+        edge[4:28, 4:92] = False
+        assert (picture[edge] == 255).all()
+        assert (picture[~edge] != 255).any()
+
     remote = {c.raddr.ip for c in psutil.Process(process.pid).net_connections("inet") if c.raddr}
     assert remote <= set(LOOPBACK)
     page.close()
@@ -228,6 +254,9 @@ def test_a_phone_in_the_dark_shows_results_below_generate_and_every_word_can_be_
     page.goto(address)
     text = page.locator("#text textarea, #text input")
     expect(text).not_to_have_value("", timeout=PATIENCE_MS)
+    page.click("#clear")
+    problem(page, "The mask must have a painted pixel.")
+    drag(page, 150)
     text.fill("KAŁO")
     page.locator("#steps input[type=number]").fill("50")
     text.press("Enter")
@@ -238,12 +267,15 @@ def test_a_phone_in_the_dark_shows_results_below_generate_and_every_word_can_be_
     page.locator("#steps input[type=number]").fill("2")
     text.press("Enter")
     page.wait_for_function("document.querySelectorAll('.results figcaption b').length == 6")
-    assert "does not know Ł" in page.locator(".notice").inner_text()
+    assert "does not know Ł" in page.locator(".notice").first.inner_text()
+    assert "the sign Ł, it paints smears" in page.locator(".notice").last.inner_text()
+    page.wait_for_function(ON_SCREEN)
+    assert page.locator("#canvas").bounding_box()["height"] <= 200
     example, go, results = (
         page.locator(part).first.bounding_box()
         for part in ("#source-gallery button", "#generate", "#results h2")
     )
-    assert example["width"] >= 80
+    assert example["width"] >= 120
     assert 0 < results["y"] - (go["y"] + go["height"]) < 100
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.evaluate(FAINT_WORDS) == {}

@@ -11,6 +11,7 @@ from PIL import Image
 
 from calligrapher.data.dataset import load_cases
 from calligrapher.errors import DataError
+from calligrapher.tiny.world import beyond
 from flows.demo.results import Column, Heading, problem_html, results_html
 from flows.demo.scores import PictureScorer, picture_scorer
 from reward_server.client import RewardClient, RewardResult
@@ -60,6 +61,30 @@ def test_components_of_ones_own_scorers_are_shown_by_their_names():
     read = RewardResult(ocr_text="HI", ocr_accuracy=1.0, own={"text_size": 0.25, "judge": None})
     html = results_html(heading([0]), {"base": Column(pictures(1), [read])})
     assert "accuracy 1.00 · text size 0.25</span>" in html
+
+
+def test_a_factor_that_lessens_nothing_is_not_shown():
+    own = {"ocr_visibility": 1.0, "ocr_upright": 0.5}
+    read = RewardResult(ocr_text="HI", ocr_accuracy=1.0, own=own)
+    html = results_html(heading([0]), {"base": Column(pictures(1), [read])})
+    assert "accuracy 1.00 · ocr upright 0.50</span>" in html
+
+
+def test_what_the_tiny_model_has_never_seen_is_told_beside_its_results():
+    assert beyond("KAWO", (96, 32)) == []
+    strange = beyond("Hi <no>!", (640, 480))
+    assert strange == [
+        "the small letters ino",
+        "the signs a space < > !",
+        "8 characters",
+        "a picture of 640 x 480",
+    ]
+    asked = Heading("Hi <no>!", [0], num_steps=8, scale=1, beyond=strange)
+    html = results_html(asked, {"base": Column()})
+    assert html.count('class="notice"') == 1
+    assert "words of 3 to 6 capital letters in drawn pictures of 96 x 32 pixels" in html
+    assert "the signs a space &lt; &gt; !, 8 characters and a picture of 640 x 480, it" in html
+    assert "notice" not in results_html(heading([0]), {"base": Column()})
 
 
 def test_the_pages_own_server_gets_the_runs_scorers(tmp_path, monkeypatch):

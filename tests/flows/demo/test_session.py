@@ -1,5 +1,6 @@
 """One generation: what it yields, how it is stopped, what is told of the text and what is saved."""
 
+import dataclasses
 import io
 import zipfile
 from threading import Event
@@ -65,6 +66,9 @@ def test_characters_that_t5_does_not_know_are_told(session):
     html = next(results(session, "AŁЖA A")).html
     assert "does not know Ł Ж: the model sees an unknown character" in html
     assert "notice" not in next(results(session, "AB CD")).html
+    of_tiny = dataclasses.replace(session, is_tiny=True)
+    html = next(results(of_tiny, "AB CD")).html
+    assert "Asked for the sign a space, it paints smears" in html
 
 
 def test_a_stop_ends_the_painting_at_its_next_step_and_keeps_what_is_painted(session):

@@ -70,6 +70,22 @@ def test_a_reward_is_the_weighted_sum_of_what_counts():
     assert missing == {"reward": None, "reason": "vlm_score: it slept"}
 
 
+def test_style_factors_lessen_the_style_by_what_ocr_read_as_it_counts():
+    row = dict.fromkeys(NAMES) | {"ocr_accuracy": 0.5, "ocr_visibility": 0.5, "style_score": 0.8}
+    weights = {"ocr_weight": 1, "vlm_weight": 0, "style_weight": 2}
+    plain = RewardParams(**weights)
+    read = RewardParams(**weights, style_factors=["ocr_accuracy"])
+    seen = RewardParams(**weights, style_factors=["ocr_accuracy"], factors=["ocr_visibility"])
+    found = [reward_of(params, row, {})["reward"] for params in (plain, read, seen)]
+    assert found == pytest.approx([0.5 + 1.6, 0.5 + 1.6 * 0.5, 0.25 + 1.6 * 0.25])
+    alone = RewardParams(ocr_weight=0, vlm_weight=0, style_weight=1, style_factors=["ocr_accuracy"])
+    assert alone.needed == ("style_score", "ocr_accuracy")
+    unread = reward_of(alone, row | {"ocr_accuracy": None}, {"ocr_accuracy": "no such letter"})
+    assert unread == {"reward": None, "reason": "ocr_accuracy: no such letter"}
+    without_style = RewardParams(style_factors=["ocr_accuracy"], ocr_weight=0, vlm_weight=1)
+    assert without_style.needed == ("vlm_score",)
+
+
 def test_two_cases_with_one_id_are_scored_with_their_own_pictures(scorer, tmp_path):
     client = Client()
     training, held_out = case(tmp_path / "a", white=3), case(tmp_path / "b", white=9)

@@ -15,6 +15,7 @@ from tasks.params.run_params import RunParams
 from tasks.pipeline import ROUND, name_of, stage_of
 from tasks.resources.rewards import RewardScorer
 from tasks.runs.run import open_run
+from tasks.tracking.feed import Feed
 from tasks.tracking.tracker import Tracker
 
 SMALL = {
@@ -61,12 +62,14 @@ CHANGES = {
     "rollout.num_batches_per_epoch": (2, "rollout", {}),
     "rollout.num_images_per_prompt": (3, "rollout", {}),
     "rollout.num_inference_steps": (4, "rollout", {}),
+    "rollout.solver": ("dpm2", "rollout", SIX_STEPS),
     "rollout.shard_size": (2, "rollout", {}),
     "reward.ocr_weight": (0.4, "score", {}),
     "reward.likelihood_weight": (0.4, "score", {}),
     "reward.vlm_weight": (0.4, "score", VLM),
     "reward.style_weight": (0.4, "score", {}),
     "reward.factors": (["ocr_visibility"], "score", {}),
+    "reward.style_factors": (["ocr_accuracy"], "score", {"reward": {"style_weight": 1.0}}),
     "reward.disable_reward_model": (True, "score", {}),
     "advantage.baseline": ("round", "advantage", {}),
     "advantage.global_std": (False, "advantage", {}),
@@ -82,9 +85,12 @@ CHANGES = {
         "update",
         {"update": {"batch_size": 4, "gradient_accumulation_steps": 1}},
     ),
+    "nft.sigmas": ("stratified", "update", {}),
     "nft.old_policy": ("copy", "refresh", {}),
+    "nft.old_policy_interval": (2, "refresh", {}),
     "grpo.clip_range": (1e-7, "update", {}),
     "grpo.kl_coef": (0.5, "update", {}),
+    "grpo.kl_space": ("velocity", "update", {"grpo": {"kl_coef": 0.5}}),
     "grpo.adv_clip_max": (0.1, "update", {}),
     "grpo.noise_level": (0.4, "rollout", {}),
     "grpo.noise": ("group", "rollout", {}),
@@ -99,7 +105,9 @@ CHANGES = {
     "awm.num_train_sigmas": (2, "update", {}),
     "awm.timestep_fraction": (0.4, "update", SIX_STEPS),
     "awm.noise": ("group", "update", {}),
+    "awm.sigmas": ("stratified", "update", {}),
     "awm.old_policy": ("fixed", "refresh", {}),
+    "awm.old_policy_interval": (2, "refresh", {}),
     "update.batch_size": (2, "update", {}),
     "update.gradient_accumulation_steps": (1, "update", {}),
     "update.learning_rate": (3e-3, "update", {}),
@@ -111,6 +119,7 @@ CHANGES = {
     "update.num_inner_epochs": (2, "update", {}),
     "update.betas": ([0.5, 0.9], "update", {}),
     "update.adam_epsilon": (1e-2, "update", {}),
+    "update.adapter_learning_rate": (1e-2, "update", {}),
     "ema.use_ema": (False, "update", {}),
     "ema.decay": (
         0.05,
@@ -128,9 +137,11 @@ CHANGES = {
 CALLS = {
     "rollout.batch_size": (3, "rollout"),
     "model.gradient_checkpointing": (True, "warmup"),
+    "grpo.recompute_log_prob": (True, "update"),
 }
 # Key -> (value, error, what it says).
 ERRORS = {
+    "data.columns": ({"text": "caption"}, ParamsError, "data.columns must be left out"),
     "data.kind": ("jsonl", DataError, "must be a JSONL file"),
     "model.device": ("warp", ParamsError, "model.device"),
     "model.attention_backend": ("slow", ParamsError, "model.attention_backend"),
@@ -159,6 +170,7 @@ PLACES = {
     "reward.ocr_mode": "test_the_runs_own_server_is_told_how_to_read",
     "reward.ocr_match": "test_servers_are_asked_whether_case_and_spaces_count",
     "data.reconstruct": "test_a_source_is_learned_in_place_of_a_target_only_where_the_data_says_so",
+    "tracking.backends": "test_tracking_goes_where_it_is_told",
     "tracking.uri": "test_tracking_goes_where_it_is_told",
     "tracking.experiment": "test_tracking_goes_where_it_is_told",
     "tracking.enabled": "test_tracking_goes_where_it_is_told",
@@ -291,13 +303,17 @@ def evaluates(until):
     return {"evaluate": {"every": 1}} if until == "evaluate" else {}
 
 
+def algorithm_of(key):
+    section = key.split(".")[0]
+    return section if section in ALGORITHMS else "nft"
+
+
 @pytest.mark.parametrize("key", CHANGES)
 def test_a_key_changes_what_its_stage_writes(key, play, before, other):
     value, until, both = CHANGES[key]
     if isinstance(value, str):
         value = value.replace("OTHER", str(other))
-    section = key.split(".")[0]
-    algorithm = section if section in ALGORITHMS else "nft"
+    algorithm = algorithm_of(key)
     both = merged(both, evaluates(until))
     after, _ = play(until, algorithm, merged(both, nested(key, value)))
     assert after.digest != before(until, algorithm, both)[0]
@@ -306,8 +322,9 @@ def test_a_key_changes_what_its_stage_writes(key, play, before, other):
 @pytest.mark.parametrize("key", CALLS)
 def test_a_key_changes_how_often_the_transformer_runs(key, play, before):
     value, until = CALLS[key]
-    _, calls = play(until, "nft", nested(key, value))
-    assert calls != before(until, "nft", {})[1]
+    algorithm = algorithm_of(key)
+    _, calls = play(until, algorithm, nested(key, value))
+    assert calls != before(until, algorithm, {})[1]
 
 
 def test_nothing_else_changes_what_a_stage_writes(play, before):
@@ -598,7 +615,7 @@ def test_the_share_of_unscored_images_decides_whether_a_round_goes_on(play, shar
 def test_tracking_goes_where_it_is_told(values, tmp_path, monkeypatch):
     import json
 
-    monkeypatch.setattr(Tracker, "_mirror", lambda self: None)
+    monkeypatch.setattr(Feed, "_work", lambda self: None)
     for name, given, uri, experiment in (
         ("a", {"enabled": True}, f"sqlite:///{tmp_path}/mlflow.db", "calligrapher-rl"),
         (
@@ -611,8 +628,9 @@ def test_tracking_goes_where_it_is_told(values, tmp_path, monkeypatch):
         with Tracker(tmp_path / name, RunParams.model_validate(values("nft", tracking=given))):
             pointer = json.loads((tmp_path / name / "mlflow.json").read_text())
         assert (pointer["uri"], pointer["experiment"]) == (uri, experiment)
-    with Tracker(tmp_path / "c", RunParams.model_validate(values("nft"))):
-        assert not (tmp_path / "c/mlflow.json").exists()
+    for name, given in (("c", {}), ("d", {"enabled": True, "backends": ["tensorboard"]})):
+        with Tracker(tmp_path / name, RunParams.model_validate(values("nft", tracking=given))):
+            assert not (tmp_path / name / "mlflow.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 
 from calligrapher.errors import ParamsError
-from tasks.tracking.mirror import Mirror
+from tasks.tracking.backends.mlflow import Backend
 from tasks.tracking.pointer import (
     read_pointer,
     refuse_password,
@@ -30,7 +30,7 @@ def test_a_store_that_does_not_answer_gets_no_second_run(tmp_path):
         def get_run(self, run_id):
             raise MlflowException("503", error_code=TEMPORARILY_UNAVAILABLE)
 
-    mirror = object.__new__(Mirror)
+    mirror = object.__new__(Backend)
     mirror._client, mirror._run_dir = Down(), tmp_path
     with pytest.raises(MlflowException, match="503"):
         mirror._run(POINTER)

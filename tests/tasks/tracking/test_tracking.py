@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import tasks.tracking.mirror
+import tasks.tracking.feed
 import tasks.tracking.tracker
 from calligrapher.errors import ArtifactError, CalligrapherError
 from tasks.artifacts.layout import PARAMS
@@ -132,7 +132,15 @@ def test_a_run_folder_that_cannot_be_made_does_not_stop_the_run(tmp_path):
     tracker.close()
 
 
-class HungMirror:
+class Stub:
+    title = "Stub"
+
+    @classmethod
+    def prepare(cls, run_dir, tracking):
+        return "nowhere"
+
+
+class HungMirror(Stub):
     """An MLflow server that takes the connection and never answers."""
 
     def __init__(self, *args):
@@ -145,7 +153,7 @@ class HungMirror:
 def test_a_hung_server_costs_the_run_nothing_but_the_time_limit_at_its_end(
     tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(tasks.tracking.mirror, "Mirror", HungMirror)
+    monkeypatch.setattr(tasks.tracking.tracker, "backend_class", lambda name: HungMirror)
     tracker = Tracker(tmp_path / "one", run_params())
     started = time.monotonic()
     for step in range(300):
@@ -154,11 +162,11 @@ def test_a_hung_server_costs_the_run_nothing_but_the_time_limit_at_its_end(
     tracker.close(timeout_s=0.3)
     assert logged < 0.05 * 300
     assert time.monotonic() - started - logged < 5
-    assert "`calligrapher sync" in caplog.text
+    assert "is complete, Stub may not be (0 failures). `calligrapher sync" in caplog.text
     assert len(lines(tmp_path / "one" / "metrics.jsonl")) == 300
 
 
-class BrokenMirror:
+class BrokenMirror(Stub):
     attempts = 0
 
     def __init__(self, *args):
@@ -167,8 +175,8 @@ class BrokenMirror:
 
 
 def test_after_three_failures_in_a_row_mlflow_is_left_alone_until_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks.tracking.mirror, "Mirror", BrokenMirror)
-    monkeypatch.setattr(tasks.tracking.tracker, "_GATHER_S", 0.01)
+    monkeypatch.setattr(tasks.tracking.tracker, "backend_class", lambda name: BrokenMirror)
+    monkeypatch.setattr(tasks.tracking.feed, "_GATHER_S", 0.01)
     tracker = Tracker(tmp_path / "one", run_params())
     for step in range(12):
         tracker.log("round-0001/update", step, {"update/loss": 1.0})
@@ -181,7 +189,7 @@ def test_after_three_failures_in_a_row_mlflow_is_left_alone_until_the_end(tmp_pa
 def test_what_is_logged_in_a_short_time_goes_to_mlflow_together(tmp_path, monkeypatch):
     sent = []
 
-    class CountedMirror:
+    class CountedMirror(Stub):
         def __init__(self, run_dir, journals, failed):
             self.metrics = journals[0]
 
@@ -191,8 +199,8 @@ def test_what_is_logged_in_a_short_time_goes_to_mlflow_together(tmp_path, monkey
         def end(self, status):
             pass
 
-    monkeypatch.setattr(tasks.tracking.mirror, "Mirror", CountedMirror)
-    monkeypatch.setattr(tasks.tracking.tracker, "_GATHER_S", 30)
+    monkeypatch.setattr(tasks.tracking.tracker, "backend_class", lambda name: CountedMirror)
+    monkeypatch.setattr(tasks.tracking.feed, "_GATHER_S", 30)
     tracker = Tracker(tmp_path / "one", run_params())
     for step in range(12):
         tracker.log("round-0001/update", step, {"update/loss": 1.0})
@@ -230,7 +238,7 @@ def mlflow_runs(tmp_path_factory):
     resumed.close(timeout_s=600)
     assert resumed.failures == 0
     run_id = json.loads((run_dir / "mlflow.json").read_text())["run_id"]
-    assert sync(run_dir) == run_id
+    assert sync(run_dir) == [f"MLflow run {run_id}"]
     os.chdir(before)
     return runs, run_id, here
 

@@ -10,11 +10,11 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
 from small_runs import rewrite_average
+from velocities import velocity
 
 from calligrapher.errors import ArtifactError, CheckpointError, ParamsError
 from calligrapher.model.adapter_files import adapter_state, load_adapter, write_calligrapher_bin
 from calligrapher.model.export import with_lora
-from calligrapher.model.policy import StyledTransformer
 from tasks.weights.convert import convert
 
 ONE_ROUND = {
@@ -102,27 +102,6 @@ def test_another_number_type_is_that_of_every_tensor(plain, tmp_path):
     assert {w.dtype for w in found.values()} == {torch.bfloat16}
     wanted = {n.removeprefix("adapter."): w.bfloat16() for n, w in trained(plain).items()}
     assert equal(found, wanted)
-
-
-def velocity(transformer, adapter):
-    generator = torch.Generator().manual_seed(0)
-    styled = StyledTransformer(transformer, adapter, 3.5).eval()
-    config = transformer.config
-    with torch.no_grad():
-        return transformer(
-            hidden_states=torch.randn(2, 6, config.in_channels, generator=generator),
-            encoder_hidden_states=torch.randn(
-                2, 4, config.joint_attention_dim, generator=generator
-            ),
-            pooled_projections=torch.randn(2, config.pooled_projection_dim, generator=generator),
-            timestep=torch.tensor([0.7, 0.2]),
-            guidance=torch.full((2,), 3.5),
-            img_ids=torch.cartesian_prod(torch.zeros(1), torch.arange(2.0), torch.arange(3.0)),
-            txt_ids=torch.zeros(4, 3),
-            joint_attention_kwargs={
-                "style_tokens": styled.adapter.tokens(torch.randn(2, 16, generator=generator))
-            },
-        ).sample
 
 
 @pytest.mark.parametrize(

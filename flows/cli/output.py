@@ -1,0 +1,34 @@
+"""What a command prints: a text for people or, with --json, the same for programs."""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def show(found: Any, text: Callable[[], str], *, as_json: bool) -> None:
+    """Print what was found: as JSON, or as `text()` says it."""
+    print(as_text(found) if as_json else text())
+
+
+def as_text(found: Any) -> str:
+    """Return models, dataclasses and lists of them as JSON."""
+    return json.dumps(_plain(found), indent=1)
+
+
+def _plain(found: Any) -> Any:
+    if isinstance(found, BaseModel):
+        return found.model_dump(mode="json")
+    if is_dataclass(found) and not isinstance(found, type):
+        return asdict(found)
+    if isinstance(found, Sequence) and not isinstance(found, str):
+        return [_plain(item) for item in found]
+    return found

@@ -1,0 +1,30 @@
+"""The command `report`: one HTML file that tells what a run did, to look at or send."""
+
+import argparse
+from pathlib import Path
+
+
+def add_report_commands(commands: argparse._SubParsersAction) -> None:
+    """Add report."""
+    report = commands.add_parser(
+        "report", help="one HTML file that tells a run, or compares several; needs no server"
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run: its folder or its name")
+    report.add_argument(
+        "--out", type=Path, help="default: report.html in the folder of the (first) run"
+    )
+    report.add_argument(
+        "--runs-dir", type=Path, default=Path("runs"), help="where names are looked up"
+    )
+    report.set_defaults(command=_report)
+
+
+def _report(chosen: argparse.Namespace) -> int:
+    from tasks.reports.page.document import REPORT_FILE, write_report
+    from tasks.tracking.locate import locate
+
+    folders = [locate(run, chosen.runs_dir)[0] for run in chosen.runs]
+    out = chosen.out or folders[0] / REPORT_FILE
+    write_report(folders, out)
+    print(f"The report is {out} ({out.stat().st_size / 1e6:.1f} MB).")
+    return 0

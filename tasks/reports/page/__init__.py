@@ -1,0 +1,1 @@
+"""Runs as one HTML file: no server, no network; everything that it shows is inside."""
