@@ -188,10 +188,10 @@ def _exploration(params: RunParams) -> dict[str, Any]:
     if explores is None:
         return {"grpo": {}}
     found = explores.model_dump(mode="json", include=keys)
-    # Only where `guard` does not say it: what was made before anything else kept them is not stale.
-    return {
-        "grpo": found | ({"keeps_means": True} if explores.keeps_means > explores.guard else {})
-    }
+    # Only where `guard` does not say it: what was made before others kept them is not stale.
+    if explores.keeps_means and not explores.guard:
+        found["keeps_means"] = True
+    return {"grpo": found}
 
 
 # Keys that came later, with the value that leaves results as they were: only another is read, so
