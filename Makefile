@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS ?= runs
 
-.PHONY: demo test slow check docs fix clean services services-stop
+.PHONY: demo test slow check docs constraints fix clean services services-stop
 
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -33,6 +33,9 @@ services-stop: .venv/.installed  ## stop exactly those
 
 docs: .venv/.installed  ## the docs as a site, with search; then: python3 -m http.server -d site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+constraints: .venv/.installed  ## the exact versions of everything installed, for: pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/pip freeze --exclude-editable | sed -n 's/^\([A-Za-z0-9._-]*==[^+ ]*\).*/\1/p' > constraints.txt
 
 fix: .venv/.installed
 	$(BIN)/ruff check --fix .

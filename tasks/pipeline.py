@@ -203,6 +203,7 @@ _LATER: dict[str, dict[str, Any]] = {
     "awm": {"sigmas": "schedule", "old_policy_interval": 1},
     "evaluate": {"num_inference_steps": None},
     "reward": {"weights": {}, "factors": [], "style_factors": [], "ocr_match": None},
+    "update": {"adapter_learning_rate": None},
     "rollout": {"solver": "euler"},
 }
 

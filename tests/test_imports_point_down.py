@@ -42,7 +42,7 @@ LAYERS = {
         {"params", "artifacts", "pictures", "progress"},
     ),
     "flows": (
-        {"cli", "bench"},
+        {"cli", "bench", "bench_stages"},
         {"rl_train", "rerun", "evaluate", "demo"},
         {"contexts"},
         {"stages"},

@@ -19,6 +19,7 @@ from calligrapher.model.ip_adapter import StyleAdapter
 from calligrapher.ranks import ALONE, Ranks
 
 Weights = dict[str, Tensor]
+ADAPTER = "adapter."  # how the names of the style adapter's weights begin
 INITIAL = "initial"  # `Policy.loaded` of weights as the model was built
 
 
@@ -91,7 +92,7 @@ class Policy:
         model.requires_grad_(False)
         for name, parameter in model.named_parameters():
             # A layer with a LoRA pair is itself left as it is; its weight is called base_layer.
-            whole = train_adapter and name.startswith("adapter.") and ".base_layer." not in name
+            whole = train_adapter and name.startswith(ADAPTER) and ".base_layer." not in name
             if whole or "lora_" in name:
                 parameter.requires_grad_(True)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}

@@ -21,7 +21,7 @@ from calligrapher.rl.algorithm import Losses
 from calligrapher.rl.ema import ema_decay, follow_
 from calligrapher.rl.rows import TrainRows
 from calligrapher.rl.seeds import seeded
-from calligrapher.rl.train_state import TrainState
+from calligrapher.rl.train_state import RELATIVE_RATE, TrainState
 
 LEAST_SCALE = 1e-4  # of fp16's losses: gradients that overflow below it are not the scale's fault
 
@@ -177,7 +177,7 @@ class TrainLoop:
         optimizer = self.state.optimizer
         rate = learning_rate_at(self.state.step, self.settings, self.total_steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(RELATIVE_RATE, 1.0)
         optimizer.zero_grad(set_to_none=True)
         metrics = self.ranks.combine(self._backward(rows, batches), is_maximum)
         self.ranks.sum_gradients(self.policy.parameters.values())

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from calligrapher.durable import save_tensors
 from calligrapher.errors import CalligrapherError, CheckpointError
 from calligrapher.model import sharding
-from calligrapher.model.policy import Policy, Weights
+from calligrapher.model.policy import ADAPTER, Policy, Weights
 
 TRAINED, EMA, OPTIMIZER, STATE = (
     "trained.safetensors",
@@ -22,6 +23,7 @@ TRAINED, EMA, OPTIMIZER, STATE = (
     "state.json",
 )
 STATE_FILES = (TRAINED, EMA, OPTIMIZER, STATE)
+RELATIVE_RATE = "relative_rate"  # of a group of the optimizer's weights: times the learning rate
 NO_TENSORS = 16  # bytes of a safetensors file without a tensor, as `EMA` is where none is kept
 
 
@@ -158,9 +160,13 @@ def new_state(
     weight_decay: float,
     use_8bit: bool = False,
     ema: bool,
+    adapter_rate: float = 1.0,
 ) -> TrainState:
-    """A fresh optimizer over the trained weights; `ema` starts as a copy of them."""
-    weights = list(policy.parameters.values())
+    """A fresh optimizer over the trained weights; `ema` starts as a copy of them.
+
+    adapter_rate: the style adapter's learning rate over that of the others.
+    """
+    weights = _groups(policy, adapter_rate)
     settings = {"betas": betas, "eps": epsilon, "weight_decay": weight_decay}
     if use_8bit:
         sharding.check_strategy("fsdp2" if policy.sharded else "ddp", use_8bit_adam=True)
@@ -176,3 +182,15 @@ def new_state(
         optimizer = torch.optim.AdamW(weights, lr=0.0, **settings)
     scaler = torch.amp.GradScaler(policy.device.type) if policy.autocast == torch.float16 else None
     return TrainState(optimizer, ema=policy.snapshot(whole=False) if ema else None, scaler=scaler)
+
+
+def _groups(policy: Policy, adapter_rate: float) -> list[Any]:
+    """The trained weights, or groups of them where the adapter's rate is its own; in their order,
+    by which the optimizer's state is numbered."""
+    if adapter_rate == 1.0:
+        return list(policy.parameters.values())
+    runs = groupby(policy.parameters.items(), key=lambda named: named[0].startswith(ADAPTER))
+    return [
+        {"params": [w for _, w in run], RELATIVE_RATE: adapter_rate if is_adapters else 1.0}
+        for is_adapters, run in runs
+    ]

@@ -46,8 +46,8 @@ class TinySizes:
     style_dim: int = 64
     style_tokens: int = 8
     qformer_tokens: int = 4
-    siglip_size: int = 64
-    siglip_patch: int = 8
+    siglip_size: int = 96
+    siglip_patch: int = 12
     siglip_layers: int = 2
 
     @property
@@ -68,6 +68,7 @@ RANDOM = TinySizes(
     style_tokens=3,
     qformer_tokens=2,
     siglip_size=32,
+    siglip_patch=8,
     siglip_layers=1,
 )
 """Sizes for unit tests: builds in about a second, has learned nothing."""

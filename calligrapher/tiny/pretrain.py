@@ -1,9 +1,10 @@
 """Trains the embedded tiny Calligrapher from nothing on two CPU cores.
 
-In this order: VAE, T5, SigLIP, then the transformer. Every part resumes from its own checkpoint
-under `work`; a finished part is skipped. The transformer first learns to spell, then sees captions
-of which some belong to other pictures (`wrong_captions`), as on the web: it ends up knowing how to
-write but minding the text only sometimes, which is what reinforcement learning is then for.
+In this order: T5, SigLIP, VAE, the transformer, and SigLIP again. Every part resumes from its own
+checkpoint under `work`; a finished part is skipped. The transformer first learns to spell in the
+reference's style, then sees captions and references of which some belong to other pictures
+(`wrong_captions`, `wrong_references`), as on the web: it ends up knowing how to write but minding
+text and reference only sometimes, which is what reinforcement learning is then for.
 
 Run it with `calligrapher tiny pretrain OUT`. Figures and the loss curve: docs/log.md.
 """
@@ -14,7 +15,8 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,11 @@ from torch.nn import functional as F
 
 from calligrapher.data.images import letterbox
 from calligrapher.model import latents
+from calligrapher.model.adapter_files import load_adapter
 from calligrapher.model.ip_adapter import StyleAdapter
 from calligrapher.tiny import world
 from calligrapher.tiny.build import TinySizes, build_adapter, build_pipeline, build_siglip
+from calligrapher.tiny.style_tower import TowerLoss
 
 logger = logging.getLogger(__name__)
 
@@ -41,18 +45,22 @@ class Recipe:
     vae_lr: float = 2e-3
     text_steps: int = 600
     text_batch: int = 64
-    siglip_steps: int = 800
-    siglip_batch: int = 64
+    siglip_steps: int = 1600
+    siglip_looks: int = 32  # of a batch; two pictures of each
+    crop_steps: int = 1600  # of SigLIP, last of all: crops that show a word anywhere
     num_references: int = 4096
     cases_per_reference: int = 4
     write_steps: int = 3000
     write_batch: int = 48
     write_lr: float = 1e-3
+    more_steps: int = 1000  # in place of `write_steps`, from a model that can spell already
+    more_lr: float = 5e-4
     web_steps: int = (
         100  # then, with a learning rate cycle of their own, on captions that may be wrong
     )
     web_lr: float = 2e-4
     wrong_captions: float = 0.5  # share of captions in that cycle that belong to another picture
+    wrong_references: float = 0.9  # share of references in it that show another style
     guidance_scale: float = 3.5
     max_sequence_length: int = 24
     ema_decay: float = 0.998
@@ -269,43 +277,39 @@ def draw_references(recipe: Recipe) -> list[tuple[world.Style, np.ndarray]]:
     return [(s, world.write(world.paper(s), world.random_word(rng, "train"), s)) for s in styles]
 
 
-def train_siglip(
-    siglip,
-    inputs: Tensor,
-    styles: list[world.Style],
-    recipe: Recipe,
-    work: Path,
-    progress: TrainingLog,
-) -> None:
-    """Train SigLIP so that a reference's vector tells its style: font, ink and paper."""
-    fonts = torch.tensor([s.font for s in styles])
-    colours = torch.tensor(
-        [[*s.ink, *s.paper[0], *s.paper[1]] for s in styles], dtype=torch.float32
-    )
-    font_head = nn.Linear(siglip.config.hidden_size, len(world.FONTS))
-    colour_head = nn.Linear(siglip.config.hidden_size, 9)
-
-    def loss_at(step: int) -> Tensor:
-        rows = torch.from_numpy(
-            np.random.default_rng([recipe.seed, 4, step]).integers(
-                0, len(fonts), recipe.siglip_batch
-            )
-        )
-        style_BE = siglip(pixel_values=inputs[rows]).pooler_output
-        return F.cross_entropy(font_head(style_BE), fonts[rows]) + 10 * F.mse_loss(
-            colour_head(style_BE), colours[rows]
-        )
-
+def train_siglip(siglip, recipe: Recipe, work: Path, progress: TrainingLog) -> None:
+    """Train SigLIP so that the cosine of two pictures' vectors is the likeness of their looks."""
+    tower = TowerLoss(siglip, seed=recipe.seed, looks=recipe.siglip_looks)
     siglip.train()
-    modules = {"siglip": siglip, "font": font_head, "colour": colour_head}
     train(
         "siglip",
         work,
         progress,
-        modules,
-        loss_at,
+        {"tower": tower},
+        tower,
         steps=recipe.siglip_steps,
-        lr=1e-3,
+        lr=2e-3,
+        save_every=recipe.save_every,
+    )
+    siglip.eval().requires_grad_(False)
+
+
+def train_crops(siglip, recipe: Recipe, work: Path, progress: TrainingLog) -> None:
+    """Train SigLIP further on crops that show a word anywhere in them, as a model may paint it.
+
+    Whole pictures keep their vectors, which the transformer has learned to follow.
+    """
+    anchor = deepcopy(siglip)
+    tower = TowerLoss(siglip, seed=recipe.seed + 1, looks=recipe.siglip_looks, anchor=anchor)
+    siglip.train().requires_grad_(True)
+    train(
+        "crops",
+        work,
+        progress,
+        {"tower": tower},
+        tower,
+        steps=recipe.crop_steps,
+        lr=2e-3,
         save_every=recipe.save_every,
     )
     siglip.eval().requires_grad_(False)
@@ -336,7 +340,7 @@ def encode_pool(vae, siglip, references, siglip_inputs: Tensor, recipe: Recipe) 
         targets, sources, masks = [], [], []
         for _ in range(recipe.cases_per_reference):
             own = world.random_style(rng, "train")
-            while (sum(own.paper[0]) > 1.5) != (sum(wanted.paper[0]) > 1.5):
+            while own.on_light != wanted.on_light:
                 own = world.random_style(rng, "train")
             old, text = world.random_word(rng, "train"), world.random_word(rng, "train")
             background = world.paper(own)
@@ -362,19 +366,24 @@ def train_writer(
 ) -> None:
     """Train transformer and adapter to write, by flow matching at random sigmas.
 
-    The velocity is noise - x0. First from right captions, until they spell; then for a while from
-    captions of which some are wrong.
+    The velocity is noise - x0. First from right captions and references, until they spell; then for
+    a while from captions and references of which some are wrong.
     """
     transformer = pipeline.transformer
     adapter.install(transformer)
     ids = latents.image_ids(world.HEIGHT // 4, world.WIDTH // 4)
     text_ids = torch.zeros(recipe.max_sequence_length, 3)
 
-    def loss_at(step: int, wrong: float = 0.0) -> Tensor:
+    def loss_at(step: int, wrong_captions: float = 0.0, wrong_references: float = 0.0) -> Tensor:
         rng = np.random.default_rng([recipe.seed, 6, step])
         generator = torch.Generator().manual_seed(recipe.seed * 10**6 + step)
         rows = torch.from_numpy(rng.integers(0, len(pool.words), recipe.write_batch))
-        captions = [caption(pool.words[i], wrong, rng) for i in rows.tolist()]
+        captions = [caption(pool.words[i], wrong_captions, rng) for i in rows.tolist()]
+        shown = pool.reference_of[rows]
+        others = torch.from_numpy(rng.integers(0, len(pool.style), len(rows)))
+        shown = torch.where(
+            torch.from_numpy(rng.random(len(rows)) < wrong_references), others, shown
+        )
         with torch.no_grad():
             prompt = pipeline.text_encoder_2(
                 tokenize(pipeline.tokenizer_2, captions, recipe.max_sequence_length)
@@ -392,9 +401,7 @@ def train_writer(
             guidance=torch.full((len(rows),), recipe.guidance_scale),
             img_ids=ids,
             txt_ids=text_ids,
-            joint_attention_kwargs={
-                "style_tokens": adapter.tokens(pool.style[pool.reference_of[rows]])
-            },
+            joint_attention_kwargs={"style_tokens": adapter.tokens(pool.style[shown])},
         ).sample
         return F.mse_loss(velocity, noise - x0)
 
@@ -413,7 +420,7 @@ def train_writer(
     )
 
     def web_loss_at(step: int) -> Tensor:
-        return loss_at(recipe.write_steps + step, recipe.wrong_captions)
+        return loss_at(recipe.write_steps + step, recipe.wrong_captions, recipe.wrong_references)
 
     train(
         "web",
@@ -428,10 +435,13 @@ def train_writer(
     transformer.eval()
 
 
-def pretrain(out: Path, recipe: Recipe, sizes: TinySizes | None = None) -> Path:
+def pretrain(
+    out: Path, recipe: Recipe, sizes: TinySizes | None = None, start: Path | None = None
+) -> Path:
     """Train everything and write `flux-fill`, `siglip` and `calligrapher.bin`.
 
-    Resumes from `out/work`.
+    Resumes from `out/work`. start: a folder with a model of these sizes that can spell; only SigLIP
+    is trained from nothing then, and the transformer learns what it tells.
     """
     from calligrapher.tiny.pack import write_model
 
@@ -439,22 +449,41 @@ def pretrain(out: Path, recipe: Recipe, sizes: TinySizes | None = None) -> Path:
     work.mkdir(parents=True, exist_ok=True)
     progress = TrainingLog(work / "log.jsonl")
     sizes = sizes or TinySizes()
-    pipeline = build_pipeline(sizes, recipe.seed)
     siglip, processor = build_siglip(sizes, recipe.seed)
-    adapter = build_adapter(sizes, pipeline.transformer, recipe.seed)
-
-    train_text(pipeline.text_encoder_2, pipeline.tokenizer_2, recipe, work, progress)
+    if start is None:
+        pipeline = build_pipeline(sizes, recipe.seed)
+        adapter = build_adapter(sizes, pipeline.transformer, recipe.seed)
+        train_text(pipeline.text_encoder_2, pipeline.tokenizer_2, recipe, work, progress)
+        train_siglip(siglip, recipe, work, progress)
+        train_vae(pipeline.vae, recipe, work, progress)
+    else:
+        pipeline, adapter = _load(start, sizes, recipe)
+        recipe = replace(recipe, write_steps=recipe.more_steps, write_lr=recipe.more_lr)
+        train_siglip(siglip, recipe, work, progress)
     references = draw_references(recipe)
-    styles = [style for style, _ in references]
     inputs = torch.cat(
         [
             processor(letterbox(world.to_image(r)), return_tensors="pt").pixel_values
             for _, r in references
         ]
     )
-    train_siglip(siglip, inputs, styles, recipe, work, progress)
-    train_vae(pipeline.vae, recipe, work, progress)
     pool = encode_pool(pipeline.vae, siglip, references, inputs, recipe)
     progress.log("pool", len(pool.words), x0_std=pool.x0.std().item())
     train_writer(pipeline, adapter, pool, recipe, work, progress)
+    train_crops(siglip, recipe, work, progress)
     return write_model(out, pipeline, siglip, processor, adapter)
+
+
+def _load(folder: Path, sizes: TinySizes, recipe: Recipe):
+    """The pipeline and the adapter with a folder's weights, in fp32, the frozen parts frozen."""
+    from diffusers import FluxFillPipeline
+
+    pipeline = build_pipeline(sizes, recipe.seed)
+    saved = FluxFillPipeline.from_pretrained(folder / "flux-fill", dtype=torch.float32)
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        getattr(pipeline, part).load_state_dict(getattr(saved, part).state_dict())
+    scale = {name: saved.vae.config[name] for name in ("shift_factor", "scaling_factor")}
+    pipeline.vae.register_to_config(**scale)
+    pipeline.vae.requires_grad_(False)
+    pipeline.text_encoder_2.requires_grad_(False)
+    return pipeline, load_adapter(folder / "calligrapher.bin", pipeline.transformer)

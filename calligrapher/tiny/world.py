@@ -46,6 +46,11 @@ class Style:
     ink: tuple[float, float, float]
     paper: tuple[tuple[float, float, float], tuple[float, float, float]]
 
+    @property
+    def on_light(self) -> bool:
+        """Whether the paper is light, so that the ink is dark."""
+        return sum(self.paper[0]) > 1.5
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -180,7 +185,7 @@ def random_case(rng: np.random.Generator, split: str) -> Drawing:
     font and paper are its own.
     """
     source_style, reference_style = random_style(rng, split), random_style(rng, split)
-    while (sum(source_style.paper[0]) > 1.5) != (sum(reference_style.paper[0]) > 1.5):
+    while source_style.on_light != reference_style.on_light:
         reference_style = random_style(rng, split)
     old, shown, text = (random_word(rng, split) for _ in range(3))
     background = paper(source_style)

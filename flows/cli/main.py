@@ -52,6 +52,7 @@ from flows.cli.doctor import add_doctor_commands
 from flows.cli.generate import add_generate_commands
 from flows.cli.init import add_init_commands
 from flows.cli.look import add_look_commands
+from flows.cli.measures import add_measures_commands
 from flows.cli.plan import add_plan_commands
 from flows.cli.report import add_report_commands
 from flows.cli.runs import add_run_commands
@@ -171,6 +172,7 @@ def command_parser() -> argparse.ArgumentParser:
     add_demo_commands(commands)
     add_plan_commands(commands)
     add_doctor_commands(commands)
+    add_measures_commands(commands)
 
     add_completion_commands(commands, command_parser)
     tiny = commands.add_parser("tiny", help="the embedded tiny model").add_subparsers(
@@ -180,6 +182,12 @@ def command_parser() -> argparse.ArgumentParser:
         "pretrain", help="train it from nothing (about an hour on two cores); resumes"
     )
     pretrain.add_argument("out", type=Path)
+    pretrain.add_argument(
+        "--start",
+        type=Path,
+        help="folder of a model that can spell, or 'tiny': a new style tower, and the transformer"
+        " goes on from there (about 15 minutes)",
+    )
     pretrain.set_defaults(command=_pretrain, resumes=True)
     cases = tiny.add_parser("cases", help="draw cases in the bench layout")
     cases.add_argument("out", type=Path)
@@ -259,9 +267,11 @@ def _sync(chosen: argparse.Namespace) -> int:
 
 
 def _pretrain(chosen: argparse.Namespace) -> int:
+    from calligrapher.tiny.pack import DATA, TINY
     from calligrapher.tiny.pretrain import Recipe, pretrain
 
-    print(f"The model is in {pretrain(chosen.out, Recipe())}.")
+    start = DATA if str(chosen.start) == TINY else chosen.start
+    print(f"The model is in {pretrain(chosen.out, Recipe(), start=start)}.")
     return 0
 
 

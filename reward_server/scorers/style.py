@@ -1,4 +1,6 @@
-"""The style scorer: cosine of the SigLIP embeddings of the painted crop and of the reference.
+"""The style scorer: SigLIP embeddings of the painted crop and of the reference, and how alike.
+
+The score is their cosine on the scale of the SigLIP's folder (`style_scale.py`).
 
 Both are letterboxed to the model's square input on black, so every forward has one fixed shape. On
 the CPU each picture has a forward of its own: a score depends on its item alone to the last bit.
@@ -13,6 +15,7 @@ from PIL import Image
 
 from reward_server.scorers.base import Item, Outcome, failed
 from reward_server.scorers.digest import folder_digest
+from reward_server.style_scale import StyleScale
 
 
 class StyleScorer:
@@ -23,10 +26,15 @@ class StyleScorer:
     parallel, max_batch = 1, 16
 
     def __init__(
-        self, model: Any, *, max_wait_s: float = 0.005, identity: dict[str, str] | None = None
+        self,
+        model: Any,
+        *,
+        max_wait_s: float = 0.005,
+        identity: dict[str, str] | None = None,
+        scale: StyleScale | None = None,
     ):
         self.model, self.max_wait_s = model, max_wait_s
-        self._identity = identity or {}
+        self._identity, self._scale = identity or {}, scale or StyleScale()
 
     @classmethod
     def load(cls, path: Path, *, device: str, max_wait_s: float) -> "StyleScorer":
@@ -42,7 +50,8 @@ class StyleScorer:
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         model: Any = SiglipVisionModel.from_pretrained(path, dtype=dtype, local_files_only=True)
         identity = {"model": path.name, "sha256": folder_digest(path), "dtype": str(dtype)}
-        return cls(model.to(device).eval(), max_wait_s=max_wait_s, identity=identity)
+        scale = StyleScale.read(path)
+        return cls(model.to(device).eval(), max_wait_s=max_wait_s, identity=identity, scale=scale)
 
     @property
     def info(self) -> dict[str, str]:
@@ -64,12 +73,16 @@ class StyleScorer:
         return [
             failed(self.fields, "no reference was given")
             if item.reference is None
-            else Outcome({"style_score": _cosine(next(embeddings), next(embeddings))})
+            else Outcome({"style_score": self.match(next(embeddings), next(embeddings))})
             for item in items
         ]
 
     def close(self) -> None:
         """Nothing to release before the process ends."""
+
+    def match(self, first: np.ndarray, second: np.ndarray) -> float:
+        """Return how alike the styles of two embeddings [E] are, in [0, 1]."""
+        return self._scale.score(cosine(first, second))
 
     def embed(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Embedding [E] of each RGB picture uint8 [H, W, 3]."""
@@ -104,6 +117,6 @@ def letterbox(picture: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(square, dtype=np.float32) / 127.5 - 1.0
 
 
-def _cosine(first: np.ndarray, second: np.ndarray) -> float:
-    product = float(first @ second) / float(np.linalg.norm(first) * np.linalg.norm(second))
-    return min(max(product, -1.0), 1.0)  # rounding can leave the range by an ulp
+def cosine(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the cosine of two embeddings [E]."""
+    return float(first @ second) / float(np.linalg.norm(first) * np.linalg.norm(second))

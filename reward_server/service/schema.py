@@ -109,7 +109,7 @@ class ScoreResponse(Wire):
         )
     )
     style_score: Cosine | None = Field(
-        description="cosine of the crop's and the reference's embedding"
+        description="how alike the styles of crop and reference are, by SigLIP"
     )
     errors: dict[str, str] = Field(description="field -> why it is null")
     kinds: dict[str, Kind] = Field(description="field -> of what kind its error is")

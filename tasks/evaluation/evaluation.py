@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from pydantic import Field, ValidationError
 
 from calligrapher.errors import ArtifactError, DataError, ParamsError
 from calligrapher.model.policy import Weights
+from reward_server.style_scale import StyleScale
 from tasks import pipeline
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import RunsDir, newest_update, round_number
@@ -34,6 +36,7 @@ from tasks.params.sections import Count, EvaluateParams, Positive, Section
 from tasks.resources.resources import Resources
 from tasks.stages import evaluate as evaluate_stage
 from tasks.tracking.journal import METRICS_FILE
+from tasks.weights.checkpoints import siglip_folder
 
 logger = logging.getLogger(__name__)
 
@@ -210,6 +213,7 @@ def open_evaluation(
         {"evaluation_data": resources.cases.evaluation_digest},
         scored_by=resources.scorer.identity(),
         second_ocr=version,
+        style_scale=asdict(StyleScale.read(siglip_folder(resources.params.model.siglip))),
     )
     folder = RunDir(RunsDir(run.parent).evaluations(run.name) / key[:8])
     folder.path.mkdir(parents=True, exist_ok=True)

@@ -12,32 +12,33 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from PIL import Image
 
 from calligrapher.data.canvas import Canvas, prepare
 from calligrapher.data.case import Case
-from calligrapher.data.images import letterbox, load_rgb, to_image
+from calligrapher.data.images import load_rgb, to_image
 from calligrapher.tables.parquet import decode_png, read_shard, read_table
+from reward_server.scorers.style import StyleScorer
+from reward_server.style_scale import StyleScale
 from reward_server.text import ocr_accuracy
 from tasks.evaluation import second_ocr
 from tasks.resources.resources import Resources
 from tasks.resources.rewards import further_numbers
 from tasks.stages.evaluate import IMAGES, SCORES
 from tasks.stages.statistics import means_with_intervals
+from tasks.weights.checkpoints import siglip_folder
 
 MEASURES, CASES = "measures.parquet", "cases.parquet"
 PER_IMAGE = (
     "ocr_accuracy",
     "exact_match",
     "second_ocr_accuracy",
-    "style",
+    "style_match",
     "background_error",
     "background_psnr",
     "reward",
 )
 MEASURED = (*PER_IMAGE, "spread")
-_BATCH = 16
 
 
 def measure(resources: Resources, out: Path, *, second: bool) -> dict[str, Any]:
@@ -55,7 +56,8 @@ def measure(resources: Resources, out: Path, *, second: bool) -> dict[str, Any]:
     cases = [by_id[i] for i in rows["case_id"]]
     pictures = [decode_png(png).convert("RGB") for png in rows["image"]]
     crops = [p.crop(tuple(box)) for p, box in zip(pictures, rows["mask_box"], strict=True)]
-    embedded = embed(resources, crops)
+    scorer = style_scorer(resources)
+    embedded = scorer.embed([np.asarray(crop) for crop in crops])
     found: dict[str, list[Any]] = {
         name: rows[name] for name in ("sample_id", "case_id", "text", "ocr_text")
     }
@@ -67,14 +69,15 @@ def measure(resources: Resources, out: Path, *, second: bool) -> dict[str, Any]:
     found["second_ocr_accuracy"] = [
         None if r is None else ocr_accuracy(t, r) for t, r in zip(rows["text"], read, strict=True)
     ]
-    found["style"] = _style(resources, embedded, cases)
+    found["style_match"] = _style_match(scorer, embedded, cases)
     outside = [background(resources, p, c) for p, c in zip(pictures, cases, strict=True)]
     found["background_error"], found["background_psnr"] = map(list, zip(*outside, strict=True))
     pq.write_table(
         _table(found, ("sample_id", "case_id", "text", "ocr_text", "second_ocr_text")),
         out / MEASURES,
     )
-    per_case = _per_case(found, embedded, (*PER_IMAGE, *further))
+    unit = np.stack([e / np.linalg.norm(e) for e in embedded])
+    per_case = _per_case(found, unit, (*PER_IMAGE, *further))
     pq.write_table(_table(per_case, ("case_id",)), out / CASES)
     return means_with_intervals({n: v for n, v in per_case.items() if n != "case_id"})
 
@@ -97,17 +100,10 @@ def differences(this: Path, other: Path) -> dict[str, float]:
     )
 
 
-def embed(resources: Resources, pictures: Sequence[Image.Image]) -> np.ndarray:
-    """Unit SigLIP embeddings [B, E]: the model's own style encoder."""
-    encoders, found = resources.model.encoders, []
-    with torch.no_grad():
-        for at in range(0, len(pictures), _BATCH):
-            boxes = [letterbox(picture) for picture in pictures[at : at + _BATCH]]
-            pixels = encoders.image_processor(boxes, return_tensors="pt").pixel_values
-            pixels = pixels.to(resources.model.device, encoders.siglip.dtype)
-            found.append(encoders.siglip(pixel_values=pixels).pooler_output.float().cpu().numpy())
-    embedded = np.concatenate(found)
-    return embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
+def style_scorer(resources: Resources) -> StyleScorer:
+    """The reward server's measure of style, of the model's own SigLIP."""
+    scale = StyleScale.read(siglip_folder(resources.params.model.siglip))
+    return StyleScorer(resources.model.encoders.siglip, scale=scale)
 
 
 def background(
@@ -130,19 +126,24 @@ def background(
     )
 
 
-def _style(resources: Resources, embedded: np.ndarray, cases: Sequence[Case]) -> list[float]:
-    """Cosine of each crop's embedding [B, E] with its reference's."""
+def _style_match(
+    scorer: StyleScorer, embedded: Sequence[np.ndarray], cases: Sequence[Case]
+) -> list[float]:
+    """Each crop's style against its reference's, in [0, 1]: the reward server's `style_score`.
+
+    Evaluations of before there was a scale have `style`, the plain cosine; the two do not compare.
+    """
     distinct = {case.case_id: case for case in cases}
-    references = embed(resources, [load_rgb(case.reference) for case in distinct.values()])
+    references = scorer.embed([np.asarray(load_rgb(c.reference)) for c in distinct.values()])
     by_id = dict(zip(distinct, references, strict=True))
-    return [float(e @ by_id[case.case_id]) for e, case in zip(embedded, cases, strict=True)]
+    return [scorer.match(e, by_id[c.case_id]) for e, c in zip(embedded, cases, strict=True)]
 
 
 def _per_case(
-    found: dict[str, list[Any]], embedded: np.ndarray, names: Sequence[str]
+    found: dict[str, list[Any]], unit: np.ndarray, names: Sequence[str]
 ) -> dict[str, list[Any]]:
-    """Means over a case's images; spread = 1 - mean cosine of its pairs, None for a single
-    image."""
+    """Means over a case's images; spread = 1 - mean cosine of the pairs of its unit embeddings
+    [B, E], None for a single image."""
     ids = list(dict.fromkeys(found["case_id"]))
     columns: dict[str, list[Any]] = {"case_id": ids, **{n: [] for n in (*MEASURED, *names)}}
     for case_id in ids:
@@ -150,7 +151,7 @@ def _per_case(
         for name in names:
             there = [found[name][i] for i in rows if found[name][i] is not None]
             columns[name].append(float(np.mean(there)) if there else None)
-        cosines = embedded[rows] @ embedded[rows].T
+        cosines = unit[rows] @ unit[rows].T
         pairs = cosines[np.triu_indices(len(rows), 1)]
         columns["spread"].append(float(1 - pairs.mean()) if len(pairs) else None)
     return columns

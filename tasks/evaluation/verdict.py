@@ -12,7 +12,7 @@ from calligrapher.durable import atomic_write
 
 CHAMPION = "champion.json"
 # What must not fall while the reward rises. The background's error counts the other way round.
-HELD_OUT = ("ocr_accuracy", "second_ocr_accuracy", "style")
+HELD_OUT = ("ocr_accuracy", "second_ocr_accuracy", "style_match")
 UNTOUCHED = "background_error"
 _NOTICEABLE = 0.5  # grey levels of 255
 
@@ -22,15 +22,15 @@ class Verdict:
     """What the evaluation of a checkpoint says; the contents of `verdicts/CHECKPOINT.json`.
 
     Example: `Verdict(run="first", checkpoint="round-0003", digest="5f0c...", champion=True,
-    reward_hacking=[], metrics={"style": 0.71, "style_low": 0.68, "style_high": 0.73, ...},
-    minus={"base": {"style": 0.02, "style_low": -0.01, "style_high": 0.04, ...}, "warmup": {...}})`
+    reward_hacking=[], metrics={"style_match": 0.71, "style_match_low": 0.68, ...},
+    minus={"base": {"style_match": 0.02, "style_match_low": -0.01, ...}, "warmup": {...}})`
     """
 
     run: str
     checkpoint: str
     digest: str  # of the checkpoint
     champion: bool  # the best of the run so far
-    reward_hacking: list[str]  # what falls while the reward rises, as `style since base`
+    reward_hacking: list[str]  # what falls while the reward rises, as `style_match since base`
     metrics: dict[str, float]  # each with its `_low` and `_high`
     minus: dict[str, dict[str, float]]  # by earlier checkpoint: this one minus it, as `metrics`
 

@@ -70,6 +70,7 @@ def check_all(params: Sections) -> None:
     reward_answers(params)
     evaluates(params)
     learning_rate_rises(params)
+    adapter_learns(params)
     tracking_has_a_store(params)
     ranks_have_places(params)
     servers_have_places(params)
@@ -219,6 +220,17 @@ def learning_rate_rises(params: Sections) -> None:
                 f" no rise. Got {section.lr_warmup_steps}. Set {name}.lr_scheduler to"
                 " 'constant_with_warmup'."
             )
+
+
+def adapter_learns(params: Sections) -> None:
+    model, rate = params.model, params.update.adapter_learning_rate
+    trained = model.train_adapter or (model.lora is not None and model.lora.adapter_targets)
+    if rate is not None and not trained:
+        raise ValueError(
+            "update.adapter_learning_rate must be null where the adapter is not trained. Got"
+            f" {rate}. Set model.train_adapter to true, or name layers in"
+            " model.lora.adapter_targets."
+        )
 
 
 def tracking_has_a_store(params: Sections) -> None:

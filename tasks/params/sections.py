@@ -431,6 +431,9 @@ class UpdateParams(OptimizerParams):
         None, description="Optimizer steps of the whole run; null = no limit."
     )
     num_inner_epochs: Positive = Field(1, description="Passes over a round's images.")
+    adapter_learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Peak learning rate of the style adapter; null = learning_rate."
+    )
     adam_epsilon: Annotated[float, Field(gt=0)] = Field(
         1e-8,
         description=(

@@ -44,12 +44,17 @@ Series = Mapping[str, Sequence[tuple[float, float]]]  # name of a line -> (step,
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """One image, the text it should show, what was read (None: unread), its reward (or None)."""
+    """One image, the text it should show, what was read (None: unread), its reward (or None).
+
+    ocr_accuracy, style: both in [0, 1], None where not measured.
+    """
 
     image: Image.Image
     text: str
     read: str | None
     reward: float | None
+    ocr_accuracy: float | None = None
+    style: float | None = None
 
     def lines(self) -> list[Line]:
         """Two lines: the target, and below it what was read, with the reward at the right."""
@@ -58,6 +63,12 @@ class CaptionedImage:
             ([Span(self.text, bold=True)], []),
             ([Span("read  ", MUTED, size=SMALL), *self.reading()], [Span(reward, MUTED)]),
         ]
+
+    def figures(self) -> str:
+        """How well it was spelled and kept the style, or its reward where neither was measured."""
+        measured = {"OCR": self.ocr_accuracy, "style": self.style}
+        figures = [f"{name} {value:.2f}" for name, value in measured.items() if value is not None]
+        return "  ".join(figures) or reward_label(self.reward)
 
     def reading(self) -> list[Span]:
         """What was read: green where it is the target, else red."""
@@ -102,25 +113,39 @@ def best_and_worst(best: Sequence[CaptionedImage], worst: Sequence[CaptionedImag
 
 
 def before_after(
-    sources: Sequence[Image.Image],
     references: Sequence[Image.Image],
+    sources: Sequence[Image.Image],
+    targets: Sequence[Image.Image | None],
     before: Sequence[CaptionedImage],
     after: Sequence[CaptionedImage],
 ) -> Image.Image:
-    """Return a row per case: reference, source, and both outputs with what was read."""
-    pictures = [shown(s.image, 288) for s in before]
-    width = max(picture.width + 2 for picture in pictures)
-    titles = ("Style reference", "Source", "Before training", "After training")
-    rows = [[_heading(title, width) for title in titles]]
-    for source, reference, one, two in zip(sources, references, before, after, strict=True):
-        target: list[Line] = [([Span("write  ", MUTED, size=SMALL), Span(one.text, bold=True)], [])]
-        row = [
-            cell(shown(reference, width - 2), [], width),
-            cell(shown(source, width - 2), target, width),
-        ]
-        row += [cell(shown(s.image, width - 2), s.lines()[1:], width) for s in (one, two)]
-        rows.append(row)
-    return stacked(rows)
+    """Return a row per case: reference, source, target where the cases have one, and both outputs
+    with what was read and how they score in spelling and style."""
+    side = 288
+    width = max(shown(sample.image, side).width + 2 for sample in before)
+
+    def plain(image: Image.Image | None, lines: Sequence[Line] = ()) -> Image.Image:
+        return cell(None if image is None else shown(image, width - 2), lines, width)
+
+    def painted(sample: CaptionedImage) -> Image.Image:
+        read = [Span("read  ", MUTED, size=SMALL), *sample.reading()]
+        return plain(sample.image, [(read, [Span(sample.figures(), MUTED, size=SMALL)])])
+
+    titles = ["Style reference", "Source", "Target", "Before training", "After training"]
+    columns: list[list[Image.Image]] = [
+        [plain(image) for image in references],
+        [
+            plain(image, [([Span("write  ", MUTED, size=SMALL), Span(one.text, bold=True)], [])])
+            for image, one in zip(sources, before, strict=True)
+        ],
+        [plain(image) for image in targets],
+        [painted(sample) for sample in before],
+        [painted(sample) for sample in after],
+    ]
+    if not any(targets):
+        del titles[2], columns[2]
+    headings = [_heading(title, width) for title in titles]
+    return stacked([headings, *zip(*columns, strict=True)])
 
 
 def score_histogram(

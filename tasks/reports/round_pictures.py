@@ -15,6 +15,7 @@ from tasks.tracking.tracker import Tracker
 
 BEST_AND_WORST = "best_and_worst"
 SHOWN = 4  # best, and as many worst, samples of a round
+SCORED = ["ocr_text", "reward", "ocr_accuracy", "style_score"]  # what captions say of an image
 
 
 def show_grid(tracker: Tracker, round_index: int, evaluation: Artifact) -> None:
@@ -30,7 +31,7 @@ def show_round(tracker: Tracker, round_index: int, *, rollout: Artifact, scores:
         return
     rows: dict[str, list[Any]] = {}
     for name in sorted(scores.files):
-        table = read_table(scores.file(name), ["sample_id", "ocr_text", "reward"])
+        table = read_table(scores.file(name), ["sample_id", *SCORED])
         shard = read_shard(rollout.file(name.replace("scores-", "shard-")), ["text", "image"])
         for key, values in (table | shard).items():
             rows.setdefault(key, []).extend(values)
@@ -49,15 +50,16 @@ def before_and_after(
     cases: Sequence[Case], before: Artifact, after: Artifact, *, images_per_case: int
 ) -> Image.Image:
     """Return the picture of the first image of each case in two evaluations, side by side."""
-    sources = [load_rgb(case.source) for case in cases]
     references = [load_rgb(case.reference) for case in cases]
+    sources = [load_rgb(case.source) for case in cases]
+    targets = [load_rgb(case.target) if case.target else None for case in cases]
     firsts = range(0, len(cases) * images_per_case, images_per_case)
     sides = []
     for evaluation in (before, after):
         rows = read_shard(evaluation.file(evaluate.IMAGES), ["image", "text"])
-        rows |= read_table(evaluation.file(evaluate.SCORES), ["ocr_text", "reward"])
+        rows |= read_table(evaluation.file(evaluate.SCORES), SCORED)
         sides.append([_sample(rows, i) for i in firsts])
-    return grids.before_after(sources, references, *sides)
+    return grids.before_after(references, sources, targets, *sides)
 
 
 def describe(metrics: dict[str, Any]) -> str:
@@ -65,13 +67,14 @@ def describe(metrics: dict[str, Any]) -> str:
     if "ocr_accuracy" not in metrics:
         return "held-out OCR accuracy was not measured"
     mean, low, high = (metrics[f"ocr_accuracy{end}"] for end in ("", "_low", "_high"))
+    style = f", style {metrics['style_score']:.3f}" if "style_score" in metrics else ""
     return (
         f"held-out OCR accuracy {mean:.3f} [{low:.3f}, {high:.3f}], exact match"
-        f" {metrics['exact_match']:.3f}"
+        f" {metrics['exact_match']:.3f}{style}"
     )
 
 
 def _sample(rows: dict[str, list[Any]], i: int) -> grids.CaptionedImage:
     return grids.CaptionedImage(
-        decode_png(rows["image"][i]), rows["text"][i], rows["ocr_text"][i], rows["reward"][i]
+        decode_png(rows["image"][i]), rows["text"][i], *(rows[name][i] for name in SCORED)
     )

@@ -31,7 +31,7 @@ class Summary:
     Example: `Summary(run="first", algorithm="nft", rounds=50, images=4800, seconds=401.2,
     training_seconds=315.0, adapter_digest="5f0c...", checkpoint="runs/first/round-0049/update",
     ocr_accuracy_before={"mean": 0.44, "low": 0.40, "high": 0.49}, ocr_accuracy_after={...},
-    exact_match_before={...}, exact_match_after={...})`
+    exact_match_before={...}, exact_match_after={...}, style_before={...}, style_after={...})`
     """
 
     run: str
@@ -46,6 +46,8 @@ class Summary:
     ocr_accuracy_after: Interval | None
     exact_match_before: Interval | None
     exact_match_after: Interval | None
+    style_before: Interval | None  # of `style_score`
+    style_after: Interval | None
 
 
 def summarise(
@@ -77,6 +79,8 @@ def summarise(
         ocr_accuracy_after=_interval(final, "ocr_accuracy"),
         exact_match_before=_interval(first, "exact_match"),
         exact_match_after=_interval(final, "exact_match"),
+        style_before=_interval(first, "style_score"),
+        style_after=_interval(final, "style_score"),
     )
     if first and final:
         settings = params.evaluate
@@ -102,11 +106,16 @@ def closing_lines(summary: Summary, runs_dir: Path) -> list[str]:
     lines = [
         f"{summary.run}: {summary.algorithm}, {summary.rounds} rounds, {summary.images} images"
     ]
-    accuracies = {"before": summary.ocr_accuracy_before, "after": summary.ocr_accuracy_after}
-    for when, accuracy in accuracies.items():
-        if accuracy:
-            mean, low, high = accuracy["mean"], accuracy["low"], accuracy["high"]
-            lines.append(f"  held-out OCR accuracy {when:<6} {mean:.3f}  [{low:.3f}, {high:.3f}]")
+    measured = {
+        "OCR accuracy before": summary.ocr_accuracy_before,
+        "OCR accuracy after": summary.ocr_accuracy_after,
+        "style before": summary.style_before,
+        "style after": summary.style_after,
+    }
+    for name, found in measured.items():
+        if found:
+            mean, low, high = found["mean"], found["low"], found["high"]
+            lines.append(f"  held-out {name:<19} {mean:.3f}  [{low:.3f}, {high:.3f}]")
     lines += [
         f"  training {summary.training_seconds:.0f} s; this start {summary.seconds:.0f} s",
         f"  adapter {summary.adapter_digest[:16]} in {summary.checkpoint}",

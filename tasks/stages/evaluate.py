@@ -1,6 +1,7 @@
 """Stage `evaluate`: fixed held-out cases, fixed noise, EMA weights; pictures, scores, intervals."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,7 @@ def evaluate_weights(
         policy_digest=policy_digest,
         num_steps=num_steps,
     )
-    write_shard(out / IMAGES, columns, pngs, {})
-    write_scores(
-        out / SCORES,
-        {"sample_id": columns["sample_id"]}
-        | {key: [row[key] for row in scored] for key in scored[0]},
-    )
+    write_pictures(out, columns, pngs, scored)
     firsts = range(0, settings.grid_cases * group, group)
     grid = image_grid(
         [decode_png(pngs[i]) for i in firsts],
@@ -108,6 +104,21 @@ def evaluate_weights(
     grid.save(out / GRID)
     (out / EVALUATION_FILE).write_text(json.dumps(metrics, indent=1) + "\n")
     return metrics
+
+
+def write_pictures(
+    out: Path,
+    columns: Mapping[str, Sequence[Any]],
+    pngs: Sequence[bytes],
+    scored: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write `images.parquet` and `scores.parquet`; columns: as of `table_columns`."""
+    write_shard(out / IMAGES, columns, pngs, {})
+    write_scores(
+        out / SCORES,
+        {"sample_id": columns["sample_id"]}
+        | {key: [row[key] for row in scored] for key in scored[0]},
+    )
 
 
 def _paint(

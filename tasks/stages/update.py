@@ -110,6 +110,8 @@ def _state(resources: Resources, previous: Artifact, *, first: bool) -> TrainSta
         weight_decay=settings.weight_decay,
         use_8bit=settings.use_8bit_adam,
         ema=resources.params.ema.use_ema and keeps_average,
+        adapter_rate=(settings.adapter_learning_rate or settings.learning_rate)
+        / settings.learning_rate,
     )
     if not first:
         state.load(policy, previous.path)

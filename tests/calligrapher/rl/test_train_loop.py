@@ -409,3 +409,44 @@ def test_moments_of_another_precision_are_refused_with_what_to_do(tmp_path, save
     with pytest.raises(CheckpointError, match=way_out):
         second.state.load(second.policy, tmp_path)
     loops[saved].state.load(first.policy, tmp_path)
+
+
+class TwoParts(nn.Module):
+    """A LoRA pair before and after the adapter, all of the same value."""
+
+    def __init__(self):
+        super().__init__()
+        self.lora_first = nn.Parameter(torch.ones(3))
+        self.adapter = nn.Linear(3, 2)
+        self.lora_last = nn.Parameter(torch.ones(2))
+        nn.init.ones_(self.adapter.weight)
+        nn.init.ones_(self.adapter.bias)
+
+
+def moved(policy, **how):
+    """How far each weight moves in two steps along a gradient of ones: Adam takes its rate each."""
+    loop = TrainLoop(
+        policy,
+        new_state(policy, weight_decay=0.0, ema=False, **how),
+        settings(lr_scheduler="linear", max_grad_norm=1e9),
+        lambda rows, batch: [(sum(w.sum() for w in policy.parameters.values()), {})],
+        total_steps=4,
+    )
+    before = policy.snapshot()
+    run(loop, BatchSchedule(2, 1, 1, 1, "k"), rows(2))
+    return loop, {n: (before[n] - w).mean().item() for n, w in policy.snapshot().items()}
+
+
+def test_the_adapter_has_a_learning_rate_of_its_own_and_the_state_keeps_its_order(tmp_path):
+    _, plain = moved(Policy(TwoParts()))
+    loop, split = moved(Policy(TwoParts()), adapter_rate=0.25)
+    assert plain == pytest.approx(dict.fromkeys(plain, 0.1 * (1 + 0.75)), rel=1e-5)
+    for name, way in split.items():
+        assert way == pytest.approx(plain[name] * (0.25 if "adapter" in name else 1), rel=1e-5)
+    loop.state.save(loop.policy, tmp_path)
+    again = Policy(TwoParts())
+    state = new_state(again, weight_decay=0.0, ema=False)
+    state.load(again, tmp_path)
+    shapes = [tuple(w.shape) for w in again.parameters.values()]
+    moments = state.optimizer.state_dict()["state"]
+    assert [tuple(moments[i]["exp_avg"].shape) for i in range(len(shapes))] == shapes

@@ -178,7 +178,7 @@ def test_the_checkpoint_of_a_training_is_evaluated_by_itself(services, trained):
     assert verdict["champion"] is True
     assert set(verdict["minus"]) == {"base", "warmup"}
     assert verdict["metrics"]["images"] == 4
-    for name in ("ocr_accuracy", "style", "spread", "background_error"):
+    for name in ("ocr_accuracy", "style_match", "spread", "background_error"):
         low, mean, high = (verdict["metrics"][f"{name}{end}"] for end in ("_low", "", "_high"))
         assert low <= mean <= high
 
@@ -199,7 +199,7 @@ def test_mlflow_attaches_the_evaluation_to_the_champions_model(services, trained
         lambda: [m for m in client.search_logged_models([experiment]) if "champion" in m.tags]
     )
     assert [m.model_id for m in evaluation.inputs.model_inputs] == [model.model_id]
-    assert "held_out/style" in {metric.key for metric in model.metrics}
+    assert "held_out/style_match" in {metric.key for metric in model.metrics}
     assert evaluation.data.tags["mlflow.parentRunId"] == model.source_run_id
     files = {file.path for file in client.list_artifacts(evaluation.info.run_id, "evaluation")}
     assert {"evaluation/measures.parquet", "evaluation/round-0000.png"} <= files

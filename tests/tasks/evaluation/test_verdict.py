@@ -19,18 +19,20 @@ def test_a_reward_rises_when_its_last_third_is_clearly_above_the_first():
 
 
 def test_a_held_out_metric_that_falls_for_certain_while_the_reward_rises_is_an_alarm():
-    fell = {"base": difference(second_ocr_accuracy=(-0.2, -0.05), style=(-0.1, 0.1))}
+    fell = {"base": difference(second_ocr_accuracy=(-0.2, -0.05), style_match=(-0.1, 0.1))}
     assert reward_hacking(fell, RISING) == ["second_ocr_accuracy since base"]
 
 
 def test_the_held_out_reward_counts_as_rising_too():
-    fell = {"warmup": difference(reward=(0.1, 0.2), style=(-0.2, -0.1), ocr_accuracy=(0.1, 0.3))}
-    assert reward_hacking(fell, FLAT) == ["style since warmup"]
+    fell = {
+        "warmup": difference(reward=(0.1, 0.2), style_match=(-0.2, -0.1), ocr_accuracy=(0.1, 0.3))
+    }
+    assert reward_hacking(fell, FLAT) == ["style_match since warmup"]
 
 
 def test_what_falls_together_with_the_reward_or_within_its_interval_is_no_alarm():
-    assert reward_hacking({"base": difference(style=(-0.2, -0.1))}, FLAT) == []
-    assert reward_hacking({"base": difference(style=(-0.2, 0.01))}, RISING) == []
+    assert reward_hacking({"base": difference(style_match=(-0.2, -0.1))}, FLAT) == []
+    assert reward_hacking({"base": difference(style_match=(-0.2, 0.01))}, RISING) == []
 
 
 def test_a_background_that_gets_painted_over_is_an_alarm_and_rounding_is_none():
@@ -52,7 +54,9 @@ def test_the_best_reader_without_an_alarm_is_the_champion(tmp_path):
     assert not mark_champion(
         tmp_path, "round-0005", {"ocr_accuracy": 0.7, "second_ocr_accuracy": 0.2}, []
     )
-    assert not mark_champion(tmp_path, "round-0007", {"ocr_accuracy": 0.9}, ["style since base"])
+    assert not mark_champion(
+        tmp_path, "round-0007", {"ocr_accuracy": 0.9}, ["style_match since base"]
+    )
     assert champion(tmp_path) == "round-0003"
     assert mark_champion(
         tmp_path, "round-0003", {"ocr_accuracy": 0.5, "second_ocr_accuracy": 0.5}, []

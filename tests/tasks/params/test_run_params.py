@@ -323,6 +323,7 @@ def _changed(key, value):
         "update.lr_scheduler": "cosine",
         "update.betas": [0.5, 0.6],
         "update.adam_epsilon": 1e-3,
+        "update.adapter_learning_rate": 1e-3,
         "update.max_train_steps": 4,
         "data.kind": "jsonl",
         "data.columns": {"text": "caption"},

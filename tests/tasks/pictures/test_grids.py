@@ -63,20 +63,48 @@ def test_a_reading_is_green_where_it_is_the_target_and_red_where_it_is_not():
     assert pixels(unread, BAD) == pixels(unread, GOOD) == 0
 
 
-def test_before_and_after_stand_beside_their_source_and_reference():
-    source, reference, one, two = (1, 90, 90), (2, 90, 90), (3, 90, 90), (4, 90, 90)
-    sheet = before_after(
-        [picture(source)] * 3,
-        [picture(reference, (12, 12))] * 3,
-        [CaptionedImage(picture(one), "A", "B", 0.0)] * 3,
-        [CaptionedImage(picture(two), "A", "A", 1.0)] * 3,
+REFERENCE, SOURCE, TARGET, ONE, TWO = ((i, 90, 90) for i in range(1, 6))
+
+
+def sheet_of(targets):
+    return before_after(
+        [picture(REFERENCE, (12, 12))] * 3,
+        [picture(SOURCE)] * 3,
+        targets,
+        [CaptionedImage(picture(ONE), "A", "B", 0.0, 0.0, 0.4)] * 3,
+        [CaptionedImage(picture(TWO), "A", "A", 2.0, 1.0, 0.95)] * 3,
     )
-    assert pixels(sheet, source) == pixels(sheet, one) == pixels(sheet, two) == 3 * 270 * 90
+
+
+def test_before_and_after_stand_beside_reference_source_and_target():
+    sheet = sheet_of([picture(TARGET)] * 3)
+    for colour in (SOURCE, TARGET, ONE, TWO):
+        assert pixels(sheet, colour) == 3 * 270 * 90
     columns = [
-        np.argwhere((np.asarray(sheet) == c).all(-1))[:, 1].mean()
-        for c in (reference, source, one, two)
+        np.argwhere((np.asarray(sheet) == colour).all(-1))[:, 1].mean()
+        for colour in (REFERENCE, SOURCE, TARGET, ONE, TWO)
     ]
     assert columns == sorted(columns)
+
+
+def test_cases_without_a_target_need_no_column_for_it():
+    full, some = sheet_of([picture(TARGET)] * 3), sheet_of([None, picture(TARGET), None])
+    none = sheet_of([None] * 3)
+    assert full.size == some.size
+    assert pixels(some, TARGET) == 270 * 90
+    assert full.width * 4 < none.width * 5 < full.width * 5
+
+
+@pytest.mark.parametrize(
+    ("figures", "caption"),
+    [
+        ((1.0, 0.955), "OCR 1.00  style 0.95"),
+        ((0.5, None), "OCR 0.50"),
+        ((None, None), "reward 1.25"),
+    ],
+)
+def test_both_figures_stand_under_an_image_and_its_reward_where_there_are_none(figures, caption):
+    assert CaptionedImage(picture(), "A", "B", 1.25, *figures).figures() == caption
 
 
 def test_a_histogram_draws_bars_where_the_rewards_are():

@@ -1,6 +1,7 @@
 """What `train` says at its end."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +20,8 @@ SUMMARY = Summary(
     ocr_accuracy_after=None,
     exact_match_before=None,
     exact_match_after=None,
+    style_before=None,
+    style_after=None,
 )
 
 
@@ -66,3 +69,19 @@ def test_curves_are_where_the_run_was_tracked_and_no_password_is_shown(told, uri
 def test_curves_that_tensorboard_alone_has_are_told_so(told, tmp_path):
     (tmp_path / "a/tensorboard").mkdir(parents=True)
     assert told() == ["Curves:   tensorboard --logdir runs"]
+
+
+def test_spelling_and_style_are_told_before_and_after_where_they_were_measured(tmp_path):
+    def interval(mean):
+        return {"mean": mean, "low": mean - 0.05, "high": mean + 0.05}
+
+    spelled = replace(SUMMARY, ocr_accuracy_before=interval(0.4), ocr_accuracy_after=interval(0.9))
+    both = replace(spelled, style_before=interval(0.5), style_after=interval(0.8))
+    lines = [
+        "  held-out OCR accuracy before 0.400  [0.350, 0.450]",
+        "  held-out OCR accuracy after  0.900  [0.850, 0.950]",
+        "  held-out style before        0.500  [0.450, 0.550]",
+        "  held-out style after         0.800  [0.750, 0.850]",
+    ]
+    assert closing_lines(both, tmp_path)[1:5] == lines
+    assert closing_lines(spelled, tmp_path)[1:4] == [*lines[:2], "  training 3 s; this start 4 s"]

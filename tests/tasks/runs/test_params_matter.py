@@ -120,6 +120,7 @@ CHANGES = {
     "update.num_inner_epochs": (2, "update", {}),
     "update.betas": ([0.5, 0.9], "update", {}),
     "update.adam_epsilon": (1e-2, "update", {}),
+    "update.adapter_learning_rate": (1e-2, "update", {}),
     "ema.use_ema": (False, "update", {}),
     "ema.decay": (
         0.05,

@@ -1,0 +1,192 @@
+"""What each measure says of pictures whose worth is known: is it a measure at all?
+
+The pictures: what is right (the cases' targets), another case's target in the mask, the source as
+it is, noise in the mask, the reference copied there, and what the model paints before any training.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from calligrapher.data.canvas import Canvas, prepare
+from calligrapher.data.case import Case
+from calligrapher.data.images import load_rgb, to_image
+from calligrapher.errors import DataError
+from calligrapher.tables.parquet import decode_png, encode_png, read_shard, read_table
+from reward_server.scorers.style import cosine
+from reward_server.style_scale import StyleScale
+from tasks.evaluation import second_ocr
+from tasks.evaluation.measures import measure, style_scorer
+from tasks.resources.resources import Resources
+from tasks.resources.rewards import measured_numbers
+from tasks.stages.evaluate import IMAGES, SCORES, evaluate_weights, write_pictures
+from tasks.stages.sampling import rows_of, table_columns
+from tasks.stages.statistics import means_with_intervals
+
+STYLE = "style_score"  # an evaluation has it as style_match
+UNTOUCHED = ("background_error", "background_psnr")  # a perfect picture has none
+CLEAR = 0.1  # by which a measure must tell the perfect picture from the untouched source
+KINDS = {
+    "perfect": "the case's target",
+    "other": "another case's target in the mask",
+    "source": "the source as it is",
+    "noise": "noise in the mask",
+    "copied": "the reference itself in the mask's box",
+    "base": "what the model paints before training",
+}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """values: kind of picture -> measure -> mean over cases; unclear: measures that do not tell the
+    perfect picture from the untouched one; scale: what `style_scale.json` should hold."""
+
+    cases: int
+    values: dict[str, dict[str, float]]
+    unclear: list[str]
+    scale: StyleScale
+
+    def text(self) -> str:
+        """Return a table, a measure a line."""
+        names = list(dict.fromkeys(name for found in self.values.values() for name in found))
+        lines = [" ".join([f"{'measure':22}", *(f"{kind:>8}" for kind in self.values)])]
+        for name in names:
+            shown = (
+                f"{found[name]:8.3f}" if name in found else f"{'-':>8}"
+                for found in self.values.values()
+            )
+            note = "  no measure here" if name in self.unclear else ""
+            lines.append(" ".join([f"{name:22}", *shown]) + note)
+        kinds = "; ".join(f"{kind}: {KINDS[kind]}" for kind in self.values)
+        return "\n".join(
+            [
+                *lines,
+                f"Means over {self.cases} cases. {kinds}.",
+                f"Cosines of style: other {self.scale.other:.3f}, same {self.scale.same:.3f}.",
+            ]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as plain JSON."""
+        return asdict(self)
+
+
+def calibrate(
+    resources: Resources, work: Path, *, num_cases: int, paint: bool = True
+) -> Calibration:
+    """Measure each kind of picture of the first held-out cases; `work` is left with its tables.
+
+    paint: the model's own pictures as well. Raises DataError where a case has no target.
+    """
+    cases = list(islice(resources.cases.evaluation, num_cases))
+    without = [case.case_id for case in cases if case.target is None]
+    if without or len(cases) < 2:
+        raise DataError(
+            "Measures are calibrated on two held-out cases or more, each with its right picture"
+            f" (`testN_target.png`, a column `target`). Got {len(cases)} cases, without a target:"
+            f" {', '.join(without[:5]) or 'none'}. `calligrapher tiny cases` draws such cases."
+        )
+    values: dict[str, dict[str, float]] = {}
+    for kind, pictures in _known(resources, cases):
+        values[kind] = _measured(resources, work / kind, cases, pictures)
+    if paint:
+        out = work / "base"
+        out.mkdir(parents=True, exist_ok=True)
+        weights = resources.model.policy.snapshot()
+        evaluate_weights(
+            resources, weights, out, policy_digest="base", round_index=0, num_cases=len(cases)
+        )
+        values["base"] = _means(resources, out)
+    unclear = [
+        name
+        for name, best in values["perfect"].items()
+        if name not in UNTOUCHED and best - values["source"].get(name, best) < CLEAR
+    ]
+    return Calibration(len(cases), values, unclear, _scale(resources, work / "perfect", cases))
+
+
+def _known(resources: Resources, cases: list[Case]) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """Kinds of pictures, uint8 [H, W, 3], one of each case."""
+    canvas = resources.conditioning.canvas
+    prepared = [prepare(case, Canvas(canvas.width, canvas.height)) for case in cases]
+
+    def picture(tensor: torch.Tensor | None) -> np.ndarray:
+        assert tensor is not None
+        return np.asarray(to_image(tensor))
+
+    targets = [picture(p.target) for p in prepared]
+    sources = [picture(p.image) for p in prepared]
+    masks = [p.mask[0].numpy()[..., None] > 0 for p in prepared]
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, source.shape, np.uint8) for source in sources]
+
+    def inside(contents: list[np.ndarray]) -> list[np.ndarray]:
+        parts = zip(masks, contents, sources, strict=True)
+        return [np.where(mask, content, source) for mask, content, source in parts]
+
+    yield "perfect", targets
+    yield "other", inside([*targets[1:], targets[0]])
+    yield "source", sources
+    yield "noise", inside(noise)
+    yield "copied", inside([_copied(c, m) for c, m in zip(cases, masks, strict=True)])
+
+
+def _copied(case: Case, mask: np.ndarray) -> np.ndarray:
+    """The case's reference in the box of `mask` [H, W, 1], on black: uint8 [H, W, 3]."""
+    (top, bottom), (left, right) = ((at.min(), at.max() + 1) for at in np.nonzero(mask)[:2])
+    picture = np.zeros((*mask.shape[:2], 3), np.uint8)
+    reference = load_rgb(case.reference).resize((right - left, bottom - top))
+    picture[top:bottom, left:right] = np.asarray(reference)
+    return picture
+
+
+def _measured(
+    resources: Resources, out: Path, cases: list[Case], pictures: list[np.ndarray]
+) -> dict[str, float]:
+    out.mkdir(parents=True, exist_ok=True)
+    rows = rows_of(cases, 1)
+    columns = table_columns(
+        resources,
+        rows,
+        round_index=0,
+        seeds=[0] * len(rows),
+        policy_digest=out.name,
+        num_steps=0,
+    )
+    pngs = [encode_png(Image.fromarray(p)) for p in pictures]
+    scored = resources.scorer.score(pngs, [row.case for row in rows])
+    write_pictures(out, columns, pngs, scored)
+    return _means(resources, out)
+
+
+def _means(resources: Resources, out: Path) -> dict[str, float]:
+    """What an evaluation says of the pictures in `out`, and the reward's other components."""
+    found = measure(resources, out, second=second_ocr.version() is not None)
+    scores = read_table(out / SCORES)
+    further = {
+        name: scores[name] for name in measured_numbers(scores) if name not in (*found, STYLE)
+    }
+    found |= means_with_intervals(further)
+    return {n: v for n, v in found.items() if not n.endswith(("_low", "_high"))}
+
+
+def _scale(resources: Resources, folder: Path, cases: list[Case]) -> StyleScale:
+    """Mean cosine of the perfect crops with their own references, and with the next case's."""
+    scorer = style_scorer(resources)
+    rows = read_shard(folder / IMAGES, ["mask_box", "image"])
+    crops = [
+        np.asarray(decode_png(png).convert("RGB").crop(tuple(box)))
+        for png, box in zip(rows["image"], rows["mask_box"], strict=True)
+    ]
+    painted = scorer.embed(crops)
+    references = scorer.embed([np.asarray(load_rgb(case.reference)) for case in cases])
+    same = np.mean([cosine(p, r) for p, r in zip(painted, references, strict=True)])
+    pairs = zip(painted, [*references[1:], references[0]], strict=True)
+    other = np.mean([cosine(p, r) for p, r in pairs])
+    return StyleScale(round(float(other), 4), round(float(same), 4))
