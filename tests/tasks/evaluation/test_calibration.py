@@ -6,6 +6,7 @@ from small_runs import HashScorer
 from calligrapher.errors import DataError
 from reward_server.style_scale import StyleScale
 from tasks.artifacts.layout import RunsDir
+from tasks.evaluation import second_ocr
 from tasks.evaluation.calibration import calibrate
 from tasks.params.files import find_params_file
 from tasks.params.run_params import load_params
@@ -13,7 +14,9 @@ from tasks.runs.run import resources_of
 
 
 @pytest.fixture
-def resources(tmp_path):
+def resources(tmp_path, monkeypatch):
+    monkeypatch.setattr(second_ocr, "version", lambda: None)  # hundreds of calls of a program
+
     def resources(*changes):
         params = load_params(find_params_file("tiny-nft"), list(changes))
         return resources_of(params, RunsDir(tmp_path), HashScorer())
