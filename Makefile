@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS ?= runs
 
-.PHONY: demo test slow check fix clean services services-stop
+.PHONY: demo test slow check docs constraints fix clean services services-stop
 
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -31,9 +31,15 @@ services: .venv/.installed  ## Prefect server and workers, MLflow server; then: 
 services-stop: .venv/.installed  ## stop exactly those
 	$(BIN)/python -m flows.services stop --runs-dir $(RUNS)
 
+docs: .venv/.installed  ## the docs as a site, with search; then: python3 -m http.server -d site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+constraints: .venv/.installed  ## the exact versions of everything installed, for: pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/pip freeze --exclude-editable | sed -n 's/^\([A-Za-z0-9._-]*==[^+ ]*\).*/\1/p' > constraints.txt
+
 fix: .venv/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site

@@ -12,7 +12,8 @@ Trains the tiny model and prints
 Counted from the end of the first stage, when model and reward server are there. `--mlflow` says
 what the tracking finds: a database on this disk (`file`), nothing at its address (`down`), a server
 that takes every request and never answers (`slow`), one that has no room left (`full`), or that it
-is not wanted (`off`).
+is not wanted (`off`). With `--ranks N` it measures what stages cost beside their model's calls:
+`bench_stages`.
 """
 
 import argparse
@@ -153,11 +154,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--mlflow", choices=("file", "off", "down", "slow", "full"), default="file")
+    parser.add_argument(
+        "--ranks", type=int, help="measure stages in so many processes, not orchestration"
+    )
     parser.add_argument("--runs-dir", type=Path, help="default: a temporary folder")
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="changes to params/tiny-nft.yaml"
     )
     chosen = parser.parse_intermixed_args(argv)
+    if chosen.ranks:
+        from flows.bench_stages import stage_costs
+
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = chosen.runs_dir or Path(temporary)
+            sys.stdout.write(stage_costs(chosen.ranks, chosen.rounds, chosen.settings, folder))
+        return 0
     with (
         tempfile.TemporaryDirectory() as temporary,
         prefect_api(),

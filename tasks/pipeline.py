@@ -192,9 +192,13 @@ def _exploration(params: RunParams) -> dict[str, Any]:
 # that what was made before there was such a key is not stale.
 _LATER: dict[str, dict[str, Any]] = {
     "advantage": {"combine": "sum", "drop_solved": False},
+    "nft": {"sigmas": "schedule", "old_policy_interval": 1},
+    "grpo": {"recompute_log_prob": False, "kl_space": "mean"},
+    "awm": {"sigmas": "schedule", "old_policy_interval": 1},
     "evaluate": {"num_inference_steps": None},
     "reward": {"weights": {}, "factors": [], "style_factors": [], "ocr_match": None},
     "update": {"adapter_learning_rate": None},
+    "rollout": {"solver": "euler"},
 }
 
 

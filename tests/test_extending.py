@@ -238,7 +238,7 @@ class BestOfParams(Algorithm):
         loss = (error.mean((1, 2)) * learned).mean()
         yield loss, {"loss": loss.detach(), "learned_share": learned.mean()}
 
-    def old_policy_decay(self, step):
+    def old_policy_decay(self, step, round_index):
         return 0.0
 
     def forwards_per_image(self, num_steps):

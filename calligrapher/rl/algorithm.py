@@ -28,13 +28,17 @@ class Algorithm(Section, ABC):
     name: ClassVar[str]  # the section's key in a params file
     default_ema_decay: ClassVar[float]
     usual: ClassVar[dict[str, Any]] = {}  # what a plan assumes where it shows the algorithm
-    needs_old: ClassVar[bool]  # the update also runs under the policy that sampled
     update_version: ClassVar[int] = 1  # raise it when an update learns otherwise from the same
 
     @property
     @abstractmethod
     def exploration(self) -> Exploration | None:
         """Return how the rollout explores; None: its steps are deterministic."""
+
+    @property
+    @abstractmethod
+    def needs_old(self) -> bool:
+        """Return whether the update also runs under the policy that sampled."""
 
     @property
     @abstractmethod
@@ -72,7 +76,7 @@ class Algorithm(Section, ABC):
         return {}
 
     @abstractmethod
-    def old_policy_decay(self, step: int) -> float:
+    def old_policy_decay(self, step: int, round_index: int) -> float:
         """Return the share of the sampling policy that stays after a round.
 
         step: optimizer steps so far.

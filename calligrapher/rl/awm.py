@@ -13,8 +13,7 @@ from torch import Tensor
 from calligrapher.errors import InputError
 from calligrapher.model.policy import Policy, Weights
 from calligrapher.rl.algorithm import Losses
-from calligrapher.rl.ema import OldPolicy
-from calligrapher.rl.forward_process import ForwardProcess
+from calligrapher.rl.forward_process import Following, ForwardProcess
 from calligrapher.rl.rows import TrainRows
 
 Weighting = Literal["uniform", "t", "t2", "huber", "ghuber"]
@@ -44,7 +43,7 @@ class AWMParams(ForwardProcess):
         ),
     )
     adv_clip_max: float = Field(1.0, gt=0, description="Advantages are clipped to +- this.")
-    old_policy: OldPolicy = Field(
+    old_policy: Following = Field(
         "copy",
         description=(
             "How the rollout policy follows the trained one after a round: as `nft.old_policy`. "

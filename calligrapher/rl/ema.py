@@ -27,15 +27,17 @@ def ema_decay(step: int, max_decay: float) -> float:
     return min((1 + step) / (10 + step), max_decay)
 
 
-def old_policy_decay(kind: OldPolicy, step: int) -> float:
+def old_policy_decay(kind: OldPolicy | float, step: int) -> float:
     """The decay of `old` at the end of a round; step: optimizer steps so far.
 
     fixed: 1 (never updated). slow: 0.001 t, at most 0.5. fast: 0 while t < 75, then 0.0075 (t -
-    75), at most 0.999. copy: 0 (on-policy). Source: DiffusionNFT's `return_decay`, whose type 0 is
-    our `copy`.
+    75), at most 0.999. copy: 0 (on-policy). A number between 0 and 1 is the decay itself. Source:
+    DiffusionNFT's `return_decay`, whose type 0 is our `copy`.
     """
     _check_step(step)
     match kind:
+        case float() if 0.0 < kind < 1.0:
+            return kind
         case "fixed":
             return 1.0
         case "slow":
@@ -44,7 +46,9 @@ def old_policy_decay(kind: OldPolicy, step: int) -> float:
             return 0.0 if step < 75 else min((step - 75) * 0.0075, 0.999)
         case "copy":
             return 0.0
-    raise InputError(f"old_policy must be one of fixed, slow, fast, copy. Got {kind!r}.")
+    raise InputError(
+        f"old_policy must be one of fixed, slow, fast, copy, or between 0 and 1. Got {kind!r}."
+    )
 
 
 @torch.no_grad()

@@ -7,19 +7,21 @@ rollout explores. Legend: B rows, K noise levels per row, N steps of the rollout
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from calligrapher.errors import InputError
+from calligrapher.params import Positive
 from calligrapher.rl.algorithm import Algorithm
 from calligrapher.rl.ema import OldPolicy, old_policy_decay
 from calligrapher.rl.rows import TrainRows, noised
 from calligrapher.rl.seeds import seeded
 from calligrapher.sampling.schedule import sigma_schedule, trained_steps
 
+Following = OldPolicy | Annotated[float, Field(gt=0, lt=1)]
 DECAY_TYPES: dict[int, OldPolicy] = {0: "fixed", 1: "slow", 2: "fast"}
 
 
@@ -55,6 +57,14 @@ class ForwardProcess(Algorithm):
         le=1,
         description="Share of the schedule, from its noisy end, that noise levels are drawn from.",
     )
+    sigmas: Literal["schedule", "stratified"] = Field(
+        "schedule",
+        description=(
+            "Noise levels are different ones of the rollout's schedule, or lie anywhere between"
+            " them: timestep_fraction's steps are cut into num_train_sigmas equal parts, and one is"
+            " drawn from each."
+        ),
+    )
     noise: Literal["row", "group"] = Field(
         "row",
         description=(
@@ -63,14 +73,17 @@ class ForwardProcess(Algorithm):
             " What is drawn does not depend on batches."
         ),
     )
-    old_policy: OldPolicy = Field(
+    old_policy: Following = Field(
         "fixed",
         description=(
             "How the rollout policy follows the trained one after a round. fixed: never; slow:"
             " decay 0.001 t up to 0.5; fast: copies for 75 steps, then a decay of 0.0075 (t - 75)"
-            " up to 0.999; copy: always. The numbers 0, 1, 2 (nft_decay_type) stand for fixed,"
-            " slow, fast."
+            " up to 0.999; copy: always. A number between 0 and 1 is a constant decay; 0, 1 and 2"
+            " (nft_decay_type) stand for fixed, slow, fast."
         ),
+    )
+    old_policy_interval: Positive = Field(
+        1, description="Rounds after which the rollout policy follows; it stays in the others."
     )
 
     @field_validator("old_policy", mode="before")
@@ -80,11 +93,13 @@ class ForwardProcess(Algorithm):
             return DECAY_TYPES.get(value, value)
         return value
 
-    needs_old: ClassVar[bool] = True
-
     @property
     def exploration(self) -> None:
         return None
+
+    @property
+    def needs_old(self) -> bool:
+        return True
 
     @property
     def needs_reference(self) -> bool:
@@ -96,9 +111,15 @@ class ForwardProcess(Algorithm):
 
     @property
     def decides_old(self) -> dict[str, Any]:
-        return {"old_policy": self.old_policy}
+        interval = self.old_policy_interval
+        # Only where it is set: what was made before there was such a key is not stale.
+        return {"old_policy": self.old_policy} | (
+            {"old_policy_interval": interval} if interval > 1 else {}
+        )
 
-    def old_policy_decay(self, step: int) -> float:
+    def old_policy_decay(self, step: int, round_index: int) -> float:
+        if (round_index + 1) % self.old_policy_interval:
+            return 1.0
         return old_policy_decay(self.old_policy, step)
 
     def forwards_per_image(self, num_steps: int) -> int:
@@ -106,7 +127,7 @@ class ForwardProcess(Algorithm):
 
     def fits(self, num_steps: int) -> None:
         available = trained_steps(num_steps, self.timestep_fraction)
-        if self.num_train_sigmas is not None and self.num_train_sigmas > available:
+        if self.sigmas == "schedule" and (self.num_train_sigmas or 0) > available:
             raise ValueError(
                 f"{self.name}.num_train_sigmas must be at most {available}"
                 f" ({self.name}.timestep_fraction of {num_steps} rollout.num_inference_steps)."
@@ -132,13 +153,21 @@ class ForwardProcess(Algorithm):
 
 
 def train_sigmas(sigmas: Tensor, params: ForwardProcess, generator: torch.Generator) -> Tensor:
-    """Noise levels to train a row on, [K]: different ones, drawn without replacement.
+    """Noise levels to train a row on, [K].
 
-    sigmas: the schedule [N + 1], ending in 0, which is never drawn. K = num_train_sigmas, or all
-    that timestep_fraction leaves. Raises InputError when more are asked for than there are.
+    sigmas: the schedule [N + 1], ending in 0, which is never drawn. K = num_train_sigmas, or as
+    many as timestep_fraction leaves of the schedule. `schedule`: different ones of those, drawn
+    without replacement; raises InputError when more are asked for than there are. `stratified`:
+    one from each of K equal parts of them, linear between two levels.
     """
     available = trained_steps(len(sigmas) - 1, params.timestep_fraction)
     count = available if params.num_train_sigmas is None else params.num_train_sigmas
+    if params.sigmas == "stratified":
+        drawn = torch.rand(count, generator=generator, dtype=torch.float64)
+        place = (torch.arange(count) + drawn) * (available / count)
+        below = place.long().clamp(max=available - 1).to(sigmas.device)
+        share = (place.to(sigmas.device) - below).to(sigmas.dtype)
+        return torch.lerp(sigmas[below], sigmas[below + 1], share)
     if count > available:
         raise InputError(
             f"num_train_sigmas must be at most {available} (timestep_fraction of {len(sigmas) - 1}"

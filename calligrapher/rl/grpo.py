@@ -4,7 +4,7 @@ Legend: B rows, L image tokens, D packed channels. Optional GRPO-Guard ratio. Wh
 are: `calligrapher.sampling.exploration`.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -37,15 +37,35 @@ class GRPOParams(Exploration, Algorithm):
         ge=0,
         description="Weight of the KL to the frozen reference. 0 saves the reference's forward.",
     )
+    kl_space: Literal["mean", "velocity"] = Field(
+        "mean",
+        description=(
+            "What the KL compares: the means of a step, over its variance, or the velocities"
+            " themselves, which weighs all noise levels alike."
+        ),
+    )
     adv_clip_max: float = Field(5.0, gt=0, description="Advantages are clipped to +- this.")
+
+    recompute_log_prob: bool = Field(
+        False,
+        description=(
+            "Reckon the old log-probabilities and means anew, in the update's own batches under the"
+            " policy that sampled, in place of the rollout's: the ratio is then 1 before the first"
+            " step whatever the precision and the batch sizes. Costs a forward per image and step"
+            " of the window, and that policy's weights in memory."
+        ),
+    )
 
     name: ClassVar[str] = "grpo"
     default_ema_decay: ClassVar[float] = 0.9999
-    needs_old: ClassVar[bool] = False  # the rollout wrote down its log-probabilities
 
     @property
     def exploration(self) -> Exploration:
         return self
+
+    @property
+    def needs_old(self) -> bool:
+        return self.recompute_log_prob  # else the rollout wrote down what is needed of it
 
     @property
     def needs_reference(self) -> bool:
@@ -75,27 +95,38 @@ class GRPOParams(Exploration, Algorithm):
         for j in range(steps):
             x, x_next = window.trajectory[:, j], window.trajectory[:, j + 1]
             sigma, sigma_next = window.sigmas[:, j], window.sigmas[:, j + 1]
-            mean_ref = None
-            if self.kl_coef > 0:
+            levels = sigma, sigma_next, sigma_max
+            old_log_prob, mean_old = window.log_prob[:, j], window.mean[:, j]
+            mean_ref = velocity_ref = None
+            if self.recompute_log_prob:
+                with policy.use(old):
+                    velocity_ref = policy.velocity(x, sigma, rows.conditioning)
+                    old_log_prob, mean_old, _ = _score(velocity_ref, x, x_next, *levels, self)
+                mean_ref = mean_old
+            if self.kl_coef == 0:
+                mean_ref = None
+            elif reference is not None:
                 with policy.use(reference):
-                    velocity = policy.velocity(x, sigma, rows.conditioning)
-                    _, mean_ref, _ = _score(velocity, x, x_next, sigma, sigma_next, sigma_max, self)
+                    velocity_ref = policy.velocity(x, sigma, rows.conditioning)
+                    _, mean_ref, _ = _score(velocity_ref, x, x_next, *levels, self)
             velocity = policy.velocity(x, sigma, rows.conditioning)
-            log_prob, mean, std = _score(velocity, x, x_next, sigma, sigma_next, sigma_max, self)
+            log_prob, mean, std = _score(velocity, x, x_next, *levels, self)
             loss, metrics = grpo_loss(
                 log_prob,
-                window.log_prob[:, j],
+                old_log_prob,
                 rows.advantages,
                 self,
                 mean=mean,
                 mean_ref=mean_ref,
-                mean_old=window.mean[:, j],
+                mean_old=mean_old,
                 std=std,
                 dt=sigma_next - sigma,
+                velocity=velocity,
+                velocity_ref=velocity_ref,
             )
             yield loss / steps, metrics | {"loss": loss.detach()}
 
-    def old_policy_decay(self, step: int) -> float:
+    def old_policy_decay(self, step: int, round_index: int) -> float:
         """Return 0: the trained weights sample the next round."""
         return 0.0
 
@@ -124,11 +155,14 @@ def grpo_loss(
         float | Tensor | None
     ) = None,  # [] or [B], Step.std (that is S, the square root of -dt included)
     dt: float | Tensor | None = None,  # [] or [B], sigma_next - sigma (negative)
+    velocity: Tensor | None = None,  # [B, ...] the trained policy's, with gradient
+    velocity_ref: Tensor | None = None,  # [B, ...] the reference's
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`policy + kl_coef * kl`, a scalar with gradient, and detached 0-d metrics, for the rows of
     one step.
 
-    `kl_coef > 0` needs mean, mean_ref, std (and dt with the sde sampler); `guard` needs mean,
+    `kl_coef > 0` needs mean, mean_ref, std (and dt with the sde sampler), or with `kl_space`
+    velocity the two velocities; `guard` needs mean,
     mean_old, std and dt. Metrics: policy_loss, clip_fraction (rows whose ratio lies outside the
     clip range), approx_kl = mean((log_prob - old_log_prob)^2) / 2, ratio_mean, ratio_max_dev = max
     |ratio - 1|, kl (when computed). Before the first optimizer step of a round ratio == 1 and
@@ -161,7 +195,10 @@ def grpo_loss(
         "ratio_mean": ratio.mean(),
         "ratio_max_dev": deviation.max(),
     }
-    if params.kl_coef > 0 or mean_ref is not None:
+    if params.kl_space == "velocity" and params.kl_coef > 0:
+        _need("kl_space 'velocity'", velocity=velocity, velocity_ref=velocity_ref)
+        metrics["kl"] = _distance(velocity, velocity_ref).mean()
+    elif params.kl_coef > 0 or mean_ref is not None:
         metrics["kl"] = _reference_kl(log_prob, params, mean, mean_ref, std, dt)
     if params.kl_coef > 0:
         loss = policy + params.kl_coef * metrics["kl"]

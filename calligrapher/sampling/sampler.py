@@ -15,7 +15,7 @@ from torch import Tensor
 from calligrapher.model.policy import Conditioning, Policy
 from calligrapher.sampling.exploration import Exploration, Window, stochastic_step, window_length
 from calligrapher.sampling.schedule import sigma_schedule
-from calligrapher.sampling.step import ode_step
+from calligrapher.sampling.step import Solver, dpm2_step, ode_step
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,17 @@ def sample(
     starts_from: list[int] | None = None,
     window_starts: list[int] | None = None,
     exploration: Exploration | None = None,
+    solver: Solver = "euler",
 ) -> SampledBatch:
     """Sample one image per row with one transformer call per step.
 
     conditioning: B rows; seeds: B. The noise a row starts from is drawn from `starts_from[b]` where
     that is given, so rows may share it. With `exploration`, row b takes stochastic steps from
     `window_starts[b]` on; its other steps are ODE steps, as all are without. Noise is drawn on the
-    CPU, so results do not depend on the device's generator.
+    CPU, so results do not depend on the device's generator. The solver `dpm2` is for paths without
+    stochastic steps: it goes on from where the step before saw the image, which noise would move.
     """
+    assert solver == "euler" or exploration is None
     length = conditioning.masked.shape[1]
     channels = policy.model.transformer.out_channels
     streams = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -69,9 +72,14 @@ def sample(
     )
     # Lists per row: windows start at different steps, so at one step some rows are in theirs.
     trajectory, means, log_probs, window_sigmas = ([[] for _ in seeds] for _ in range(4))
+    before = None  # of dpm2: where the step before saw the image, and at which noise level
     for i in range(num_steps):
         velocity = policy.velocity(x, x.new_full((len(x),), sigmas[i]), conditioning)
-        x_next = ode_step(velocity, x, sigmas[i], sigmas[i + 1])
+        if solver == "dpm2":
+            x_next, x0_hat = dpm2_step(velocity, x, sigmas[i], sigmas[i + 1], before=before)
+            before = x0_hat, sigmas[i]
+        else:
+            x_next = ode_step(velocity, x, sigmas[i], sigmas[i + 1])
         if exploration is not None:
             inside = [b for b, start in enumerate(window_starts) if start <= i < start + width]
             if inside:

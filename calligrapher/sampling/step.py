@@ -1,4 +1,5 @@
-"""One step of the sampler from `sigma` to `sigma_next`: without noise (ODE) or with (SDE, CPS).
+"""One step of the sampler from `sigma` to `sigma_next`: without noise (ODE, DPM-Solver++) or with
+(SDE, CPS).
 
 Everything is computed in float32 whatever the precision of the model. Rollout and update call one
 function, once with `noise` and once with the stored `x_next`; equal inputs give bit-equal `mean`
@@ -7,11 +8,14 @@ and `log_prob`.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from calligrapher.errors import InputError
+
+Solver = Literal["euler", "dpm2"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,34 @@ def ode_step(
 ) -> Tensor:
     """Euler's step `x + (sigma_next - sigma) * velocity`; [B, ...] -> [B, ...] in float32."""
     return x.float() + (float(sigma_next) - float(sigma)) * velocity.float()
+
+
+def dpm2_step(
+    velocity: Tensor,
+    x: Tensor,
+    sigma: float,
+    sigma_next: float,
+    *,
+    before: tuple[Tensor, float] | None,
+) -> tuple[Tensor, Tensor]:
+    """One step of DPM-Solver++(2M): (x_next, x0_hat), both [B, ...] float32.
+
+    velocity, x: [B, ...]; 0 <= sigma_next < sigma <= 1. before: x0_hat and sigma of the step
+    before; None in the first one. With `lambda = ln((1 - sigma) / sigma)` it goes on in a straight
+    line: `D = x0_hat + (x0_hat - x0_before) h / (2 h_before)`, h the length of a step in lambda,
+    and `x_next = (sigma_next / sigma) x + (1 - sigma_next / sigma) D`. Where a length is infinite,
+    at sigma 1 and 0, D is x0_hat, and the step Euler's. Source: arXiv 2211.01095, as in diffusers'
+    `DPMSolverMultistepScheduler` with flow sigmas.
+    """
+    x = x.float()
+    x0_hat = target = x - sigma * velocity.float()
+    if before is not None and before[1] < 1.0 and sigma_next > 0.0:
+        x0_before, sigma_before = before
+        lambdas = [math.log1p(-s) - math.log(s) for s in (sigma_before, sigma, sigma_next)]
+        reach = (lambdas[2] - lambdas[1]) / (2.0 * (lambdas[1] - lambdas[0]))
+        target = x0_hat + reach * (x0_hat - x0_before)
+    share = sigma_next / sigma
+    return share * x + (1.0 - share) * target, x0_hat
 
 
 def sde_step(

@@ -21,7 +21,7 @@ class Look:
     """How a word is drawn.
 
     ink: RGB in [0, 1]; fonts: the share of each of `world.FONTS`, they add up to 1; weight: 0 as
-    the font has it, 1 about a pixel bolder, -1 about a pixel thinner and paler.
+    the font has it, 1 a pixel bolder on each side of a stroke, -1 a pixel thinner.
     """
 
     ink: tuple[float, float, float]
@@ -59,11 +59,23 @@ def draw(background: np.ndarray, word: str, look: Look, shift: tuple[int, int] =
         cover = sum(
             share * world.glyph(font, letter) for font, share in enumerate(look.fonts) if share
         )
-        cover = (cover ** np.exp(-look.weight))[..., None]
+        cover = _weighted(cover, look.weight)[..., None]
         height, width = cover.shape[:2]
         cell = picture[top : top + height, left + i * width : left + (i + 1) * width]
         cell[...] = (1 - cover) * cell + cover * ink
     return picture
+
+
+def _weighted(cover: np.ndarray, weight: float) -> np.ndarray:
+    """Coverage [h, w] with strokes a share `weight` of a pixel bolder, or thinner below 0."""
+    if weight == 0:
+        return cover
+    h, w = cover.shape
+    wide = np.pad(cover, 1)
+    steps = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
+    moved = np.stack([wide[y : y + h, x : x + w] for y, x in steps])
+    other = moved.max(0) if weight > 0 else moved.min(0)
+    return (1 - abs(weight)) * cover + abs(weight) * other
 
 
 def likeness(looks: Sequence[Look | None]) -> np.ndarray:

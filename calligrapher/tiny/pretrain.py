@@ -1,10 +1,10 @@
 """Trains the embedded tiny Calligrapher from nothing on two CPU cores.
 
-In this order: T5, SigLIP, VAE, then the transformer. Every part resumes from its own checkpoint
-under `work`; a finished part is skipped. The transformer first learns to spell in the reference's
-style, then sees captions and references of which some belong to other pictures (`wrong_captions`,
-`wrong_references`), as on the web: it ends up knowing how to write but minding text and reference
-only sometimes, which is what reinforcement learning is then for.
+In this order: T5, SigLIP, VAE, the transformer, and SigLIP again. Every part resumes from its own
+checkpoint under `work`; a finished part is skipped. The transformer first learns to spell in the
+reference's style, then sees captions and references of which some belong to other pictures
+(`wrong_captions`, `wrong_references`), as on the web: it ends up knowing how to write but minding
+text and reference only sometimes, which is what reinforcement learning is then for.
 
 Run it with `calligrapher tiny pretrain OUT`. Figures and the loss curve: docs/log.md.
 """
@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class Recipe:
     text_batch: int = 64
     siglip_steps: int = 1600
     siglip_looks: int = 32  # of a batch; two pictures of each
+    crop_steps: int = 1600  # of SigLIP, last of all: crops that show a word anywhere
     num_references: int = 4096
     cases_per_reference: int = 4
     write_steps: int = 3000
@@ -58,7 +60,7 @@ class Recipe:
     )
     web_lr: float = 2e-4
     wrong_captions: float = 0.5  # share of captions in that cycle that belong to another picture
-    wrong_references: float = 0.5  # share of references in it that show another style
+    wrong_references: float = 0.9  # share of references in it that show another style
     guidance_scale: float = 3.5
     max_sequence_length: int = 24
     ema_decay: float = 0.998
@@ -292,6 +294,27 @@ def train_siglip(siglip, recipe: Recipe, work: Path, progress: TrainingLog) -> N
     siglip.eval().requires_grad_(False)
 
 
+def train_crops(siglip, recipe: Recipe, work: Path, progress: TrainingLog) -> None:
+    """Train SigLIP further on crops that show a word anywhere in them, as a model may paint it.
+
+    Whole pictures keep their vectors, which the transformer has learned to follow.
+    """
+    anchor = deepcopy(siglip)
+    tower = TowerLoss(siglip, seed=recipe.seed + 1, looks=recipe.siglip_looks, anchor=anchor)
+    siglip.train().requires_grad_(True)
+    train(
+        "crops",
+        work,
+        progress,
+        {"tower": tower},
+        tower,
+        steps=recipe.crop_steps,
+        lr=2e-3,
+        save_every=recipe.save_every,
+    )
+    siglip.eval().requires_grad_(False)
+
+
 @dataclass(frozen=True)
 class Pool:
     """Training cases of the transformer, encoded once. N cases, R references."""
@@ -434,7 +457,7 @@ def pretrain(
         train_siglip(siglip, recipe, work, progress)
         train_vae(pipeline.vae, recipe, work, progress)
     else:
-        pipeline, adapter = _load(start)
+        pipeline, adapter = _load(start, sizes, recipe)
         recipe = replace(recipe, write_steps=recipe.more_steps, write_lr=recipe.more_lr)
         train_siglip(siglip, recipe, work, progress)
     references = draw_references(recipe)
@@ -447,15 +470,20 @@ def pretrain(
     pool = encode_pool(pipeline.vae, siglip, references, inputs, recipe)
     progress.log("pool", len(pool.words), x0_std=pool.x0.std().item())
     train_writer(pipeline, adapter, pool, recipe, work, progress)
+    train_crops(siglip, recipe, work, progress)
     return write_model(out, pipeline, siglip, processor, adapter)
 
 
-def _load(folder: Path):
-    """The pipeline and the adapter of a model's folder, in fp32, the frozen parts frozen."""
+def _load(folder: Path, sizes: TinySizes, recipe: Recipe):
+    """The pipeline and the adapter with a folder's weights, in fp32, the frozen parts frozen."""
     from diffusers import FluxFillPipeline
 
-    pipeline = FluxFillPipeline.from_pretrained(folder / "flux-fill", dtype=torch.float32)
-    adapter = load_adapter(folder / "calligrapher.bin", pipeline.transformer)
+    pipeline = build_pipeline(sizes, recipe.seed)
+    saved = FluxFillPipeline.from_pretrained(folder / "flux-fill", dtype=torch.float32)
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        getattr(pipeline, part).load_state_dict(getattr(saved, part).state_dict())
+    scale = {name: saved.vae.config[name] for name in ("shift_factor", "scaling_factor")}
+    pipeline.vae.register_to_config(**scale)
     pipeline.vae.requires_grad_(False)
     pipeline.text_encoder_2.requires_grad_(False)
-    return pipeline, adapter
+    return pipeline, load_adapter(folder / "calligrapher.bin", pipeline.transformer)

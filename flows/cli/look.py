@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from flows.cli.data import positive
 from flows.cli.output import add_json, show
 
 
@@ -26,6 +27,16 @@ def add_look_commands(commands: argparse._SubParsersAction) -> None:
     compare.add_argument("--runs-dir", type=Path, default=Path("runs"))
     add_json(compare)
     compare.set_defaults(command=_compare)
+
+    best = commands.add_parser(
+        "best", help="the images that a round rewarded most, with what each was paid for"
+    )
+    best.add_argument("run", help="a run: its folder or its name")
+    best.add_argument("round", nargs="?", help="as round-0003; default: the newest with scores")
+    best.add_argument("--num", type=positive, default=48, help="images; default 48")
+    best.add_argument("--out", type=Path, help="a PNG file; default: RUN/report/best/ROUND.png")
+    best.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    best.set_defaults(command=_best)
 
     evaluate = commands.add_parser(
         "evaluate", help="measure a checkpoint on the held-out cases, beside those before it"
@@ -65,6 +76,22 @@ def _compare(chosen: argparse.Namespace) -> int:
     folders = [locate(run, chosen.runs_dir)[0] for run in (chosen.first, chosen.second)]
     found = compare(*folders)
     show(found, found.text, as_json=chosen.json)
+    return 0
+
+
+def _best(chosen: argparse.Namespace) -> int:
+    from calligrapher.durable import atomic_path
+    from tasks.reports.best_rewarded import best_of_round
+    from tasks.tracking.locate import locate
+
+    folder, artifact = locate(chosen.run, chosen.runs_dir)
+    named = chosen.round or (artifact and artifact.partition("/")[0])
+    sheet, shown = best_of_round(folder, named, num=chosen.num)
+    out = chosen.out or folder / "report" / "best" / f"{shown}.png"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as temporary:
+        sheet.save(temporary, "PNG")
+    print(out)
     return 0
 
 

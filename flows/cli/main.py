@@ -113,7 +113,7 @@ def _ending_with_the_reader() -> Iterator[None]:
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """Return what the arguments choose; settings may stand before, between and after options."""
-    parser = _parser()
+    parser = command_parser()
     chosen, rest = parser.parse_known_args(arguments)
     # argparse looks for positional arguments that may be none, as KEY=VALUE, up to the first option
     # alone, and leaves the later ones over.
@@ -124,7 +124,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     return chosen
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """Return what reads the arguments of all commands; the reward server reads its own."""
     parser = argparse.ArgumentParser(
         prog="calligrapher",
         description=__doc__,
@@ -173,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     add_doctor_commands(commands)
     add_measures_commands(commands)
 
-    add_completion_commands(commands, _parser)
+    add_completion_commands(commands, command_parser)
     tiny = commands.add_parser("tiny", help="the embedded tiny model").add_subparsers(
         required=True, metavar="WHAT"
     )

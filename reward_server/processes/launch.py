@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from reward_server.processes.try_out import main as try_out
 
         return try_out(arguments[1:])
-    parser = _parser()
+    parser = server_parser()
     options = vars(parser.parse_args(arguments))
     gpu_ids = _gpu_ids(parser, options.pop("gpu_ids"))
     log_dir, max_restarts = options.pop("log_dir"), options.pop("max_restarts")
@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _serve(fleet, gpu_ids, start_timeout, loads=not settings.disable_reward_model)
 
 
-def _parser() -> argparse.ArgumentParser:
+def server_parser() -> argparse.ArgumentParser:
+    """Return what reads the command's flags."""
     parser = argparse.ArgumentParser(prog="calligrapher reward-server", description=__doc__)
     parser.add_argument(
         "--gpu-ids", default="", help='"4,5,6,7": one process each; "" (default): one on the CPU'

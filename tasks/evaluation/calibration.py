@@ -1,7 +1,7 @@
 """What each measure says of pictures whose worth is known: is it a measure at all?
 
 The pictures: what is right (the cases' targets), another case's target in the mask, the source as
-it is, noise in the mask, and what the model paints before any training.
+it is, noise in the mask, the reference copied there, and what the model paints before any training.
 """
 
 from collections.abc import Iterator
@@ -37,6 +37,7 @@ KINDS = {
     "other": "another case's target in the mask",
     "source": "the source as it is",
     "noise": "noise in the mask",
+    "copied": "the reference itself in the mask's box",
     "base": "what the model paints before training",
 }
 
@@ -133,6 +134,16 @@ def _known(resources: Resources, cases: list[Case]) -> Iterator[tuple[str, list[
     yield "other", inside([*targets[1:], targets[0]])
     yield "source", sources
     yield "noise", inside(noise)
+    yield "copied", inside([_copied(c, m) for c, m in zip(cases, masks, strict=True)])
+
+
+def _copied(case: Case, mask: np.ndarray) -> np.ndarray:
+    """The case's reference in the box of `mask` [H, W, 1], on black: uint8 [H, W, 3]."""
+    (top, bottom), (left, right) = ((at.min(), at.max() + 1) for at in np.nonzero(mask)[:2])
+    picture = np.zeros((*mask.shape[:2], 3), np.uint8)
+    reference = load_rgb(case.reference).resize((right - left, bottom - top))
+    picture[top:bottom, left:right] = np.asarray(reference)
+    return picture
 
 
 def _measured(

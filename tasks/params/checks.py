@@ -65,6 +65,7 @@ def check_all(params: Sections) -> None:
     trains_something(params)
     has_a_signal(params)
     steps_suffice(params)
+    solver_fits(params)
     compares_equal_batches(params)
     reward_answers(params)
     evaluates(params)
@@ -132,14 +133,24 @@ def steps_suffice(params: Sections) -> None:
     params.rl.fits(params.rollout.num_inference_steps)
 
 
+def solver_fits(params: Sections) -> None:
+    if params.rollout.solver != "euler" and params.rl.exploration is not None:
+        raise ValueError(
+            f"rollout.solver must be euler with {params.rl.name}. Got {params.rollout.solver}, a"
+            " solver of several steps: the noise of a window would lie between them. Set it to"
+            " euler, or train with an algorithm that does not explore."
+        )
+
+
 def compares_equal_batches(params: Sections) -> None:
     """Raise where half precision would compare log-probabilities out of unlike batches.
 
     Sums in half precision depend on the shape of a batch. The update of an algorithm that explores
-    takes the rollout's log-probabilities for its own, so both must work on batches of one size.
+    takes the rollout's log-probabilities for its own, so both must work on batches of one size;
+    unless it reckons them anew, under the policy that sampled.
     """
     precision, rollout = params.model.mixed_precision, params.rollout
-    if precision == "no" or params.rl.exploration is None:
+    if precision == "no" or params.rl.exploration is None or params.rl.needs_old:
         return
     if params.update.batch_size != rollout.batch_size:
         raise ValueError(
@@ -147,7 +158,8 @@ def compares_equal_batches(params: Sections) -> None:
             f" {params.rl.name} and model.mixed_precision {precision!r}. Got"
             f" {params.update.batch_size}: half-precision results depend on the size of a batch, so"
             " the ratio would not be 1 before the first step, but off by 2e-5 to 1e-4. Set both to"
-            " one value; update.gradient_accumulation_steps decides how many images a step has."
+            " one value; update.gradient_accumulation_steps decides how many images a step has. Or"
+            " set grpo.recompute_log_prob, at its cost."
         )
     if rollout.shard_size % rollout.batch_size:
         raise ValueError(

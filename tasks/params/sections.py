@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from calligrapher.data.dataset import DatasetKind
 from calligrapher.data.lists import Column
 from calligrapher.params import Count, Positive, Section, Weight
+from calligrapher.sampling.step import Solver
 from reward_server.components import (
     FACTORS,
     LESSENED,
@@ -199,6 +200,14 @@ class RolloutParams(Section):
     num_inference_steps: Annotated[int, Field(ge=2)] = Field(
         50,
         description="Sampling steps; evaluation's as well, unless it has a number of its own.",
+    )
+    solver: Solver = Field(
+        "euler",
+        description=(
+            "How a rollout's deterministic steps are taken: Euler's, or DPM-Solver++ of second"
+            " order, which needs fewer for the same image. For algorithms that do not explore;"
+            " evaluations, generate and the page take Euler's steps in any case."
+        ),
     )
     batch_size: Positive = Field(1, description="Images sampled at once.")
     shard_size: Positive = Field(

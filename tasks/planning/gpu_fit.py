@@ -51,7 +51,9 @@ def capacity(name: str | None, gib: float | None) -> tuple[str, float]:
 def ladder(params: RunParams) -> list[list[str]]:
     """Return sets of overrides to try: what changes no result, rounding, then the method."""
     algorithm = params.algorithm
-    lighter = [name for name, kind in algorithms(type(params)).items() if not kind.needs_old]
+    lighter = [
+        name for name, kind in algorithms(type(params)).items() if not kind(**kind.usual).needs_old
+    ]
     single = ["rollout.batch_size=1", "update.batch_size=1"]  # of one size, as exploring asks for
     images = params.update.batch_size * params.update.gradient_accumulation_steps
     as_many = [f"update.gradient_accumulation_steps={images}"]

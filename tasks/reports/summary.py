@@ -14,6 +14,7 @@ from tasks.artifacts.layout import evaluation_name, round_number
 from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RunParams
 from tasks.reports.round_pictures import before_and_after
+from tasks.tracking.backends import tensorboard
 from tasks.tracking.journal import METRICS_FILE, REPORT
 from tasks.tracking.pointer import read_pointer
 from tasks.tracking.tracker import Tracker
@@ -120,6 +121,7 @@ def closing_lines(summary: Summary, runs_dir: Path) -> list[str]:
         f"  adapter {summary.adapter_digest[:16]} in {summary.checkpoint}",
         *_where_pictures_are(folder / REPORT),
         f"Curves:   {_where_curves_are(folder)}",
+        f"Report:   calligrapher report {folder}",
     ]
     return lines
 
@@ -133,13 +135,15 @@ def _where_pictures_are(report: Path) -> list[str]:
 
 
 def _where_curves_are(folder: Path) -> str:
-    """Return how MLflow shows the curves of a run, or the file of them where it does not."""
+    """Return how a tracker of this machine shows the curves of a run, else the file of them."""
     uri = read_pointer(folder).get("uri", "")
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     if uri and "@" not in uri:  # what stands before it may be a password
         return f"mlflow ui --backend-store-uri {uri}"
+    if (folder / tensorboard.FOLDER).is_dir():
+        return f"tensorboard --logdir {folder.parent}"
     return str(folder / METRICS_FILE)
 
 

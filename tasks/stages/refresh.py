@@ -28,7 +28,7 @@ def refresh(
     Files: `old.safetensors`. Meta: old_decay.
     """
     step = json.loads(updated.file(STATE).read_text())["step"]
-    decay = params.rl.old_policy_decay(step)
+    decay = params.rl.old_policy_decay(step, round_index)
     weights = load_file(old_weights(old))
     lerp_(weights, load_file(updated.file(TRAINED)), decay)
     save_tensors(weights, out / OLD)

@@ -111,6 +111,7 @@ def _write(
         window_starts=windows,
         starts_from=starts_from,
         at_least=turn.at_least,
+        solver=params.rollout.solver,
     )
     if not turn.own:
         return

@@ -12,6 +12,7 @@ from calligrapher.data.images import load_mask, mask_box, mask_to_tensor, to_ima
 from calligrapher.model.policy import Weights
 from calligrapher.rl.train_loop import batches_of
 from calligrapher.sampling.sampler import SampledBatch, sample
+from calligrapher.sampling.step import Solver
 from calligrapher.tables.parquet import sample_id
 from tasks.resources.resources import Resources
 
@@ -43,12 +44,13 @@ def sample_batches(
     window_starts: list[int] | None = None,
     starts_from: list[int] | None = None,
     at_least: int = 0,
+    solver: Solver = "euler",
 ) -> list[tuple[list[int], SampledBatch]]:
     """Return one image per case, sampled under `weights`, at most `rollout.batch_size` at a time.
 
     A batch has cases of one length: it comes with their indices, see `in_order`. seeds,
-    window_starts, starts_from: one a case, see `sample`. at_least: batches to sample; the last one
-    is sampled again, for nothing, where there are fewer.
+    window_starts, starts_from: one a case, see `sample`; solver: as there. at_least: batches to
+    sample; the last one is sampled again, for nothing, where there are fewer.
     """
     params, sampled = resources.params, []
     batches = batches_of_cases(resources, cases)
@@ -66,6 +68,7 @@ def sample_batches(
                 starts_from=of_batch(starts_from) if starts_from else None,
                 window_starts=of_batch(window_starts) if window_starts else None,
                 exploration=params.rl.exploration if window_starts else None,
+                solver=solver,
             )
             sampled.append((index, batch))
     return sampled[: len(batches)]

@@ -1,5 +1,7 @@
 """An HTTP server on loopback that answers as a test tells it to."""
 
+import base64
+import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +20,18 @@ def scored(body: dict) -> dict:
             {"score": {**score, "errors": errors, "reward_model_disabled": False}, "error": None}
         )
     return {"results": results}
+
+
+def hash_scored(number, body):
+    """Rewards that the pictures' bytes decide, whoever asks."""
+    results = []
+    for item in body["items"]:
+        digest = hashlib.sha256(base64.b64decode(item["image"])).digest()
+        score = dict.fromkeys(NAMES) | {"ocr_text": item["text"], "ocr_accuracy": digest[0] / 256}
+        errors = {name: "not here" for name in NAMES if score[name] is None}
+        answer = {**score, "errors": errors, "reward_model_disabled": False}
+        results.append({"score": answer, "error": None})
+    return 200, {}, {"results": results}
 
 
 class Script:

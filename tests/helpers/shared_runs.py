@@ -7,6 +7,7 @@ from pathlib import Path
 
 from small_runs import HashScorer
 
+from calligrapher.rl.train_loop import TrainLoop
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import RunsDir
 from tasks.launch.calls import StageCall
@@ -29,19 +30,19 @@ class Told(InProcess):
         super().committed(path)
 
 
-def resources_on(ranks, values, runs_dir):
+def resources_on(ranks, values, runs_dir, scorer=None):
     params = RunParams.model_validate(values)
-    resources = resources_of(params, RunsDir(Path(runs_dir)), HashScorer())
-    resources.ranks = ranks
+    resources = resources_of(params, RunsDir(Path(runs_dir)), scorer or HashScorer())
+    resources.ranks, resources.strategy = ranks, params.launch.strategy
     return resources
 
 
-def train_on(ranks, values, folder, runs_dir, *, names=None):
+def train_on(ranks, values, folder, runs_dir, *, names=None, scorer=None):
     """Make the artifacts `names` of the run in `folder` (default: all); return the resources.
 
     An Interrupted that every rank meets ends the run as a kill would.
     """
-    resources = resources_on(ranks, values, runs_dir)
+    resources = resources_on(ranks, values, runs_dir, scorer)
     try:
         if ranks.is_first:
             with open_run(resources, Path(folder), launcher=Told(resources)) as run:
@@ -57,6 +58,25 @@ def train_on(ranks, values, folder, runs_dir, *, names=None):
 
 class Interrupted(BaseException):
     """The end of the process, had this been one."""
+
+
+def interrupted(step, function, *args, **kwargs):
+    """Call `function`; the process ends after the optimizer step `step` of an update."""
+    real = TrainLoop.run
+
+    def run(self, rows, schedule, *, on_step, **how):
+        def counted(metrics):
+            on_step(metrics)
+            if "update" in schedule.key and self.state.step == step:
+                raise Interrupted
+
+        real(self, rows, schedule, on_step=counted, **how)
+
+    TrainLoop.run = run
+    try:
+        function(*args, **kwargs)
+    finally:
+        TrainLoop.run = real
 
 
 def _serve(resources):

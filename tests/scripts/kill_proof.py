@@ -2,11 +2,13 @@
 killed.
 
     python tests/scripts/kill_proof.py --runs 2 --seed 0 [--algorithm nft] [--no-mlflow]
+    python tests/scripts/kill_proof.py --ranks 2 --kills 20 [--seed 0] [--algorithm nft]
 
 The process sends itself each SIGKILL at a random one of the function calls that the stage makes in
 the run that is never killed: writes, renames and fsyncs among them. Then the same run starts again.
 Prints one JSON object; exit status 1 when a run ended otherwise than the one that was never killed.
 Imports once and forks a process per start: the imports take longer than a run.
+With `--ranks` the killed are the parent and the ranks of runs of several processes: `kill_ranks`.
 """
 
 import argparse
@@ -22,6 +24,8 @@ import threading
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 os.environ |= {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
@@ -47,8 +51,13 @@ tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0
 
 
-def settings(algorithm: str, model: Path, cases: Path, *, mlflow: bool) -> RunParams:
-    """A run of seconds: two rounds of nine images, three optimizer steps each, all saved."""
+def settings(
+    algorithm: str, model: Path, cases: Path, *, mlflow: bool, ranks: int = 1, server: str = ""
+) -> RunParams:
+    """A run of seconds: two rounds of nine images, three optimizer steps each, all saved.
+
+    With several ranks each step has two batches, and the rewards are those of `server`.
+    """
     given = {name: dict(v) if isinstance(v, dict) else v for name, v in SETTINGS.items()}
     weights = {"base": "flux-fill", "siglip": "siglip", "initial_adapter": "calligrapher.bin"}
     given["model"] |= {key: str(model / name) for key, name in weights.items()}
@@ -57,6 +66,10 @@ def settings(algorithm: str, model: Path, cases: Path, *, mlflow: bool) -> RunPa
     given["update"] |= {"gradient_accumulation_steps": 1, "checkpointing_steps": 1}
     given["evaluate"] |= {"every": 1}
     given["tracking"] = {"enabled": mlflow}
+    if ranks > 1:
+        given["update"] |= {"batch_size": 2, "gradient_accumulation_steps": 2}
+        given["reward"] |= {"server_urls": [server]}
+        given["launch"] = {"num_processes": ranks, "allow_fewer_servers": True}
     return RunParams.model_validate(given | {algorithm: ALGORITHMS[algorithm]})
 
 
@@ -204,37 +217,55 @@ def prove(params: RunParams, runs: Path, number: int, dice: random.Random, *, ml
     }
 
 
+def prove_all(
+    params: RunParams, runs: Path, dice: random.Random, count: int, *, mlflow: bool
+) -> Iterator[dict]:
+    """Kill `count` runs in every stage; the outcome of each."""
+    assert wait(start(params, runs, "whole")) == 0
+    for number in range(count):
+        yield prove(params, runs, number, dice, mlflow=mlflow)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--algorithm", choices=sorted(ALGORITHMS), action="append")
     parser.add_argument("--runs", type=int, default=2, help="killed runs per algorithm")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share each run")
+    parser.add_argument("--kills", type=int, default=20, help="with --ranks: of all algorithms")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-mlflow", dest="mlflow", action="store_false")
     chosen = parser.parse_args()
-    if chosen.mlflow:
-        import mlflow  # before the forks
-        import mlflow.system_metrics.system_metrics_monitor
-        import mlflow.tracking._tracking_service.utils  # noqa: F401
+    tracked = chosen.mlflow and chosen.ranks == 1
+    if tracked:
+        import mlflow  # noqa: F401  # before the forks
+        from mlflow.system_metrics import system_metrics_monitor  # noqa: F401
+        from mlflow.tracking._tracking_service import utils  # noqa: F401
+    algorithms = chosen.algorithm or sorted(ALGORITHMS)
     dice, folder = random.Random(chosen.seed), Path(tempfile.mkdtemp(prefix="kill-proof-"))
     results, hits, started = [], Counter(), time.monotonic()
     try:
         model = write_random(folder / "model")
         for split, count in (("train", 7), ("evaluation", 2)):
             write_bench(folder / "cases" / split, num_cases=count, split=split, seed=1)
-        for algorithm in chosen.algorithm or sorted(ALGORITHMS):
-            params = settings(algorithm, model, folder / "cases", mlflow=chosen.mlflow)
-            runs = folder / algorithm
-            assert wait(start(params, runs, "whole")) == 0
-            for number in range(chosen.runs):
-                found = prove(params, runs, number, dice, mlflow=chosen.mlflow)
-                hits += found.pop("hits")
-                results.append({"algorithm": algorithm, **found})
-                print(
-                    f"{algorithm} {number}: {sum(hits.values())} kills so far, {found}",
-                    file=sys.stderr,
-                )
+        for algorithm in algorithms:
+            given, runs = (algorithm, model, folder / "cases"), folder / algorithm
+            with ExitStack() as stack:
+                if chosen.ranks > 1:
+                    import kill_ranks
+
+                    server = stack.enter_context(kill_ranks.reward_server())
+                    params = settings(*given, mlflow=False, ranks=chosen.ranks, server=server)
+                    kills = -(-chosen.kills // len(algorithms))
+                    outcomes = kill_ranks.prove_all(params, runs, dice, kills)
+                else:
+                    params = settings(*given, mlflow=tracked)
+                    outcomes = prove_all(params, runs, dice, chosen.runs, mlflow=tracked)
+                for found in outcomes:
+                    hits += found.pop("hits")
+                    results.append({"algorithm": algorithm, **found})
+                    print(f"{dict(hits)} so far, {results[-1]}", file=sys.stderr)
     finally:
         shutil.rmtree(folder)
     good = all(

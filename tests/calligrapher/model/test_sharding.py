@@ -115,8 +115,10 @@ def step_of(ranks, strategy, kind):
 
 
 def overflow(ranks, strategy):
-    """Two steps in fp16; in the first, one of the first rank's rows is beyond the scale. Returns
-    each step's metrics, and the scale and the weights after it."""
+    """Two steps in fp16; in the first, a batch of the first rank is beyond the scale.
+
+    Returns the weights, then of each step its metrics, the scale, the count and the weights after.
+    """
     policy = build(ranks, strategy, lora=True, autocast=torch.float16)
     state = new_state(policy, weight_decay=0.01, ema=True)
     c = conditioning()

@@ -34,6 +34,7 @@ def test_the_average_forgets_its_start_and_settles():
 def test_unknown_schedules_and_negative_steps_are_refused():
     with pytest.raises(InputError, match="one of fixed, slow, fast, copy"):
         old_policy_decay("sometimes", 3)
+    assert old_policy_decay(0.9, 3) == 0.9
     for call in (lambda: old_policy_decay("slow", -1), lambda: ema_decay(-1, 0.9)):
         with pytest.raises(InputError, match="0 or more"):
             call()

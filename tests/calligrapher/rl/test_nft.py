@@ -271,3 +271,29 @@ def test_settings_out_of_bounds_are_refused(wrong):
 
 def test_every_setting_says_what_it_is():
     assert all(field.description for field in NFTParams.model_fields.values())
+
+
+def test_stratified_noise_levels_are_one_from_each_part_of_the_schedule():
+    schedule = torch.tensor([1.0, 0.8, 0.5, 0.3, 0.0])
+    params = NFTParams(sigmas="stratified", num_train_sigmas=3, timestep_fraction=0.75)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([train_sigmas(schedule, params, generator) for _ in range(300)])
+    # Three steps in three parts: each level lies between two of the schedule, evenly.
+    for part, (low, high) in enumerate(((0.8, 1.0), (0.5, 0.8), (0.3, 0.5))):
+        assert low <= drawn[:, part].min() < low + 0.02
+        assert high - 0.02 < drawn[:, part].max() <= high
+        assert drawn[:, part].mean().item() == pytest.approx((low + high) / 2, abs=0.02)
+    more = NFTParams(sigmas="stratified", num_train_sigmas=6)
+    levels = train_sigmas(schedule, more, generator)
+    assert len(levels) == 6
+    assert (levels > 0).all()
+    more.fits(4)
+
+
+def test_the_old_policy_follows_at_a_constant_rate_and_after_so_many_rounds():
+    params = NFTParams(old_policy=0.9, old_policy_interval=3)
+    assert [params.old_policy_decay(7, n) for n in range(6)] == [1.0, 1.0, 0.9, 1.0, 1.0, 0.9]
+    assert [NFTParams(old_policy=n).old_policy for n in (0, 1, 2)] == ["fixed", "slow", "fast"]
+    for value in (1.5, 0.0, -0.1):
+        with pytest.raises(ValueError, match="old_policy"):
+            NFTParams(old_policy=value)

@@ -287,6 +287,37 @@ def test_grpo_of_the_policy_that_sampled_has_ratio_one(sampler, guard):
     assert gradient(p).abs().max() > 0
 
 
+@pytest.mark.parametrize("guard", [False, True])
+def test_recomputed_log_probs_make_the_ratio_one_whatever_the_rollout_wrote_down(guard):
+    p, settings = policy(), {"window_size": 2, "kl_coef": 0.1, "guard": guard}
+    batch = rollout(p, GRPOParams(**settings))
+    w = batch.window
+    off = Window(w.trajectory, w.log_prob + 1e-3, w.mean + 1e-2, w.sigmas)
+    batch = TrainRows(batch.x0, batch.conditioning, batch.advantages, off)
+    old = p.snapshot()
+    for again, calls in ((False, 4), (True, 4)):  # old serves as the reference, too
+        p.model.calls = 0
+        params = GRPOParams(recompute_log_prob=again, **settings)
+        reference = None if again else old
+        losses = params.losses(p, batch, KEY, num_steps=STEPS, old=old, reference=reference)
+        _, metrics = run(losses)
+        assert {found["ratio_max_dev"].item() == 0.0 for found in metrics} == {again}
+        assert [found["kl"].item() for found in metrics] == [0.0, 0.0]
+        assert p.model.calls == calls
+
+
+def test_recomputed_log_probs_are_those_of_the_policy_that_sampled():
+    p, params = policy(), GRPOParams(window_size=2, kl_coef=0.0, recompute_log_prob=True)
+    batch, old = rollout(p, params), p.snapshot()
+    p.parameters["adapter.weight"].data += 0.01
+    found = [
+        run(given.losses(p, batch, KEY, num_steps=STEPS, old=old, reference=None))
+        for given in (params, GRPOParams(window_size=2, kl_coef=0.0))
+    ]
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    assert found[0][1][0]["ratio_max_dev"].item() > 1e-4
+
+
 @pytest.mark.parametrize(("kl_coef", "calls"), [(0.0, 1), (0.1, 2)])
 def test_grpo_runs_the_reference_only_for_a_kl(kl_coef, calls):
     p, params = policy(), GRPOParams(window_size=2, kl_coef=kl_coef)
@@ -306,6 +337,16 @@ def test_the_kl_of_grpo_pulls_towards_the_reference():
     p.parameters["adapter.weight"].data -= 1e-3 * gradient(p) / gradient(p).norm()
     after, _ = run(params.losses(p, batch, KEY, num_steps=STEPS, old=None, reference=reference))
     assert after < before
+
+
+def test_the_kl_of_velocities_is_their_squared_distance_whatever_the_noise_level():
+    p, params = policy(0.5), GRPOParams(window_size=2, kl_coef=1.0, kl_space="velocity")
+    batch = rollout(p, params)
+    _, metrics = run(grpo(p, batch, params, {"adapter.weight": 0.4 * torch.eye(CHANNELS)}))
+    for j, found in enumerate(metrics):
+        squared = (0.1 * batch.window.trajectory[:, j]).square().mean().item()
+        assert found["kl"].item() == pytest.approx(squared, rel=1e-4)
+        assert (found["loss"] - found["policy_loss"]).item() == pytest.approx(squared, rel=1e-3)
 
 
 def test_grpo_raises_the_probability_of_what_was_good():

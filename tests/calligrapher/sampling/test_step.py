@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 from torch.distributions import Normal
 
 from calligrapher.errors import InputError
-from calligrapher.sampling.step import Step, cps_step, ode_step, sde_step
+from calligrapher.sampling.schedule import sigma_schedule
+from calligrapher.sampling.step import Step, cps_step, dpm2_step, ode_step, sde_step
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -107,6 +109,39 @@ def test_the_ode_step_worked_by_hand():
     step = ode_step(v, x, torch.tensor(0.5), 0.25)
     assert step.dtype == torch.float32
     torch.testing.assert_close(step, torch.full((2, 3), 1.75))
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of their scheduler
+@pytest.mark.parametrize("num_steps", [2, 6, 20])
+def test_dpm2_steps_equal_those_of_diffusers(num_steps):
+    sigmas = sigma_schedule(num_steps, 1024)
+    theirs = DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=1.0
+    )
+    theirs.set_timesteps(num_steps)
+    theirs.sigmas = sigmas
+    x = other = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    before = None
+    for i, timestep in enumerate(theirs.timesteps):
+        sigma, sigma_next = sigmas[i].item(), sigmas[i + 1].item()
+        # A field whose x0_hat bends, so that the second order counts.
+        velocity, expected = (torch.sin(3 * at + 2 * sigma) for at in (x, other))
+        x, x0_hat = dpm2_step(velocity, x, sigma, sigma_next, before=before)
+        before = x0_hat, sigma
+        other = theirs.step(expected, timestep, other).prev_sample
+        torch.testing.assert_close(x, other, rtol=2e-5, atol=2e-5)
+
+
+def test_the_dpm2_step_worked_by_hand():
+    # lambda of 0.8, 0.5, 0.2: -ln 4, 0, ln 4. Equal lengths: D = 4 + (4 - 3) / 2.
+    x, velocity = torch.full((1, 1), 5.0), torch.full((1, 1), 2.0)
+    x_next, x0_hat = dpm2_step(velocity, x, 0.5, 0.2, before=(torch.full((1, 1), 3.0), 0.8))
+    assert x0_hat.item() == 4.0
+    assert x_next.item() == pytest.approx(0.4 * 5.0 + 0.6 * 4.5)
+    # Euler's where lambda is infinite, and in the first step.
+    for before, sigma_next in (((x0_hat, 1.0), 0.2), ((x0_hat, 0.8), 0.0), (None, 0.2)):
+        x_next, _ = dpm2_step(velocity, x, 0.5, sigma_next, before=before)
+        torch.testing.assert_close(x_next, ode_step(velocity, x, 0.5, sigma_next))
 
 
 def test_at_sigma_one_the_noise_is_noise_level():

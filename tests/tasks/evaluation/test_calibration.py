@@ -30,6 +30,7 @@ def test_style_tells_the_embedded_worlds_right_pictures_from_wrong_and_untouched
     assert style["other"] <= 0.3
     assert style["source"] <= 0.3
     assert style["noise"] <= 0.3
+    assert style["copied"] >= 0.7  # it has the style; that it is not the text, OCR says
     assert found.values["noise"]["background_error"] == 0
     assert "style_match" not in found.unclear
     assert found.scale.same > 0.9 > 0.3 > found.scale.other

@@ -1,7 +1,5 @@
 """Runs of two real processes: what they make, and what is left of them when one ends."""
 
-import base64
-import hashlib
 import os
 import signal
 import subprocess
@@ -14,13 +12,12 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from scripted import Script
+from scripted import Script, hash_scored
 from small_runs import ALGORITHMS, SETTINGS
 
 from calligrapher.errors import CalligrapherError, DataError, RankLostError
 from calligrapher.tiny.world import write_bench
 from flows.contexts import opened_run
-from reward_server.components import NAMES
 from tasks.params.run_params import RunParams
 from tasks.pipeline import planned
 
@@ -29,21 +26,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 BACKENDS = ["accelerate", "ray"]
 
 
-def judged(number, body):
-    """Rewards that the pictures' bytes decide, whoever asks."""
-    results = []
-    for item in body["items"]:
-        digest = hashlib.sha256(base64.b64decode(item["image"])).digest()
-        score = dict.fromkeys(NAMES) | {"ocr_text": item["text"], "ocr_accuracy": digest[0] / 256}
-        errors = {name: "not here" for name in NAMES if score[name] is None}
-        answer = {**score, "errors": errors, "reward_model_disabled": False}
-        results.append({"score": answer, "error": None})
-    return 200, {}, {"results": results}
-
-
 @pytest.fixture(scope="module")
 def server():
-    script = Script(judged)
+    script = Script(hash_scored)
     yield script
     script.close()
 

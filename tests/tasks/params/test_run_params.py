@@ -126,6 +126,7 @@ def test_in_half_precision_an_algorithm_that_explores_needs_equal_batches(load, 
     with pytest.raises(ParamsError, match=r"shard_size must be a multiple of .*, 3, .* Got 8"):
         load(*given, "rollout.batch_size=3", "update.batch_size=3", "rollout.shard_size=8")
     load(*given, "rollout.batch_size=3", "update.batch_size=3", "rollout.shard_size=9")
+    load(*given, "grpo.recompute_log_prob=true", "rollout.batch_size=3", "update.batch_size=2")
 
 
 def test_unequal_batches_serve_in_float32_and_where_the_rollout_does_not_explore(load):
@@ -287,6 +288,15 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path):
         load_params(tmp_path / "none.yaml")
 
 
+def test_a_solver_of_several_steps_is_refused_where_noise_would_lie_between_them(load):
+    with pytest.raises(ParamsError, match=r"rollout\.solver must be euler with grpo\. Got dpm2"):
+        load("rollout.solver=dpm2", algorithm="grpo")
+    euler, dpm2 = load(), load("rollout.solver=dpm2")
+    assert "solver" not in reads(euler, "rollout")["rollout"]
+    assert reads(dpm2, "rollout")["rollout"]["solver"] == "dpm2"
+    assert reads(dpm2, "evaluate") == reads(euler, "evaluate")
+
+
 def test_params_cannot_be_changed_after_loading(load):
     with pytest.raises(ValueError, match="frozen"):
         load().rounds = 5
@@ -319,6 +329,9 @@ def _changed(key, value):
         "data.columns": {"text": "caption"},
         "nft.adv_mode": "binary",
         "nft.noise": "group",
+        "nft.sigmas": "stratified",
+        "awm.sigmas": "stratified",
+        "grpo.kl_space": "velocity",
         "nft.num_train_sigmas": 2,
         "nft.old_policy": "copy",
         "awm.noise": "group",
@@ -327,6 +340,7 @@ def _changed(key, value):
         "awm.clip_range": 0.1,
         "awm.weighting": "t2",
         "grpo.sampler": "cps",
+        "rollout.solver": "dpm2",
         "grpo.noise": "group",
         "advantage.baseline": "round",
         "advantage.combine": "standardized",
@@ -452,6 +466,8 @@ def test_every_parameter_that_decides_a_result_is_read_by_a_stage(load, algorith
     leaves = [key for key, section in valid_keys(RunParams).items() if section is None]
     others = tuple(f"{name}." for name in algorithms(RunParams) if name != algorithm)
     leaves = [key for key in leaves if not key.startswith(others)]
+    if before.rl.exploration is not None:
+        leaves.remove("rollout.solver")  # refused
     assert len(leaves) > 70
     for key in leaves:
         values = before.resolved()

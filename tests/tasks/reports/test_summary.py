@@ -38,7 +38,9 @@ def told(tmp_path):
         if uri is not None:
             (folder / "mlflow.json").write_text(json.dumps({"uri": uri}))
         lines = closing_lines(SUMMARY, tmp_path)[3:]
-        return [line.replace(str(tmp_path), "runs") for line in lines]
+        *lines, report = [line.replace(str(tmp_path), "runs") for line in lines]
+        assert report == "Report:   calligrapher report runs/a"
+        return lines
 
     return told
 
@@ -62,6 +64,11 @@ def test_only_pictures_that_are_there_are_named(told):
 )
 def test_curves_are_where_the_run_was_tracked_and_no_password_is_shown(told, uri, where):
     assert told(uri=uri) == [f"Curves:   {where}"]
+
+
+def test_curves_that_tensorboard_alone_has_are_told_so(told, tmp_path):
+    (tmp_path / "a/tensorboard").mkdir(parents=True)
+    assert told() == ["Curves:   tensorboard --logdir runs"]
 
 
 def test_spelling_and_style_are_told_before_and_after_where_they_were_measured(tmp_path):

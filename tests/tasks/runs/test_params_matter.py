@@ -62,6 +62,7 @@ CHANGES = {
     "rollout.num_batches_per_epoch": (2, "rollout", {}),
     "rollout.num_images_per_prompt": (3, "rollout", {}),
     "rollout.num_inference_steps": (4, "rollout", {}),
+    "rollout.solver": ("dpm2", "rollout", SIX_STEPS),
     "rollout.shard_size": (2, "rollout", {}),
     "reward.ocr_weight": (0.4, "score", {}),
     "reward.likelihood_weight": (0.4, "score", {}),
@@ -84,9 +85,12 @@ CHANGES = {
         "update",
         {"update": {"batch_size": 4, "gradient_accumulation_steps": 1}},
     ),
+    "nft.sigmas": ("stratified", "update", {}),
     "nft.old_policy": ("copy", "refresh", {}),
+    "nft.old_policy_interval": (2, "refresh", {}),
     "grpo.clip_range": (1e-7, "update", {}),
     "grpo.kl_coef": (0.5, "update", {}),
+    "grpo.kl_space": ("velocity", "update", {"grpo": {"kl_coef": 0.5}}),
     "grpo.adv_clip_max": (0.1, "update", {}),
     "grpo.noise_level": (0.4, "rollout", {}),
     "grpo.noise": ("group", "rollout", {}),
@@ -101,7 +105,9 @@ CHANGES = {
     "awm.num_train_sigmas": (2, "update", {}),
     "awm.timestep_fraction": (0.4, "update", SIX_STEPS),
     "awm.noise": ("group", "update", {}),
+    "awm.sigmas": ("stratified", "update", {}),
     "awm.old_policy": ("fixed", "refresh", {}),
+    "awm.old_policy_interval": (2, "refresh", {}),
     "update.batch_size": (2, "update", {}),
     "update.gradient_accumulation_steps": (1, "update", {}),
     "update.learning_rate": (3e-3, "update", {}),
@@ -131,6 +137,7 @@ CHANGES = {
 CALLS = {
     "rollout.batch_size": (3, "rollout"),
     "model.gradient_checkpointing": (True, "warmup"),
+    "grpo.recompute_log_prob": (True, "update"),
 }
 # Key -> (value, error, what it says).
 ERRORS = {
@@ -296,13 +303,17 @@ def evaluates(until):
     return {"evaluate": {"every": 1}} if until == "evaluate" else {}
 
 
+def algorithm_of(key):
+    section = key.split(".")[0]
+    return section if section in ALGORITHMS else "nft"
+
+
 @pytest.mark.parametrize("key", CHANGES)
 def test_a_key_changes_what_its_stage_writes(key, play, before, other):
     value, until, both = CHANGES[key]
     if isinstance(value, str):
         value = value.replace("OTHER", str(other))
-    section = key.split(".")[0]
-    algorithm = section if section in ALGORITHMS else "nft"
+    algorithm = algorithm_of(key)
     both = merged(both, evaluates(until))
     after, _ = play(until, algorithm, merged(both, nested(key, value)))
     assert after.digest != before(until, algorithm, both)[0]
@@ -311,8 +322,9 @@ def test_a_key_changes_what_its_stage_writes(key, play, before, other):
 @pytest.mark.parametrize("key", CALLS)
 def test_a_key_changes_how_often_the_transformer_runs(key, play, before):
     value, until = CALLS[key]
-    _, calls = play(until, "nft", nested(key, value))
-    assert calls != before(until, "nft", {})[1]
+    algorithm = algorithm_of(key)
+    _, calls = play(until, algorithm, nested(key, value))
+    assert calls != before(until, algorithm, {})[1]
 
 
 def test_nothing_else_changes_what_a_stage_writes(play, before):

@@ -5,34 +5,14 @@ import json
 
 import pytest
 from safetensors.torch import load_file
-from shared_runs import Interrupted, train_on
+from shared_runs import interrupted, train_on
 from two_ranks import on_ranks
 
 from calligrapher.ranks import ALONE
-from calligrapher.rl.train_loop import TrainLoop
 
 pytestmark = pytest.mark.slow
 ALGORITHMS = ("nft", "grpo")
 EVERY = {"evaluate": {"every": 1}}
-
-
-def interrupted(step, function, *args, **kwargs):
-    """Call `function`; the process ends after the optimizer step `step` of an update."""
-    real = TrainLoop.run
-
-    def run(self, rows, schedule, *, on_step, **how):
-        def counted(metrics):
-            on_step(metrics)
-            if "update" in schedule.key and self.state.step == step:
-                raise Interrupted
-
-        real(self, rows, schedule, on_step=counted, **how)
-
-    TrainLoop.run = run
-    try:
-        function(*args, **kwargs)
-    finally:
-        TrainLoop.run = real
 
 
 def as_two(ranks, values, folder, runs_dir):
