@@ -29,7 +29,7 @@ LAYERS = {
         {"settings"},
         {"scorer_files"},
         {"alphabet"},
-        {"components", "text"},
+        {"components", "text", "style_scale"},
     ),
     "tasks": (
         {"doctor"},
@@ -83,6 +83,8 @@ def allowed(path, name):
                     "reward_server.client.",
                     "reward_server.components.",
                     "reward_server.scorer_files.",
+                    "reward_server.scorers.style.",  # an evaluation's style is the reward's
+                    "reward_server.style_scale.",
                     "reward_server.text.",
                 )
             ),

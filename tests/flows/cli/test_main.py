@@ -141,7 +141,7 @@ def test_only_a_command_that_goes_on_says_so_when_it_is_stopped(
     import calligrapher.tiny.pretrain
     import tasks.tracking.mirror
 
-    def interrupted(*given):
+    def interrupted(*given, **named):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(calligrapher.tiny.pretrain, "pretrain", interrupted)
