@@ -185,7 +185,13 @@ def _horizon(params: RunParams) -> dict[str, Any]:
 def _exploration(params: RunParams) -> dict[str, Any]:
     # The key is the name of the first algorithm that explored, also where another one trains.
     explores, keys = params.rl.exploration, set(Exploration.model_fields)
-    return {"grpo": explores.model_dump(mode="json", include=keys) if explores else {}}
+    if explores is None:
+        return {"grpo": {}}
+    found = explores.model_dump(mode="json", include=keys)
+    # Only where `guard` does not say it: what was made before others kept them is not stale.
+    if explores.keeps_means and not explores.guard:
+        found["keeps_means"] = True
+    return {"grpo": found}
 
 
 # Keys that came later, with the value that leaves results as they were: only another is read, so
@@ -193,7 +199,7 @@ def _exploration(params: RunParams) -> dict[str, Any]:
 _LATER: dict[str, dict[str, Any]] = {
     "advantage": {"combine": "sum", "drop_solved": False},
     "nft": {"sigmas": "schedule", "old_policy_interval": 1},
-    "grpo": {"recompute_log_prob": False, "kl_space": "mean"},
+    "grpo": {"recompute_log_prob": False, "kl_space": "mean", "trust_region": "clip"},
     "awm": {"sigmas": "schedule", "old_policy_interval": 1},
     "evaluate": {"num_inference_steps": None},
     "reward": {"weights": {}, "factors": [], "style_factors": [], "ocr_match": None},

@@ -4,10 +4,10 @@ Legend: B rows, L image tokens, D packed channels. Optional GRPO-Guard ratio. Wh
 are: `calligrapher.sampling.exploration`.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from calligrapher.errors import InputError
@@ -29,7 +29,15 @@ class GRPOParams(Exploration, Algorithm):
         description=(
             "The ratio is clipped to 1 +- this. Ratios here live within about 1 +- 1e-4, so 0.2"
             " never clips; 1e-5 to 1e-3 does (2e-6 to 4e-6 with guard). See clip_fraction and"
-            " ratio_max_dev."
+            " ratio_max_dev. With trust_region dppo it is the largest divergence instead."
+        ),
+    )
+    trust_region: Literal["clip", "guard", "dppo"] = Field(
+        "clip",
+        description=(
+            "What bounds an update. clip: the ratio; guard: GRPO-Guard's ratio, as guard: true;"
+            " dppo: a row whose step mean lies further than clip_range from the old one, as a"
+            " squared distance over twice the variance, and would go on, is left out."
         ),
     )
     kl_coef: float = Field(
@@ -58,6 +66,28 @@ class GRPOParams(Exploration, Algorithm):
 
     name: ClassVar[str] = "grpo"
     default_ema_decay: ClassVar[float] = 0.9999
+
+    @model_validator(mode="after")
+    def _one_trust_region(self) -> Self:
+        if self.guard and self.trust_region == "dppo":
+            raise ValueError(
+                "guard must be false with trust_region 'dppo'. Got true: both bound an update."
+            )
+        if self.trust_region == "guard" and self.sampler == "cps":
+            raise ValueError(
+                "trust_region must be clip or dppo with sampler 'cps'. Got 'guard': the"
+                " log-probability of cps has no variance to undo."
+            )
+        return self
+
+    @property
+    def bounds(self) -> Literal["clip", "guard", "dppo"]:
+        """What bounds an update, whichever key says so."""
+        return "guard" if self.guard else self.trust_region
+
+    @property
+    def keeps_means(self) -> bool:
+        return self.bounds != "clip"
 
     @property
     def exploration(self) -> Exploration:
@@ -162,12 +192,13 @@ def grpo_loss(
     one step.
 
     `kl_coef > 0` needs mean, mean_ref, std (and dt with the sde sampler), or with `kl_space`
-    velocity the two velocities; `guard` needs mean,
-    mean_old, std and dt. Metrics: policy_loss, clip_fraction (rows whose ratio lies outside the
-    clip range), approx_kl = mean((log_prob - old_log_prob)^2) / 2, ratio_mean, ratio_max_dev = max
-    |ratio - 1|, kl (when computed). Before the first optimizer step of a round ratio == 1 and
-    approx_kl == 0, exactly on the CPU. Raises InputError for missing or wrongly shaped inputs.
-    Source: Flow-GRPO (arXiv 2505.05470), `train_flux.py`; GRPO-Guard (arXiv 2510.22319).
+    velocity the two velocities; the guard needs mean, mean_old, std and dt, dppo all of them but
+    dt. Metrics: policy_loss, clip_fraction (rows whose ratio, with dppo whose divergence, lies
+    outside the clip range), approx_kl = mean((log_prob - old_log_prob)^2) / 2, ratio_mean,
+    ratio_max_dev = max |ratio - 1|, kl (when computed). Before the first optimizer step of a round
+    ratio == 1 and approx_kl == 0, exactly on the CPU. Raises InputError for missing or wrongly
+    shaped inputs. Source: Flow-GRPO (arXiv 2505.05470), `train_flux.py`; GRPO-Guard (arXiv
+    2510.22319).
     """
     if not log_prob.ndim == 1 or not log_prob.shape == old_log_prob.shape == advantages.shape:
         raise InputError(
@@ -179,18 +210,26 @@ def grpo_loss(
     advantages = advantages.detach().float().clamp(-params.adv_clip_max, params.adv_clip_max)
 
     exponent, weight = log_ratio, 1.0
-    if params.guard:
+    if params.bounds == "guard":
         _need("guard", mean=mean, mean_old=mean_old, std=std, dt=dt)
         std_B, dt_B = _per_row(std, log_prob), _per_row(dt, log_prob)
         exponent = (log_ratio + _distance(mean, mean_old) / (2.0 * std_B**2)) * std_B
         weight = 1.0 / -dt_B
     ratio = exponent.exp()
-    clipped = ratio.clamp(1.0 - params.clip_range, 1.0 + params.clip_range)
-    policy = loss = (torch.maximum(-advantages * ratio, -advantages * clipped) * weight).mean()
     deviation = (ratio - 1.0).abs()
+    if params.bounds == "dppo":
+        _need("trust_region 'dppo'", mean=mean, mean_old=mean_old, std=std)
+        divergence = _distance(mean, mean_old) / (2.0 * _per_row(std, log_prob) ** 2)
+        far = divergence.detach() > params.clip_range
+        per_row = (-advantages * ratio).masked_fill(far & (advantages * (ratio - 1.0) > 0), 0.0)
+    else:
+        far = deviation > params.clip_range
+        clipped = ratio.clamp(1.0 - params.clip_range, 1.0 + params.clip_range)
+        per_row = torch.maximum(-advantages * ratio, -advantages * clipped)
+    policy = loss = (per_row * weight).mean()
     metrics = {
         "policy_loss": policy,
-        "clip_fraction": (deviation > params.clip_range).float().mean(),
+        "clip_fraction": far.float().mean(),
         "approx_kl": 0.5 * (log_ratio**2).mean(),
         "ratio_mean": ratio.mean(),
         "ratio_max_dev": deviation.max(),

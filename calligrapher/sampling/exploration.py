@@ -63,6 +63,11 @@ class Exploration(Section):
         description="Share of the schedule, from its noisy end, in which the window may lie.",
     )
 
+    @property
+    def keeps_means(self) -> bool:
+        """Whether the rollout writes down the means of its stochastic steps."""
+        return self.guard
+
     @model_validator(mode="after")
     def _cps_limits(self) -> Self:
         if self.sampler == "cps" and self.noise_level > 1.0:

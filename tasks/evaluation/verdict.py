@@ -15,6 +15,7 @@ CHAMPION = "champion.json"
 HELD_OUT = ("ocr_accuracy", "second_ocr_accuracy", "style_match")
 UNTOUCHED = "background_error"
 _NOTICEABLE = 0.5  # grey levels of 255
+_LEAST_FALL = 0.005  # of a share: less is certain now and then, and means nothing
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ def reward_hacking(
     """The held-out metrics that fall for certain while the reward rises; empty when all is well.
 
     differences: name of an earlier checkpoint -> this minus it (`measures.differences`). A metric
-    falls when its whole 95 % interval lies below 0. training_rewards: mean reward of each round so
+    falls when its whole 95 % interval lies below -0.005. training_rewards: mean reward of each round so
     far.
     """
     found = []
     for other, by in differences.items():
         if by.get("reward_low", 0) > 0 or rises(training_rewards):
-            falls = [name for name in HELD_OUT if by.get(f"{name}_high", 0) < 0]
+            falls = [name for name in HELD_OUT if by.get(f"{name}_high", 0) < -_LEAST_FALL]
             falls += [UNTOUCHED] if by.get(f"{UNTOUCHED}_low", 0) > _NOTICEABLE else []
             found += [f"{name} since {other}" for name in falls]
     return found

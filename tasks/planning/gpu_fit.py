@@ -59,10 +59,13 @@ def ladder(params: RunParams) -> list[list[str]]:
     as_many = [f"update.gradient_accumulation_steps={images}"]
     without_old = [f"{algorithm}=null", f"{lighter[0]}={{}}", *single] if lighter else []
     sharded = params.launch.strategy == "fsdp2"  # which goes with moments in 32 bits alone
+    in_8_bits = [n for n in ("warmup", "update") if getattr(params, n).use_8bit_adam]
+    share = ["launch.strategy=fsdp2", *(f"{name}.use_8bit_adam=false" for name in in_8_bits)]
     adapter = ["model.train_adapter=false"] + ["model.lora={}"] * (params.model.lora is None)
     steps = [
         ["model.offload_text_encoder_two=true"],
         ["model.gradient_checkpointing=true"],
+        share if params.launch.size > 1 and not sharded else [],
         single + as_many if params.rl.exploration else single[:1],
         ["model.mixed_precision=bf16"] * (params.model.mixed_precision == "no"),
         ["warmup.use_8bit_adam=true"] * (params.warmup.steps > 0 and not sharded),
@@ -113,8 +116,11 @@ def changes_to_fit(
     def with_changes(chosen: Sequence[Sequence[str]]) -> RunParams:
         return load([*overrides, *(c for change in chosen for c in change)])
 
-    def everything(chosen: Sequence[Sequence[str]]) -> int:
-        return sum(stage.total for stage in memory(with_changes(chosen)))
+    def everything(chosen: Sequence[Sequence[str]]) -> float:
+        try:
+            return sum(stage.total for stage in memory(with_changes(chosen)))
+        except ParamsError:  # these changes do not go together
+            return math.inf
 
     def fits(chosen: Sequence[Sequence[str]]) -> bool:
         try:

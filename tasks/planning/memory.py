@@ -155,7 +155,7 @@ def row_bytes(params: RunParams, model: MetaModel) -> dict[str, int]:
         steps = window_length(
             params.rollout.num_inference_steps, g.window_size, g.timestep_fraction
         )
-        sampled += latent * (steps + 1 + steps * g.guard) + 4 * (2 * steps + 1)
+        sampled += latent * (steps + 1 + steps * g.keeps_means) + 4 * (2 * steps + 1)
     return {"sampled": sampled, "conditioning": 4 * conditioning}
 
 

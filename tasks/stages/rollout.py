@@ -122,7 +122,7 @@ def _write(
             "log_prob": lambda s: s.window.log_prob,
             "window_sigmas": lambda s: s.window.sigmas,
         }
-        if explores.guard:
+        if explores.keeps_means:
             kept["mean_old"] = lambda s: s.window.mean
     tensors = {
         name: stacked(in_order((index, of(batch)) for index, batch in sampled))

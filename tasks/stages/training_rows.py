@@ -48,7 +48,7 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
     explores = resources.params.rl.exploration
     if explores is not None:
         names += ["trajectory", "log_prob", "window_sigmas"]
-        if explores.guard:
+        if explores.keeps_means:
             names.append("mean_old")
     shards = [read_shard(rollout.file(name), names) for name in sorted(rollout.files)]
 
@@ -79,7 +79,7 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
         window = None
         if explores is not None:
             trajectory = rows(tensors["trajectory"])
-            mean = rows(tensors["mean_old"]) if explores.guard else trajectory[:, 1:]
+            mean = rows(tensors["mean_old"]) if explores.keeps_means else trajectory[:, 1:]
             window = Window(
                 trajectory, rows(tensors["log_prob"]), mean, rows(tensors["window_sigmas"])
             )

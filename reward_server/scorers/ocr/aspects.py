@@ -10,14 +10,15 @@ from dataclasses import dataclass, fields
 import cv2
 import numpy as np
 
+from reward_server.scorers.ocr.ink import crossed, ink_of
 from reward_server.scorers.ocr.lines import Line, Place, longest_run, sides
 
-_SEEN_AT = 48  # px; lines are looked at no higher than this
 # Each pair: where an aspect is 0 and where it is 1.
 _VISIBILITY = (1.0, 6.0)  # CIELAB distance between ink and ground; 2 of 255 grey levels are 0.8
 _SIZE = (0.1, 0.3)  # of the mask's width or height, whichever the text fills more
 _BLUR = (0.30, 0.12)  # width of an edge as a share of the line's height
 _STRIKE = (0.75, 0.45)  # longest level stroke in the middle as a share of the text's width
+_CROSSED = (0.3, 0.1)  # holes for each letter that its own do not explain, in letters joined by one
 _STRIKE_BAND = (0.25, 0.8)  # of the line's height, from the top
 _LONG = 1.5  # times its height: how wide a text is at least in which a level stroke strikes it out
 _BEST_TURNED = (0.8, 0.95)  # confidence of the turned line ...
@@ -33,7 +34,7 @@ class Aspects:
 
     visibility: float | None = None  # ink and ground can be told apart
     upright: float | None = None  # it is not read better turned by 180 degrees
-    unstruck: float | None = None  # no level stroke runs through its whole width
+    unstruck: float | None = None  # no stroke runs through its whole width
     sharpness: float | None = None  # edges are narrow for the letters' size
     inside: float | None = None  # share of the lines' length within the mask
     size: float | None = None  # large enough for the mask
@@ -67,6 +68,7 @@ class Seen:
     """One line as it was read."""
 
     line: Line
+    text: str  # what was read on it; "" = not told
     pixels: np.ndarray  # uint8 [h, w, 3], upright
     confidence: float
     turned: float | None  # confidence when turned by 180 degrees; None = not asked, upright
@@ -76,7 +78,7 @@ def aspects_of(lines: Sequence[Seen], place: Place, *, masked: bool) -> Aspects:
     """Return the aspects of all text found in a place; there must be some."""
     areas = np.array([max(np.prod(sides(seen.line.boxes[0])), 1.0) for seen in lines])
     shares = areas / areas.sum()
-    looks = np.array([look(seen.pixels) for seen in lines])
+    looks = np.array([look(seen.pixels, seen.text) for seen in lines])
     visibility, sharpness, unstruck = map(float, shares @ looks)
     upright = float(shares @ [_upright(seen) for seen in lines])
     inside = float(shares @ [seen.line.inside for seen in lines])
@@ -90,27 +92,9 @@ def aspects_of(lines: Sequence[Seen], place: Place, *, masked: bool) -> Aspects:
     )
 
 
-def look(pixels: np.ndarray) -> tuple[float, float, float]:
-    """(visibility, sharpness, unstruck) of an upright line uint8 [h, w, 3].
-
-    Ink and ground are the two sides of Otsu's threshold along the axis of greatest colour spread;
-    the ground is what the line's border shows more of.
-    """
-    height, width = pixels.shape[:2]
-    if height > _SEEN_AT:
-        size = (max(round(width * _SEEN_AT / height), 1), _SEEN_AT)
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-        width, height = size
-    lab_HWC = cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    flat = lab_HWC.reshape(-1, 3) - lab_HWC.mean(axis=(0, 1))
-    axis = np.linalg.eigh(flat.T @ flat)[1][:, -1]
-    shade = (flat @ axis).reshape(height, width)
-    ordered = np.sort(shade, axis=None)
-    low, high = ordered[len(ordered) // 100], ordered[-1 - len(ordered) // 100]
-    levels = ((shade - low) / max(high - low, 1e-6) * 255).clip(0, 255).astype(np.uint8)
-    _, split = cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    border = np.concatenate([split[0], split[-1], split[:, 0], split[:, -1]])
-    ink = split.astype(bool) ^ (border.mean() > 0.5)
+def look(pixels: np.ndarray, text: str = "") -> tuple[float, float, float]:
+    """(visibility, sharpness, unstruck) of an upright line uint8 [h, w, 3] read as `text`."""
+    ink, shade = ink_of(pixels)
     if not ink.any() or ink.all():
         return 0.0, 0.0, 1.0
     contrast = abs(float(shade[ink].mean() - shade[~ink].mean()))
@@ -119,11 +103,11 @@ def look(pixels: np.ndarray) -> tuple[float, float, float]:
         cv2.Sobel(shade, cv2.CV_32F, 0, 1, scale=1 / 8),
     )
     # An edge is 1 to 2 px wide however sharp the picture is.
-    edge = (
-        max(contrast / max(float(np.sort(slope, axis=None)[int(0.97 * slope.size)]), 1e-6) - 2, 0)
-        / height
-    )
-    return _rise(contrast, _VISIBILITY), _rise(edge, _BLUR), _rise(_strike(ink), _STRIKE)
+    edge = max(
+        contrast / max(float(np.sort(slope, axis=None)[int(0.97 * slope.size)]), 1e-6) - 2, 0
+    ) / len(ink)
+    unstruck = min(_rise(_strike(ink), _STRIKE), _rise(crossed(ink, text), _CROSSED))
+    return _rise(contrast, _VISIBILITY), _rise(edge, _BLUR), unstruck
 
 
 def _strike(ink: np.ndarray) -> float:

@@ -4,11 +4,13 @@ A mask is bool [H, W]; boxes are float [4 corners, 2 px], clockwise from the tex
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import cv2
 import numpy as np
+
+from reward_server.scorers.ocr.ink import crossing, ink_of
 
 SIDE_LIMIT = 736  # px; the detector's input is never larger, whatever the picture
 _SMALL = 24  # px; a mask that is lower is enlarged before lines are looked for
@@ -20,10 +22,15 @@ _TALL = 1.5  # times its width: how high a box is that may be a column
 _CORE = (0.2, 0.8)  # the share of a line's height that decides whether a column of it is inside
 _INSIDE = 0.75  # of the core: how much of a column must be inside; less is text of the scene
 _SLACK = 0.2  # of a line's height: how far a box may reach over the mask's edge
+_CUT = 0.08  # of a line's height: how far a letter goes on beyond the mask that is cut off by it
+_CUT_ROWS = 0.25  # of the letters' ink: above or below the mask, as much makes them unreadable
 _LEVEL = 10  # degrees; a line that is steeper does not fit an upright box
 _FITS = 0.4  # of the mask's height: how high one line must be at least to count as filling it
 _SOLID = 0.95  # of its box: how much of it a mask fills that is a rectangle
 MAX_LINES = 64  # read on one picture, the largest first: what a request may cost
+# Of all lines together, in heights: more than the longest target fills (256 letters, square ones
+# at most).
+MAX_LENGTH = 300
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,13 @@ class Line:
 
     ways: what it looks like read in each possible way, uint8 [h, w, 3] with the letters upright in
     the right one. boxes: the box of each way; corners differ where it begins elsewhere. inside: the
-    share of it that lies in the mask.
+    share of it that lies in the mask. whole: its letters are in the mask from top to bottom.
     """
 
     ways: tuple[np.ndarray, ...]
     boxes: tuple[np.ndarray, ...]
     inside: float
+    whole: bool = True
 
     @property
     def height(self) -> float:
@@ -122,13 +130,24 @@ def region_around(rgb: np.ndarray, place: Place) -> Region:
 
 
 def lines_in(rgb: np.ndarray, boxes: Sequence[np.ndarray], place: Place) -> list[Line]:
-    """Return those lines, and parts of lines, that lie in the place; at most `MAX_LINES`."""
+    """Return those lines, and parts of lines, that lie in the place; at most `MAX_LINES`.
+
+    Where there is none, those whose letters lie half in it (not `Line.whole`).
+    """
     found: list[Line] = []
+    length = 0.0
     for box in sorted(boxes, key=lambda one: -np.prod(sides(one))):
-        for part, inside in _parts_inside(_reading_box(box), place):
-            found.append(_line(rgb, part, inside))
-        if len(found) >= MAX_LINES:
+        for part, inside, whole in _parts_inside(rgb, _reading_box(box), place):
+            found.append(replace(_line(rgb, part, inside), whole=whole))
+            length += max(sides(part)) / max(min(sides(part)), 1.0)
+        if len(found) >= MAX_LINES or length >= MAX_LENGTH:
             break
+    if not found and place.mask is not None:
+        found = [
+            replace(_line(rgb, box, 1.0), whole=False)
+            for box in map(_reading_box, boxes)
+            if _half_inside(rgb, box, place.mask)
+        ]
     return found[:MAX_LINES]
 
 
@@ -179,32 +198,96 @@ def cut_out(rgb: np.ndarray, box: np.ndarray) -> np.ndarray:
     )
 
 
-def _parts_inside(box: np.ndarray, place: Place) -> list[tuple[np.ndarray, float]]:
-    """Return the parts of a box that lie in the mask, each with its share of the box.
+def _parts_inside(
+    rgb: np.ndarray, box: np.ndarray, place: Place
+) -> list[tuple[np.ndarray, float, bool]]:
+    """Return the parts of a box that lie in the mask: each, its share of the box, and `Line.whole`.
 
-    A box reaches a little over its letters, so a part may reach over the mask by `_SLACK`.
+    A box reaches a little over its letters, so a part may reach over the mask by `_SLACK`; a letter
+    that does so by more than `_CUT` is cut off, and not part of it.
     """
     if place.mask is None:
-        return [(box, 1.0)]
+        return [(box, 1.0, True)]
     width, height = (max(round(side), 1) for side in sides(box))
     along = width >= height  # cut across the longer side
     length, thickness = max(width, height), min(width, height)
     seen = _mask_of(box, place.mask, width, height)
     core = slice(int(_CORE[0] * thickness), max(int(_CORE[1] * thickness), 1))
     inside = (seen[core].mean(axis=0) if along else seen[:, core].mean(axis=1)) >= _INSIDE
-    runs = _runs(inside)
+    cut, whole = np.zeros(length, dtype=bool), True
+    ends = _ends_at_edge(box, rgb.shape[:2], along)
+    if inside.any() and (any(ends) or not seen.all()):
+        cut, whole = _cut_letters(cut_out(rgb, box), seen, inside, ends, along)
     slack = _SLACK * thickness
     parts = []
-    for start, stop in runs:
+    for start, stop in _runs(inside):
         if stop - start < min(0.25 * thickness, length):
             continue
         start = 0 if start <= slack else start
         stop = length if length - stop <= slack else stop
+        # A letter's width at most: what is joined to it may be a whole word.
+        for begin, end in _runs(cut):
+            if begin <= start + 1 < end:
+                start = min(end, start + thickness, stop)
+            elif begin < stop - 1 <= end:
+                stop = max(begin, stop - thickness, start)
+        if stop - start < min(0.25 * thickness, length):
+            continue
         share = (stop - start) / length
-        parts.append(
-            (box if share == 1 else _slice(box, start / length, stop / length, along), share)
-        )
+        part = box if share == 1 else _slice(box, start / length, stop / length, along)
+        parts.append((part, share, whole))
     return parts
+
+
+def _cut_letters(
+    upright: np.ndarray, seen: np.ndarray, inside: np.ndarray, ends: tuple[bool, bool], along: bool
+) -> tuple[np.ndarray, bool]:
+    """Return where along a line uint8 [h, w, 3] its letters are cut off, bool [length], and
+    whether they are in the mask from top to bottom.
+
+    seen: bool [h, w], the mask. inside: bool [length]. ends: whether it begins, and stops, at the
+    picture's edge, where a letter that touches it is cut off.
+    """
+    ink, _ = ink_of(upright)
+    seen = cv2.resize(seen.astype(np.uint8), ink.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
+    if not along:
+        ink, seen = ink.T, seen.T
+    high, wide = ink.shape
+    columns = cv2.resize(inside.astype(np.uint8)[None], (wide, 1), interpolation=0)[0] > 0
+    within = np.repeat(columns[None], high, axis=0)
+    reach = max(_CUT * high, 1.0)
+    cut = crossing(ink, within, reach)
+    for end, touched in zip((0, wide - 1), ends, strict=True):
+        if touched and ink[:, end].sum() > reach:
+            beyond = np.zeros((high, 2 * high), dtype=bool)
+            at_edge = np.repeat(ink[:, end : end + 1], beyond.shape[1], axis=1)
+            parts = (at_edge, ink) if end == 0 else (ink, at_edge)
+            sides_of = (beyond, ~np.zeros_like(ink)) if end == 0 else (~np.zeros_like(ink), beyond)
+            found = crossing(np.hstack(parts), np.hstack(sides_of), reach)
+            cut |= found[:, beyond.shape[1] :] if end == 0 else found[:, :wide]
+    across = crossing(ink & within, seen, reach) & within
+    outside = (across & ~seen).sum() / max((ink & within & (seen | across)).sum(), 1)
+    length = len(inside)
+    flags = cv2.resize(cut.any(axis=0).astype(np.uint8)[None], (length, 1), interpolation=0)[0] > 0
+    return flags, bool(outside <= _CUT_ROWS)
+
+
+def _half_inside(rgb: np.ndarray, box: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether a good part of a line's ink lies in the mask, of letters that go on beyond it."""
+    ink, _ = ink_of(cut_out(rgb, box))
+    width, height = (max(round(side), 1) for side in sides(box))
+    seen = _mask_of(box, mask, width, height).astype(np.uint8)
+    seen = cv2.resize(seen, ink.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
+    across = crossing(ink, seen, max(_CUT * min(ink.shape), 1.0))
+    return bool((across & seen).sum() >= _CUT_ROWS * max(ink.sum(), 1))
+
+
+def _ends_at_edge(box: np.ndarray, size: tuple[int, int], along: bool) -> tuple[bool, bool]:
+    """Whether a box begins, and whether it stops, at the edge of a picture of [H, W]."""
+    corners = ((0, 3), (1, 2)) if along else ((0, 1), (3, 2))
+    limit = np.array(size[::-1]) - 1.5
+    middles = [box[list(pair)].mean(axis=0) for pair in corners]
+    return tuple(bool((one <= 1).any() or (one >= limit).any()) for one in middles)
 
 
 def _mask_of(box: np.ndarray, mask: np.ndarray, width: int, height: int) -> np.ndarray:

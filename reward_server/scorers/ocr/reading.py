@@ -110,6 +110,9 @@ class Reader:
         if not lines:
             return _Page(picture, place, whole, whole)
         rows = len(rows_of([line.boxes[0] for line in lines]))
+        if not all(line.whole for line in lines):
+            lines = [line for line in lines if line.whole]
+            return _Page(picture, place, lines, lines)
         if not self._always_find and fits(lines, rows, place):
             return _Page(picture, place, lines, whole)
         return _Page(picture, place, lines, lines)
@@ -178,10 +181,13 @@ def _aspects(page: _Page, pieces: Sequence[_Piece]) -> Aspects:
         return Aspects.of_nothing(masked=page.picture.masked)
     if page.found is page.read:
         seen = [
-            Seen(line, piece.pixels, piece.confidence, piece.turned)
+            Seen(line, piece.text, piece.pixels, piece.confidence, piece.turned)
             for line, piece in zip(page.read, pieces, strict=True)
         ]
     else:
         whole = pieces[0]
-        seen = [Seen(line, line.ways[0], whole.confidence, whole.turned) for line in page.found]
+        text = whole.text if len(page.found) == 1 else ""
+        seen = [
+            Seen(line, text, line.ways[0], whole.confidence, whole.turned) for line in page.found
+        ]
     return aspects_of(seen, page.place, masked=page.picture.masked)

@@ -361,3 +361,32 @@ def test_numbers_that_yaml_reads_as_text_are_numbers():
 
 def test_every_setting_says_what_it_is():
     assert all(field.description for field in GRPOParams.model_fields.values())
+
+
+def test_dppo_leaves_out_rows_that_are_far_and_would_go_further():
+    # Divergences 0.5^2 / (2 * 0.5^2) = 0.5, or 0.02; ratios 1.5 or 0.5; bound 0.1.
+    far, near = 0.5, 0.1
+    moved = t(far, far, far, far, near)[:, None].expand(5, 3)
+    ratios, advantages = t(1.5, 0.5, 1.5, 0.5, 1.5), t(1.0, 1.0, -1.0, -1.0, 1.0)
+    log_prob = ratios.log().requires_grad_()
+    loss, metrics = grpo_loss(
+        log_prob, torch.zeros(5), advantages,
+        GRPOParams(kl_coef=0.0, trust_region="dppo", clip_range=0.1),
+        mean=moved, mean_old=torch.zeros(5, 3), std=0.5,
+    )  # fmt: skip
+    assert loss.item() == pytest.approx((0.0 - 0.5 + 1.5 + 0.0 - 1.5) / 5)
+    assert metrics["clip_fraction"].item() == pytest.approx(0.8)
+    loss.backward()
+    assert (log_prob.grad != 0).tolist() == [False, True, True, False, True]
+
+
+def test_either_key_of_the_guard_bounds_alike_and_two_bounds_are_refused():
+    for given in ({"guard": True}, {"trust_region": "guard"}):
+        params = GRPOParams(**given)
+        assert (params.bounds, params.keeps_means) == ("guard", True)
+    assert (GRPOParams().bounds, GRPOParams().keeps_means) == ("clip", False)
+    assert GRPOParams(trust_region="dppo").keeps_means
+    with pytest.raises(ValidationError, match="guard must be false"):
+        GRPOParams(guard=True, trust_region="dppo")
+    with pytest.raises(ValidationError, match="trust_region must be clip or dppo"):
+        GRPOParams(trust_region="guard", sampler="cps")

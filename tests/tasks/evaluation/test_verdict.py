@@ -61,3 +61,8 @@ def test_the_best_reader_without_an_alarm_is_the_champion(tmp_path):
     assert mark_champion(
         tmp_path, "round-0003", {"ocr_accuracy": 0.5, "second_ocr_accuracy": 0.5}, []
     )
+
+
+def test_a_fall_too_small_to_mean_anything_raises_no_alarm():
+    assert reward_hacking({"base": difference(style_match=(-0.004, -0.001))}, RISING) == []
+    assert reward_hacking({"base": difference(style_match=(-0.02, -0.006))}, RISING) != []

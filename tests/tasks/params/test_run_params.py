@@ -332,6 +332,7 @@ def _changed(key, value):
         "nft.sigmas": "stratified",
         "awm.sigmas": "stratified",
         "grpo.kl_space": "velocity",
+        "grpo.trust_region": "dppo",
         "nft.num_train_sigmas": 2,
         "nft.old_policy": "copy",
         "awm.noise": "group",

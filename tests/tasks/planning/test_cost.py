@@ -17,7 +17,7 @@ TENSORS = ("x0", "trajectory", "log_prob", "window_sigmas", "mean_old")
     [
         ("nft", {"kl_coef": 0.0, "num_train_sigmas": 2, "old_policy": "copy"}),
         ("grpo", {"kl_coef": 0.1, "window_size": 2, "guard": True}),
-        ("grpo", {"kl_coef": 0.0, "window_size": 1, "recompute_log_prob": True}),
+        ("grpo", {"kl_coef": 0.0, "trust_region": "dppo", "recompute_log_prob": True}),
         ("awm", {"kl_coef": 0.0, "num_train_sigmas": 2}),
     ],
 )

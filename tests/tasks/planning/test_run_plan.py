@@ -223,6 +223,22 @@ def test_changes_are_the_least_that_make_it_fit_and_are_reckoned_not_assumed():
     assert changes[-2:] == lora
 
 
+def test_ranks_that_each_hold_too_much_are_advised_to_share_the_weights_out():
+    def load(settings):
+        ranks = ["launch.num_processes=8", "launch.allow_fewer_servers=true"]
+        return load_params(NFT, [*ranks, *settings])
+
+    changes, after = changes_to_fit(load, [], GPUS["4090"])
+    assert changes == [
+        "launch.strategy=fsdp2",
+        "warmup.use_8bit_adam=false",
+        "update.use_8bit_adam=false",
+        "model.train_adapter=false",
+        "model.lora={}",
+    ]
+    assert after == needed(load(changes)) <= GPUS["4090"]
+
+
 def test_gpus_are_named_or_given_by_their_memory():
     assert capacity(None, None) == ("h100", GPUS["h100"])
     assert capacity("A100-40", None)[1] == GPUS["a100-40"]

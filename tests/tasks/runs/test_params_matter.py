@@ -90,6 +90,7 @@ CHANGES = {
     "nft.old_policy_interval": (2, "refresh", {}),
     "grpo.clip_range": (1e-7, "update", {}),
     "grpo.kl_coef": (0.5, "update", {}),
+    "grpo.trust_region": ("dppo", "rollout", {}),
     "grpo.kl_space": ("velocity", "update", {"grpo": {"kl_coef": 0.5}}),
     "grpo.adv_clip_max": (0.1, "update", {}),
     "grpo.noise_level": (0.4, "rollout", {}),

@@ -1,7 +1,7 @@
 """Whole runs of two ranks that hold half of the model each (fsdp2): they end next to one process.
 
 Their gradients differ from one process's in the last bits: a style token's is the sum of those from
-all style attentions, and FSDP's own steps in the graph change the order in which they are added.
+all style attentions, and FSDP's own steps in the graph seem to change the order of the additions.
 """
 
 import numpy as np

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from reward_server.scorers.ocr.lines import SIDE_LIMIT, Place, lines_in, region_around
+from reward_server.scorers.ocr.lines import (
+    MAX_LENGTH,
+    SIDE_LIMIT,
+    Place,
+    lines_in,
+    region_around,
+)
 
 RGB = np.zeros((120, 200, 3), dtype=np.uint8)
 
@@ -31,6 +37,12 @@ def place(left, top, right, bottom, rgb=RGB):
 def test_what_lies_in_the_mask_is_kept_and_what_goes_on_is_cut(found, inside):
     lines = lines_in(RGB, [found], place(50, 30, 150, 80))
     assert [line.inside for line in lines] == pytest.approx(inside, abs=0.01)
+
+
+def test_of_a_page_full_of_text_no_more_is_read_than_a_target_may_fill():
+    page = [box(0, 2 * row, 200, 2 * row + 2) for row in range(60)]  # 100 times as long as high
+    lines = lines_in(RGB, page, Place.of(RGB, None))
+    assert len(lines) == MAX_LENGTH / 100 == 3
 
 
 def test_a_high_box_may_run_up_or_down_or_be_a_column():

@@ -179,3 +179,42 @@ def test_large_letters_in_a_large_picture_are_read(scorer):
     (outcome,) = scorer.score_items([item])
     assert outcome.values["ocr_accuracy"] == 1.0
     assert set(outcome.errors) == {"ocr_inside", "ocr_size"}
+
+
+@pytest.mark.parametrize(("left", "right", "read"), [(0, 0, True), (0, 14, False), (14, 0, False)])
+def test_a_letter_that_the_masks_edge_cuts_is_not_read(scorer, left, right, read):
+    word = written("garden", points=48)
+    mask = (60 + left, 70, 60 + word.width - right, 160)
+    found = score(scorer, scene((word, 60, 85), mask=mask), "garden")
+    assert (found["ocr_accuracy"] == 1.0) == read
+
+
+def test_a_letter_that_the_pictures_edge_cuts_is_not_read_and_one_beside_it_is(scorer):
+    word = written("garden", points=48)
+    read = [
+        score(scorer, scene((word, left, 85), mask=(100, 70, 319, 160)), "garden")["ocr_accuracy"]
+        for left in (318 - word.width, 320 - word.width + 10)
+    ]
+    assert read[0] == 1.0 > read[1]
+
+
+def test_a_word_whose_lower_third_lies_outside_of_the_mask_is_not_read(scorer):
+    word = written("SUMMIT", points=56)
+    read = [
+        score(scorer, scene((word, 50, 80), mask=(40, 60, 300, bottom)), "SUMMIT")["ocr_accuracy"]
+        for bottom in (81 + word.height, 80 + round(0.55 * word.height))
+    ]
+    assert read == [1.0, 0.0]
+
+
+def test_a_stroke_across_all_letters_strikes_them_out_and_an_underline_does_not(scorer):
+    word = written("kitchen", points=48)
+    across = word.copy()
+    ImageDraw.Draw(across).line([(0, word.height), (word.width, 0)], fill=255, width=4)
+    below = Image.new("L", (word.width, word.height + 8))
+    below.paste(word)
+    ImageDraw.Draw(below).line([(0, word.height + 4), (word.width, word.height + 4)], 255, 3)
+    found = [score(scorer, scene((one, 60, 90)), "kitchen") for one in (across, below)]
+    assert [one["ocr_accuracy"] for one in found] == [0.0, 1.0]
+    assert found[0]["ocr_unstruck"] < 0.5
+    assert found[1]["ocr_unstruck"] == 1.0

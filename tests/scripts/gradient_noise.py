@@ -1,0 +1,118 @@
+"""Says which part of the trained weights gets a gradient that is signal, and which one noise.
+
+    calligrapher train tiny-nft run=still rounds=1 rollout.num_cases=24 evaluate.every=0
+    python tests/scripts/gradient_noise.py runs/still --round 0 --groups 12
+
+Takes a round of a run whose rollout, advantages and weights are still on disk, and the gradient of
+each group of images by itself, at the weights that the round's update started from. A line for each
+part: how many weights it has, the norm of the groups' mean gradient, and the cosine to expect
+between two rounds of `--groups` groups each, with the standard error of a jackknife over groups. 0
+is noise; 1 would be the same gradient in every round. For another reward, fork the run first:
+`calligrapher rerun still round-0000/score reward.style_weight=0 --downstream --fork spelling`.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from calligrapher.rl.train_loop import batches_of
+from tasks.artifacts.layout import PARAMS, RunsDir
+from tasks.artifacts.run_dir import RunDir
+from tasks.params.run_params import load_params
+from tasks.pipeline import name_of, parents
+from tasks.resources.resources import Resources
+from tasks.runs.run import resources_of
+from tasks.stages.refresh import old_weights
+from tasks.stages.training_rows import training_rows
+
+PARTS: dict[str, Callable[[str], bool]] = {
+    "adapter": lambda name: name.startswith("adapter."),
+    ". MLP": lambda name: ".image_proj_mlp." in name,
+    ". QFormer": lambda name: ".image_proj_qformer." in name,
+    ". keys": lambda name: ".to_k_ip." in name,
+    ". values": lambda name: ".to_v_ip." in name,
+    "LoRA": lambda name: "lora_" in name,
+}
+
+
+def expected_cosine(gradients: Tensor, groups: int) -> tuple[float, float]:
+    """Return the cosine to expect between the means of two draws of `groups` gradients each, and
+    its standard error.
+
+    gradients: [G, N], independent, G at least 3. |E g|^2 is estimated from products of different
+    gradients alone, so it has no bias; it may come out below 0 where there is nothing but noise.
+    """
+    gram = gradients.double() @ gradients.double().T
+
+    def cosine(kept: list[int]) -> float:
+        products = gram[kept][:, kept]
+        count, squares = len(kept), products.diagonal().sum()
+        signal = (products.sum() - squares) / (count * (count - 1))
+        noise = squares / count - signal
+        return (signal / (signal + noise / groups)).item()
+
+    all_of_them = list(range(len(gram)))
+    left = torch.tensor([cosine([i for i in all_of_them if i != out]) for out in all_of_them])
+    spread = (len(left) - 1) / len(left) * (left - left.mean()).square().sum()
+    return cosine(all_of_them), spread.sqrt().item()
+
+
+def group_gradients(resources: Resources, run: RunDir, round_index: int) -> dict[str, Tensor]:
+    """Return name of a weight -> gradient [G, N] of the loss of each group that can teach."""
+    params, policy = resources.params, resources.model.policy
+    inputs = {k: run.load(n) for k, n in parents(name_of("update", round_index)).items()}
+    rows = training_rows(resources, inputs["rollout"], inputs["advantages"])
+    resources.load_trained(inputs["previous"])
+    old = resources.weights(old_weights(inputs["old"])) if params.rl.needs_old else None
+    groups: dict[int, list[int]] = {}
+    for i in range(len(rows)):
+        groups.setdefault(int(rows.pick([i]).places[0, 0]), []).append(i)
+    found: dict[str, list[Tensor]] = {name: [] for name in policy.parameters}
+    for group in groups.values():
+        policy.model.zero_grad(set_to_none=True)
+        for batch in batches_of(group, params.update.batch_size):
+            for loss, _ in params.rl.losses(
+                policy,
+                rows.pick(batch),
+                f"{params.seed}/update/{round_index}/0",
+                num_steps=params.rollout.num_inference_steps,
+                old=old,
+                reference=None,
+            ):
+                (loss * len(batch) / len(group)).backward()
+        for name, weight in policy.parameters.items():
+            found[name].append(weight.grad.flatten().clone())
+    return {name: torch.stack(gradients) for name, gradients in found.items()}
+
+
+def table(gradients: dict[str, Tensor], groups: int) -> str:
+    """Return a line for each part that has trained weights."""
+    lines = [f"{'part':10} {'weights':>9} {'norm':>9} {'cosine':>7} {'error':>6}"]
+    for part, belongs in PARTS.items():
+        own = [gradient for name, gradient in gradients.items() if belongs(name)]
+        if own:
+            whole = torch.cat(own, dim=1)
+            cosine, error = expected_cosine(whole, groups)
+            norm = whole.mean(0).norm().item()
+            lines.append(f"{part:10} {whole.shape[1]:9} {norm:9.2e} {cosine:7.2f} {error:6.2f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("run", type=Path, help="folder of the run")
+    options.add_argument("--round", type=int, default=0)
+    options.add_argument("--groups", type=int, default=12, help="of the rounds compared")
+    chosen = options.parse_args()
+    params = load_params(chosen.run / PARAMS)
+    if params.rl.needs_reference:
+        options.error("kl_coef must be 0: a KL to the reference is no part of the signal.")
+    resources = resources_of(params, RunsDir(chosen.run.parent), scorer=None)  # nothing is scored
+    print(table(group_gradients(resources, RunDir(chosen.run), chosen.round), chosen.groups))
+
+
+if __name__ == "__main__":
+    main()

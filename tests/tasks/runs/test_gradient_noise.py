@@ -1,0 +1,53 @@
+"""The cosines to expect between the gradients of two rounds, as scripts/gradient_noise.py has
+them."""
+
+import pytest
+import torch
+from gradient_noise import expected_cosine, group_gradients, table
+
+from tasks.artifacts.run_dir import RunDir
+
+
+def test_the_expected_cosine_is_signal_over_signal_and_the_mean_of_the_noise():
+    gradients = torch.tensor([[1.0, 1.0], [1.0, -1.0], [1.0, 0.0]])
+    # Products of different ones: 0, 1, 1, so |E g|^2 = 2/3; E |g|^2 = 5/3; noise 1, halved by two.
+    assert expected_cosine(gradients, 2)[0] == pytest.approx(2 / 3 / (2 / 3 + 1 / 2))
+    # Each left out in turn leaves |E g|^2 1, 1, 0 of E |g|^2 3/2, 3/2, 2.
+    left = torch.tensor([1 / 1.25, 1 / 1.25, 0.0])
+    error = (2 / 3 * (left - left.mean()).square().sum()).sqrt().item()
+    assert expected_cosine(gradients, 2)[1] == pytest.approx(error)
+
+
+def test_the_same_gradient_in_every_group_is_all_signal():
+    assert expected_cosine(torch.ones(5, 3), 1) == pytest.approx((1.0, 0.0))
+
+
+def test_the_expected_cosine_is_what_rounds_show():
+    torch.manual_seed(0)
+    groups, size, rounds = 12, 50, 300
+    rounds_of = 0.2 + torch.randn(rounds, groups, size)
+    expected, error = expected_cosine(rounds_of.flatten(0, 1), groups)
+    means = rounds_of.mean(1)
+    measured = torch.cosine_similarity(means[0::2], means[1::2]).mean().item()
+    assert expected == pytest.approx(0.04 / (0.04 + 1 / 12), abs=0.02)
+    assert measured == pytest.approx(expected, abs=0.03)
+    assert 0 < error < 0.02
+
+
+def test_pure_noise_is_expected_to_agree_with_nothing():
+    torch.manual_seed(0)
+    expected, error = expected_cosine(torch.randn(400, 50), 12)
+    assert abs(expected) < 3 * error < 0.2
+
+
+def test_each_groups_gradient_falls_apart_into_the_parts_of_the_adapter(train, make_resources):
+    folder, _ = train("a", rounds=1)
+    resources = make_resources(rounds=1)
+    gradients = group_gradients(resources, RunDir(folder), 0)
+    assert {len(gradient) for gradient in gradients.values()} == {3}
+    whole, *parts = table(gradients, 3).splitlines()[1:]
+    assert [part.split()[1] for part in parts] == ["MLP", "QFormer", "keys", "values"]
+    weights = sum(weight.numel() for weight in resources.model.policy.parameters.values())
+    assert int(whole.split()[1]) == weights == sum(int(part.split()[2]) for part in parts)
+    norms = [float(part.split()[3]) ** 2 for part in parts]
+    assert sum(norms) == pytest.approx(float(whole.split()[2]) ** 2, rel=0.02)
