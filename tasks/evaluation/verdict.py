@@ -48,8 +48,8 @@ def reward_hacking(
     """The held-out metrics that fall for certain while the reward rises; empty when all is well.
 
     differences: name of an earlier checkpoint -> this minus it (`measures.differences`). A metric
-    falls when its whole 95 % interval lies below -0.005. training_rewards: mean reward of each round so
-    far.
+    falls when its whole 95 % interval lies below -0.005. training_rewards: mean reward of each
+    round so far.
     """
     found = []
     for other, by in differences.items():
