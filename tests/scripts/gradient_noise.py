@@ -46,18 +46,17 @@ def expected_cosine(gradients: Tensor, groups: int) -> tuple[float, float]:
     gradients alone, so it has no bias; it may come out below 0 where there is nothing but noise.
     """
     gram = gradients.double() @ gradients.double().T
+    squares, count = gram.diagonal(), len(gram)
 
-    def cosine(kept: list[int]) -> float:
-        products = gram[kept][:, kept]
-        count, squares = len(kept), products.diagonal().sum()
-        signal = (products.sum() - squares) / (count * (count - 1))
-        noise = squares / count - signal
-        return (signal / (signal + noise / groups)).item()
+    def cosine(products: Tensor, norms: Tensor, count: int) -> Tensor:
+        """products, norms: sums over the pairs, and over the diagonal, of `count` gradients."""
+        signal = (products - norms) / (count * (count - 1))
+        noise = norms / count - signal
+        return signal / (signal + noise / groups)
 
-    all_of_them = list(range(len(gram)))
-    left = torch.tensor([cosine([i for i in all_of_them if i != out]) for out in all_of_them])
-    spread = (len(left) - 1) / len(left) * (left - left.mean()).square().sum()
-    return cosine(all_of_them), spread.sqrt().item()
+    left = cosine(gram.sum() - 2 * gram.sum(1) + squares, squares.sum() - squares, count - 1)
+    error = ((count - 1) / count * (left - left.mean()).square().sum()).sqrt()
+    return cosine(gram.sum(), squares.sum(), count).item(), error.item()
 
 
 def group_gradients(resources: Resources, run: RunDir, round_index: int) -> dict[str, Tensor]:
