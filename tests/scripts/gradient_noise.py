@@ -45,19 +45,19 @@ def expected_cosine(gradients: Tensor, groups: int) -> tuple[float, float]:
     gradients: [G, N], independent, G at least 3. |E g|^2 is estimated from products of different
     gradients alone, so it has no bias; it may come out below 0 where there is nothing but noise.
     """
-    gram = gradients.double() @ gradients.double().T
+    gradients = gradients.double()
+    total, square = gradients.sum(0), gradients.square().sum(1)  # [N], [G]
 
-    def cosine(kept: list[int]) -> float:
-        products = gram[kept][:, kept]
-        count, squares = len(kept), products.diagonal().sum()
-        signal = (products.sum() - squares) / (count * (count - 1))
+    def cosine(count: int, of_sum: Tensor, squares: Tensor) -> Tensor:
+        signal = (of_sum - squares) / (count * (count - 1))
         noise = squares / count - signal
-        return (signal / (signal + noise / groups)).item()
+        return signal / (signal + noise / groups)
 
-    all_of_them = list(range(len(gram)))
-    left = torch.tensor([cosine([i for i in all_of_them if i != out]) for out in all_of_them])
-    spread = (len(left) - 1) / len(left) * (left - left.mean()).square().sum()
-    return cosine(all_of_them), spread.sqrt().item()
+    count = len(gradients)
+    without = total.square().sum() - 2 * gradients @ total + square  # of the sum with one left out
+    left = cosine(count - 1, without, square.sum() - square)
+    spread = (count - 1) / count * (left - left.mean()).square().sum()
+    return cosine(count, total.square().sum(), square.sum()).item(), spread.sqrt().item()
 
 
 def group_gradients(resources: Resources, run: RunDir, round_index: int) -> dict[str, Tensor]:
