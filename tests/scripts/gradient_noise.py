@@ -45,18 +45,19 @@ def expected_cosine(gradients: Tensor, groups: int) -> tuple[float, float]:
     gradients: [G, N], independent, G at least 3. |E g|^2 is estimated from products of different
     gradients alone, so it has no bias; it may come out below 0 where there is nothing but noise.
     """
-    gram = gradients.double() @ gradients.double().T
-    squares, count = gram.diagonal(), len(gram)
+    gradients = gradients.double()
+    total, square = gradients.sum(0), gradients.square().sum(1)  # [N], [G]
 
-    def cosine(products: Tensor, norms: Tensor, count: int) -> Tensor:
-        """products, norms: sums over the pairs, and over the diagonal, of `count` gradients."""
-        signal = (products - norms) / (count * (count - 1))
-        noise = norms / count - signal
+    def cosine(count: int, of_sum: Tensor, squares: Tensor) -> Tensor:
+        signal = (of_sum - squares) / (count * (count - 1))
+        noise = squares / count - signal
         return signal / (signal + noise / groups)
 
-    left = cosine(gram.sum() - 2 * gram.sum(1) + squares, squares.sum() - squares, count - 1)
-    error = ((count - 1) / count * (left - left.mean()).square().sum()).sqrt()
-    return cosine(gram.sum(), squares.sum(), count).item(), error.item()
+    count = len(gradients)
+    without = total.square().sum() - 2 * gradients @ total + square  # of the sum with one left out
+    left = cosine(count - 1, without, square.sum() - square)
+    spread = (count - 1) / count * (left - left.mean()).square().sum()
+    return cosine(count, total.square().sum(), square.sum()).item(), spread.sqrt().item()
 
 
 def group_gradients(resources: Resources, run: RunDir, round_index: int) -> dict[str, Tensor]:
