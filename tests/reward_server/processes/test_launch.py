@@ -206,7 +206,12 @@ def test_a_server_is_asked_where_it_is_bound(host, url):
     assert url_of(host, 8000) == url
 
 
-def launcher(first: int, log_dir: Path, *flags: str, before=None) -> subprocess.Popen:
+def heed_interrupts() -> None:
+    """What a shell starts in the background ignores SIGINT, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def launcher(first: int, log_dir: Path, *flags: str, before=heed_interrupts) -> subprocess.Popen:
     """`calligrapher reward-server` with two servers in debug mode."""
     code = "import sys; from flows.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [

@@ -5,8 +5,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from calligrapher.data.images import load_rgb
+from reward_server.scorers.base import Item
+from reward_server.scorers.style import StyleScorer
 from tasks.evaluation import second_ocr
-from tasks.evaluation.measures import background, embed
+from tasks.evaluation.measures import background, style_scorer
 
 
 def test_the_background_is_compared_outside_the_mask_only(make_resources):
@@ -26,12 +28,16 @@ def test_the_background_is_compared_outside_the_mask_only(make_resources):
     assert psnr == pytest.approx(20 * np.log10(255 / 2))
 
 
-def test_a_picture_is_closest_to_itself(make_resources):
+def test_an_evaluations_style_is_the_reward_servers_to_the_bit(make_resources):
     resources = make_resources()
-    pictures = [load_rgb(case.reference) for case in resources.cases.evaluation]
-    embedded = embed(resources, [*pictures, pictures[0]])
-    assert embedded.shape[0] == 3
-    assert embedded[0] @ embedded[2] == pytest.approx(1.0, abs=1e-5)
+    served = StyleScorer.load(resources.files.siglip, device="cpu", max_wait_s=0.0)
+    first, second = (np.asarray(load_rgb(c.reference)) for c in resources.cases.evaluation)
+    items = [Item(first, crop, "a", reference=first) for crop in (first, second)]
+    scores = [outcome.values["style_score"] for outcome in served.score_items(items)]
+    scorer = style_scorer(resources)
+    reference, *crops = scorer.embed([first, first, second])
+    assert [scorer.match(crop, reference) for crop in crops] == scores
+    assert scores[0] == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.skipif(second_ocr.version() is None, reason="Tesseract is not installed")
