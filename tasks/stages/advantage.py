@@ -53,8 +53,8 @@ def advantage(
     valid = torch.tensor([r is not None for r in given]).reshape(rewards.shape)
     keep = kept(rewards, valid, baseline=settings.baseline)
     if weights:
-        # A row with a reward lacks no component and no factor.
-        parts = [{} if row["reward"] is None else reward_parts(params.reward, row) for row in rows]
+        # A row with a reward lacks no component and no factor, unless the reward is made up.
+        parts = [{} if None in row.values() else reward_parts(params.reward, row) for row in rows]
         advantages = standardized_advantages(
             torch.stack([grouped([part.get(name) for part in parts]) for name in weights]),
             torch.tensor(list(weights.values())),

@@ -28,14 +28,14 @@ def locate(text: str, runs_dir: Path = Path("runs")) -> tuple[Path, str | None]:
             _champion(match[1], runs_dir) if match[2] else _model(match[1], runs_dir), runs_dir
         )
     path = Path(unquote(urlsplit(text).path)) if text.startswith("file:") else Path(text)
-    if not path.exists() and (runs_dir / text).exists():
-        path = runs_dir / text
-    for folder in (path, *path.absolute().parents):
-        if (folder / PARAMS).is_file():
-            parts = path.absolute().relative_to(folder.absolute()).parts
-            return folder, (
-                "/".join(parts[: 2 if parts[0].startswith("round-") else 1]) if parts else None
-            )
+    # A folder of that name here that is no run does not hide the run.
+    for place in (path, runs_dir / text):
+        for folder in (place, *place.absolute().parents) if place.exists() else ():
+            if (folder / PARAMS).is_file():
+                parts = place.absolute().relative_to(folder.absolute()).parts
+                return folder, (
+                    "/".join(parts[: 2 if parts[0].startswith("round-") else 1]) if parts else None
+                )
     raise ArtifactError(
         f"{text} must name a run on this disk: its folder, its name in {runs_dir}, an artifact in"
         " it, or runs:/MLFLOW_RUN_ID or models:/m-MODEL_ID. There is none."

@@ -34,9 +34,10 @@ def params(combine="standardized", **reward) -> RunParams:
 
 @pytest.fixture
 def compared(tmp_path):
-    """Return params -> the advantages of two groups of three, in two score files."""
+    """Return params -> the advantages of two groups of three, in two score files; made_up: the
+    reward of all, as where no server is asked."""
 
-    def run(chosen):
+    def run(chosen, made_up=None):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
         rows = [
@@ -50,6 +51,11 @@ def compared(tmp_path):
             | {"sample_id": f"s{i}"}
             for i, row in enumerate(rows)
         ]
+        if made_up is not None:
+            rows = [
+                dict.fromkeys(row) | {"sample_id": row["sample_id"], "reward": made_up}
+                for row in rows
+            ]
         files = {"scores-0000.parquet": rows[:2], "scores-0001.parquet": rows[2:]}
         for name, part in files.items():
             write_scores(folder / name, {key: [row[key] for row in part] for key in part[0]})
@@ -74,6 +80,11 @@ def test_without_factors_components_are_compared_as_measured(compared):
     found = compared(params())
     assert found[:3] == pytest.approx([-1.0, 0.0, 1.0], abs=2e-3)
     assert None not in found
+
+
+@pytest.mark.parametrize("factors", [[], ["ocr_visibility"]])
+def test_made_up_rewards_have_no_component_to_compare_and_teach_nothing(compared, factors):
+    assert compared(params(factors=factors), made_up=0.5) == [0.0] * 6
 
 
 def test_factors_are_part_of_what_made_an_advantage_only_where_they_are_set():
