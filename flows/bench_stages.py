@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from tasks.stages import rollout
 PARAMS, RULE = "tiny-nft", Path(__file__).parents[1] / "examples/rewards/text_size.py"
 STAGES = ("rollout", "update")
 DISPATCHES = 20
+PATIENCE_S = 600  # for a rank of the bare loop
 
 
 def stage_costs(ranks: int, rounds: int, settings: list[str], folder: Path) -> str:
@@ -66,6 +68,7 @@ def overrides(url: str) -> list[str]:
         "reward.weights.text_size=1.0",
         "reward.ocr_weight=0.0",
         "reward.likelihood_weight=0.0",
+        "reward.style_weight=0.0",
         "launch.allow_fewer_servers=true",
         "tracking.enabled=false",
         "evaluate.every=0",
@@ -132,29 +135,41 @@ class _Unheard(Ranks):
 def _bare(params: RunParams, folder: Path, calls: list[StageCall], ranks: int) -> dict[str, float]:
     """Return the seconds of each stage's calls of the model alone: those of the slowest rank."""
     context = multiprocessing.get_context("spawn")
-    barrier, answers = context.Barrier(ranks), context.SimpleQueue()
-    workers = [
-        context.Process(target=_repeat, args=(params, folder, calls, rank, ranks, barrier, answers))
-        for rank in range(ranks)
-    ]
-    for worker in workers:
-        worker.start()
-    found = [answers.get() for _ in workers]
-    for worker in workers:
-        worker.join()
+    barrier = context.Barrier(ranks, timeout=PATIENCE_S)
+    with ProcessPoolExecutor(
+        ranks, mp_context=context, initializer=_meet_at, initargs=(barrier,)
+    ) as pool:
+        asked = [pool.submit(_repeat, params, folder, calls, rank, ranks) for rank in range(ranks)]
+        for first in as_completed(asked):
+            first.result()  # a rank's own error, before that of those who wait for it
+        found = [answer.result() for answer in asked]
     return {stage: max(seconds[stage] for seconds in found) for stage in STAGES}
 
 
+_barrier: Any = None
+
+
+def _meet_at(barrier: Any) -> None:
+    """A worker begins: where it meets the others."""
+    global _barrier
+    _barrier = barrier
+
+
 def _repeat(
-    params: RunParams,
-    folder: Path,
-    calls: list[StageCall],
-    rank: int,
-    ranks: int,
-    barrier: Any,
-    answers: Any,
-) -> None:
-    """Be a rank that does the stages once, then their calls of the model alone, as long as all."""
+    params: RunParams, folder: Path, calls: list[StageCall], rank: int, ranks: int
+) -> dict[str, float]:
+    """Be a rank that does the stages once, then their calls of the model alone, as long as all;
+    return the seconds of each stage's calls."""
+    try:
+        return _seconds(params, folder, calls, rank, ranks)
+    except BaseException:
+        _barrier.abort()
+        raise
+
+
+def _seconds(
+    params: RunParams, folder: Path, calls: list[StageCall], rank: int, ranks: int
+) -> dict[str, float]:
     torch.set_num_threads(threads_of_a_rank(ranks))
     with opened(params, folder) as resources:
         resources.ranks = _Unheard(rank, ranks)
@@ -166,13 +181,13 @@ def _repeat(
                 do(replace(call, **ahead), resources, Path(out))
             times = []
             for _ in range(3):
-                barrier.wait()
+                _barrier.wait()
                 began = time.perf_counter()
                 for repeat in recorded:
                     repeat()
                 times.append(time.perf_counter() - began)
             seconds[stage_of(call.name)] = statistics.median(times)
-        answers.put(seconds)
+        return seconds
 
 
 @contextmanager
