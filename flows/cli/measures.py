@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -64,5 +65,6 @@ def _measures(chosen: argparse.Namespace) -> int:
     if chosen.write:
         path = siglip_folder(params.model.siglip) / STYLE_SCALE
         atomic_write(path, found.scale.text().encode())
-        print(f"Written: {path}. Runs that were begun without it go on in a fork.")
+        said = f"Written: {path}. Runs that were begun without it go on in a fork."
+        print(said, file=sys.stderr)  # what is printed may be JSON
     return 0

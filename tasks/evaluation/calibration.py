@@ -45,12 +45,22 @@ KINDS = {
 @dataclass(frozen=True)
 class Calibration:
     """values: kind of picture -> measure -> mean over cases; unclear: measures that do not tell the
-    perfect picture from the untouched one; scale: what `style_scale.json` should hold."""
+    perfect picture from the untouched one; style_other, style_same: mean cosines of the perfect
+    pictures with the next case's reference and with their own."""
 
     cases: int
     values: dict[str, dict[str, float]]
     unclear: list[str]
-    scale: StyleScale
+    style_other: float
+    style_same: float
+
+    @property
+    def scale(self) -> StyleScale:
+        """What `style_scale.json` should hold. Raises DataError where the cosines lie too close."""
+        try:
+            return StyleScale(self.style_other, self.style_same)
+        except ValueError as error:
+            raise DataError(str(error)) from None
 
     def text(self) -> str:
         """Return a table, a measure a line."""
@@ -68,7 +78,7 @@ class Calibration:
             [
                 *lines,
                 f"Means over {self.cases} cases. {kinds}.",
-                f"Cosines of style: other {self.scale.other:.3f}, same {self.scale.same:.3f}.",
+                f"Cosines of style: other {self.style_other:.3f}, same {self.style_same:.3f}.",
             ]
         )
 
@@ -108,7 +118,7 @@ def calibrate(
         for name, best in values["perfect"].items()
         if name not in UNTOUCHED and best - values["source"].get(name, best) < CLEAR
     ]
-    return Calibration(len(cases), values, unclear, _scale(resources, work / "perfect", cases))
+    return Calibration(len(cases), values, unclear, *_cosines(resources, work / "perfect", cases))
 
 
 def _known(resources: Resources, cases: list[Case]) -> Iterator[tuple[str, list[np.ndarray]]]:
@@ -176,8 +186,8 @@ def _means(resources: Resources, out: Path) -> dict[str, float]:
     return {n: v for n, v in found.items() if not n.endswith(("_low", "_high"))}
 
 
-def _scale(resources: Resources, folder: Path, cases: list[Case]) -> StyleScale:
-    """Mean cosine of the perfect crops with their own references, and with the next case's."""
+def _cosines(resources: Resources, folder: Path, cases: list[Case]) -> tuple[float, float]:
+    """Mean cosine of the perfect crops with the next case's references, and with their own."""
     scorer = style_scorer(resources)
     rows = read_shard(folder / IMAGES, ["mask_box", "image"])
     crops = [
@@ -189,4 +199,4 @@ def _scale(resources: Resources, folder: Path, cases: list[Case]) -> StyleScale:
     same = np.mean([cosine(p, r) for p, r in zip(painted, references, strict=True)])
     pairs = zip(painted, [*references[1:], references[0]], strict=True)
     other = np.mean([cosine(p, r) for p, r in pairs])
-    return StyleScale(round(float(other), 4), round(float(same), 4))
+    return round(float(other), 4), round(float(same), 4)

@@ -7,7 +7,7 @@ from calligrapher.errors import DataError
 from reward_server.style_scale import StyleScale
 from tasks.artifacts.layout import RunsDir
 from tasks.evaluation import second_ocr
-from tasks.evaluation.calibration import calibrate
+from tasks.evaluation.calibration import Calibration, calibrate
 from tasks.params.files import find_params_file
 from tasks.params.run_params import load_params
 from tasks.runs.run import resources_of
@@ -38,6 +38,14 @@ def test_style_tells_the_embedded_worlds_right_pictures_from_wrong_and_untouched
     assert "style_match" not in found.unclear
     assert found.scale.same > 0.9 > 0.3 > found.scale.other
     assert "style_match" in found.text()
+
+
+def test_a_siglip_that_tells_no_styles_apart_is_shown_and_gets_no_scale():
+    found = Calibration(2, {"perfect": {"style_match": 0.51}}, ["style_match"], 0.5, 0.51)
+    assert "no measure here" in found.text()
+    assert "other 0.500, same 0.510" in found.text()
+    with pytest.raises(DataError, match="does not tell the styles"):
+        _ = found.scale
 
 
 def test_cases_without_targets_are_refused(resources, tmp_path):
