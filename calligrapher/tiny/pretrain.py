@@ -280,18 +280,7 @@ def draw_references(recipe: Recipe) -> list[tuple[world.Style, np.ndarray]]:
 def train_siglip(siglip, recipe: Recipe, work: Path, progress: TrainingLog) -> None:
     """Train SigLIP so that the cosine of two pictures' vectors is the likeness of their looks."""
     tower = TowerLoss(siglip, seed=recipe.seed, looks=recipe.siglip_looks)
-    siglip.train()
-    train(
-        "siglip",
-        work,
-        progress,
-        {"tower": tower},
-        tower,
-        steps=recipe.siglip_steps,
-        lr=2e-3,
-        save_every=recipe.save_every,
-    )
-    siglip.eval().requires_grad_(False)
+    _train_tower("siglip", tower, recipe.siglip_steps, recipe, work, progress)
 
 
 def train_crops(siglip, recipe: Recipe, work: Path, progress: TrainingLog) -> None:
@@ -301,18 +290,24 @@ def train_crops(siglip, recipe: Recipe, work: Path, progress: TrainingLog) -> No
     """
     anchor = deepcopy(siglip)
     tower = TowerLoss(siglip, seed=recipe.seed + 1, looks=recipe.siglip_looks, anchor=anchor)
-    siglip.train().requires_grad_(True)
+    _train_tower("crops", tower, recipe.crop_steps, recipe, work, progress)
+
+
+def _train_tower(
+    name: str, tower: TowerLoss, steps: int, recipe: Recipe, work: Path, progress: TrainingLog
+) -> None:
+    tower.siglip.train().requires_grad_(True)
     train(
-        "crops",
+        name,
         work,
         progress,
         {"tower": tower},
         tower,
-        steps=recipe.crop_steps,
+        steps=steps,
         lr=2e-3,
         save_every=recipe.save_every,
     )
-    siglip.eval().requires_grad_(False)
+    tower.siglip.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
