@@ -28,9 +28,10 @@ def locate(text: str, runs_dir: Path = Path("runs")) -> tuple[Path, str | None]:
             _champion(match[1], runs_dir) if match[2] else _model(match[1], runs_dir), runs_dir
         )
     path = Path(unquote(urlsplit(text).path)) if text.startswith("file:") else Path(text)
-    # A folder of that name here that is no run does not hide the run.
-    for place in (path, runs_dir / text):
-        for folder in (place, *place.absolute().parents) if place.exists() else ():
+    # A folder of that name here that is no run does not hide the run, and an artifact that is gone
+    # is still its run's: whoever opens it says why.
+    for place in sorted((path, runs_dir / text), key=lambda place: not place.exists()):
+        for folder in (place, *place.absolute().parents):
             if (folder / PARAMS).is_file():
                 parts = place.absolute().relative_to(folder.absolute()).parts
                 return folder, (
