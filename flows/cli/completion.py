@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Callable, Iterator
 
 from calligrapher.errors import CalligrapherError
+from flows.cli.init import MACHINES
 
 _RUNS = {"run", "runs", "first", "second"}
 _FILES = {"params", "out", "weights", "target", "image", "mask", "reference", "source", "dir"}
@@ -50,6 +51,8 @@ def _completion(parser: argparse.ArgumentParser, shell: str) -> int:
             action.complete = dict.fromkeys(("bash", "zsh"), "_calligrapher_params")
         elif action.dest == "settings":
             action.complete = dict.fromkeys(("bash", "zsh"), "_calligrapher_settings")
+        elif action.dest == "machine":
+            action.choices = MACHINES
         elif action.dest in _FILES:
             action.complete = shtab.FILE
     words = {

@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
-# Those of tasks/planning/presets.py, which loads torch.
-MACHINES = ("24", "48", "80", "8x24", "8x80")
-ALGORITHMS = ("nft", "grpo")
+MACHINES = ("48", "80", "2x80", "4x48", "8x24", "8x48", "8x80")  # the usual ones, offered by shells
+ALGORITHMS = ("nft", "grpo")  # those of tasks/planning/presets.py, which loads torch
 
 
 def add_init_commands(commands: argparse._SubParsersAction) -> None:
@@ -15,7 +14,11 @@ def add_init_commands(commands: argparse._SubParsersAction) -> None:
     )
     init.add_argument("name", help="of the run: the file is NAME.yaml, in this folder")
     init.add_argument(
-        "--gpu", required=True, choices=MACHINES, help="GB of a GPU, or how many x GB"
+        "--gpu",
+        dest="machine",
+        metavar="GB",
+        required=True,
+        help="GB of a GPU (24, 40, 48, 80, 141), or how many x GB, such as 8x80",
     )
     init.add_argument("--algorithm", required=True, choices=ALGORITHMS)
     init.set_defaults(command=_init)
@@ -26,6 +29,6 @@ def _init(chosen: argparse.Namespace) -> int:
     from tasks.planning.presets import write_preset
 
     file = Path(f"{check_run_name(chosen.name, 'NAME')}.yaml")
-    print(write_preset(file, chosen.gpu, chosen.algorithm))
+    print(write_preset(file, chosen.machine, chosen.algorithm))
     print(f"Set its paths of model and data, then: calligrapher doctor {file}")
     return 0

@@ -1,7 +1,7 @@
 """The command `calligrapher`: train, serve rewards, look at runs, paint.
 
 calligrapher train tiny-nft|FILE [run=NAME] [runs_dir=DIR] [rounds=5 ...] [--dry-run]
-calligrapher init NAME --gpu 24|48|80|8x24|8x80 --algorithm nft|grpo
+calligrapher init NAME --gpu 80|8x80|... --algorithm nft|grpo
 calligrapher plan nft|FILE [KEY=VALUE ...] [--gpu h100 | --gpu-memory GIB] [--json]
 calligrapher doctor nft|FILE [KEY=VALUE ...] [--ranks N] [--json]
 calligrapher reward-server [--gpu-ids 0,1] [--port 8000] ...

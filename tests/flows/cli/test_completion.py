@@ -22,7 +22,7 @@ def printed(capsys, shell):
         (["status", "--ver"], ["--verify"]),
         (["train", "tiny-n"], ["tiny-nft"]),
         (["train", "tiny-nft", "nft.nft_b"], ["nft.nft_beta="]),
-        (["init", "x", "--gpu", "8x"], ["8x24", "8x80"]),
+        (["init", "x", "--gpu", "8x"], ["8x24", "8x48", "8x80"]),
     ],
 )
 def test_bash_completes_commands_options_runs_files_and_keys(capsys, tmp_path, words, offered):
