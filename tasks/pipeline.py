@@ -168,7 +168,7 @@ _NO_RESULT: dict[str, set[str]] = {
         "max_unscored_share",
     },
     "update": {"checkpointing_steps"},
-    "evaluate": {"every"},
+    "evaluate": {"every", "stop_on_alarm"},
 }
 
 
