@@ -10,12 +10,12 @@ from typing import Annotated, Any
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.events import emit_event
 from prefect.states import Completed
 from pydantic import Field
 
 from calligrapher.errors import ArtifactError, CalligrapherError
 from flows.contexts import lazy_scorer, our_logs
+from flows.prefect_ui import announce_alarm
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import PARAMS, RunsDir
 from tasks.evaluation.evaluation import (
@@ -35,8 +35,6 @@ from tasks.params.run_params import RunParams
 from tasks.runs.run import resources_of
 
 logger = logging.getLogger(__name__)
-
-ALARM_EVENT = "calligrapher.reward-hacking"
 
 
 @flow(name="evaluate", flow_run_name="evaluate {run} {checkpoint}")
@@ -142,21 +140,7 @@ def show(this: Evaluation, verdict: Verdict, made: Artifact, others: dict[str, A
     key = "".join(c if c.isalnum() else "-" for c in f"{verdict.run}-evaluation".lower())
     create_markdown_artifact(report, key=key, description=f"{verdict.run} {verdict.checkpoint}")
     if verdict.reward_hacking:
-        logger.warning(
-            "the reward of %s may be gamed: %s",
-            verdict.run,
-            ", ".join(verdict.reward_hacking),
-        )
-        payload = {
-            "run": verdict.run,
-            "checkpoint": verdict.checkpoint,
-            "reward_hacking": verdict.reward_hacking,
-        }
-        emit_event(
-            ALARM_EVENT,
-            {"prefect.resource.id": f"calligrapher.run.{verdict.run}"},
-            payload=payload,
-        )
+        announce_alarm(verdict.run, verdict.checkpoint, verdict.reward_hacking)
     _track(this, verdict, made, sheet)
 
 

@@ -30,6 +30,7 @@ from tasks.reports.round_report import round_report
 
 logger = logging.getLogger(__name__)
 
+ALARM_EVENT = "calligrapher.reward-hacking"
 CHECKPOINT_EVENT = "calligrapher.checkpoint"
 _TIMEOUT_S, _PAUSE_S = 3.0, 300.0
 _EVERY_S = 5.0  # between two updates of a progress bar
@@ -138,5 +139,16 @@ def announce_checkpoint(run_folder: Path, checkpoint: Artifact) -> None:
     emit_event(
         CHECKPOINT_EVENT,
         {"prefect.resource.id": f"calligrapher.run.{run_folder.name}"},
+        payload=payload,
+    )
+
+
+def announce_alarm(run: str, checkpoint: str, reward_hacking: list[str]) -> None:
+    """Log that a run's reward may be gamed, and send the event that says so."""
+    logger.warning("the reward of %s may be gamed: %s", run, ", ".join(reward_hacking))
+    payload = {"run": run, "checkpoint": checkpoint, "reward_hacking": reward_hacking}
+    emit_event(
+        ALARM_EVENT,
+        {"prefect.resource.id": f"calligrapher.run.{run}"},
         payload=payload,
     )

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from flows import stages
 from flows.contexts import training_run
+from flows.prefect_ui import announce_alarm
+from tasks.artifacts.layout import round_name
 from tasks.reports.summary import Summary
 
 
@@ -50,6 +52,9 @@ def rl_train(
             )
             old = stages.refresh(training, round_index, old=old, updated=checkpoint)
             stages.evaluate(training, round_index + 1, checkpoint=checkpoint)
-            if training.finished(checkpoint):
+            if training.over(round_index + 1, checkpoint):
                 break
-        return training.summarise(checkpoint)
+        summary = training.summarise(checkpoint)
+        if summary.reward_hacking:
+            announce_alarm(summary.run, round_name(summary.rounds - 1), summary.reward_hacking)
+        return summary

@@ -168,7 +168,7 @@ _NO_RESULT: dict[str, set[str]] = {
         "max_unscored_share",
     },
     "update": {"checkpointing_steps"},
-    "evaluate": {"every"},
+    "evaluate": {"every", "stop_on_alarm"},
 }
 
 
@@ -198,9 +198,14 @@ def _exploration(params: RunParams) -> dict[str, Any]:
 # that what was made before there was such a key is not stale.
 _LATER: dict[str, dict[str, Any]] = {
     "advantage": {"combine": "sum", "drop_solved": False},
-    "nft": {"sigmas": "schedule", "old_policy_interval": 1},
-    "grpo": {"recompute_log_prob": False, "kl_space": "mean", "trust_region": "clip"},
-    "awm": {"sigmas": "schedule", "old_policy_interval": 1},
+    "nft": {"sigmas": "schedule", "old_policy_interval": 1, "kl_target": None},
+    "grpo": {
+        "recompute_log_prob": False,
+        "kl_space": "mean",
+        "kl_target": None,
+        "trust_region": "clip",
+    },
+    "awm": {"sigmas": "schedule", "old_policy_interval": 1, "kl_target": None},
     "evaluate": {"num_inference_steps": None},
     "reward": {"weights": {}, "factors": [], "style_factors": [], "ocr_match": None},
     "update": {"adapter_learning_rate": None},

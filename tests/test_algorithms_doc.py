@@ -44,11 +44,11 @@ def test_the_documented_default_is_the_declared_one(row):
 
 
 NAMES = re.compile(
-    rf"`((?:schedule|step|exploration|rows|forward_process|{'|'.join(SECTIONS)})\.[a-z_0-9]+)"
+    rf"`((?:schedule|step|exploration|rows|forward_process|kl|{'|'.join(SECTIONS)})\.[a-z_0-9]+)"
 )
 MODULES = {"schedule": "sampling", "step": "sampling", "exploration": "sampling"}
 MODULES |= dict.fromkeys(
-    ("advantage", "awm", "forward_process", "grpo", "nft", "ema", "rows"), "rl"
+    ("advantage", "awm", "forward_process", "grpo", "kl", "nft", "ema", "rows"), "rl"
 )
 
 

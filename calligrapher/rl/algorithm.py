@@ -75,6 +75,14 @@ class Algorithm(Section, ABC):
         """Return the settings that decide how the sampling policy follows; read by `refresh`."""
         return {}
 
+    def kl_coef_of_round(self, before: float | None, kl: float | None) -> float | None:
+        """Return the weight of a round's KL where it follows a target; None: `kl_coef`, if any.
+
+        before: its weight in the round before; None in the first. kl: the mean KL measured there;
+        None where no step was taken.
+        """
+        return None
+
     @abstractmethod
     def old_policy_decay(self, step: int, round_index: int) -> float:
         """Return the share of the sampling policy that stays after a round.

@@ -17,6 +17,7 @@ from calligrapher.errors import InputError
 from calligrapher.params import Positive
 from calligrapher.rl.algorithm import Algorithm
 from calligrapher.rl.ema import OldPolicy, old_policy_decay
+from calligrapher.rl.kl import KLToReference
 from calligrapher.rl.rows import TrainRows, noised
 from calligrapher.rl.seeds import seeded
 from calligrapher.sampling.schedule import sigma_schedule, trained_steps
@@ -34,7 +35,7 @@ class Noised:
     noise: Tensor  # [B, L, D]
 
 
-class ForwardProcess(Algorithm):
+class ForwardProcess(KLToReference, Algorithm):
     """The settings of an algorithm that noises the rollouts' images anew."""
 
     kl_coef: float = Field(

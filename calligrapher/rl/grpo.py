@@ -13,12 +13,13 @@ from torch import Tensor
 from calligrapher.errors import InputError
 from calligrapher.model.policy import Policy, Weights
 from calligrapher.rl.algorithm import Algorithm, Losses
+from calligrapher.rl.kl import KLToReference
 from calligrapher.rl.rows import TrainRows
 from calligrapher.sampling.exploration import Exploration, stochastic_step, window_length
 from calligrapher.sampling.schedule import sigma_schedule
 
 
-class GRPOParams(Exploration, Algorithm):
+class GRPOParams(Exploration, KLToReference, Algorithm):
     """The settings of Flow-GRPO. The learning rate, batch sizes and passes belong to the update
     stage."""
 

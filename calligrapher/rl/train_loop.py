@@ -200,6 +200,8 @@ class TrainLoop:
         if self.state.ema is not None and self.state.step % self.ema_interval == 0:
             current = {n: sharding.held(p) for n, p in self.policy.parameters.items()}
             follow_(self.state.ema, current, ema_decay(self.state.step, self.ema_max_decay))
+        if self.state.kl_coef is not None:
+            metrics["kl_coef"] = self.state.kl_coef
         return metrics | {"grad_norm": norm, "learning_rate": rate}
 
     def _backward(

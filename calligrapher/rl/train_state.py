@@ -39,6 +39,7 @@ class TrainState:
     step: int = 0  # optimizer steps since the optimizer was new
     ema: Weights | None = None
     scaler: torch.amp.GradScaler | None = None  # fp16 only
+    kl_coef: float | None = None  # of the round, where it follows a target
 
     def save(self, policy: Policy, folder: Path) -> None:
         """Write the four state files; the same state gives the same bytes.
@@ -59,8 +60,10 @@ class TrainState:
         write(_flat(state, keep=policy.keeps_whole), OPTIMIZER)
         if policy.keeps_whole:
             scaler = self.scaler.state_dict() if self.scaler else None
-            text = json.dumps({"step": self.step, "scaler": scaler}, allow_nan=False)
-            (folder / STATE).write_text(text + "\n")
+            saved = {"step": self.step, "scaler": scaler}
+            if self.kl_coef is not None:
+                saved["kl_coef"] = self.kl_coef
+            (folder / STATE).write_text(json.dumps(saved, allow_nan=False) + "\n")
 
     def _whole_average(self, policy: Policy) -> Weights:
         kept: Weights = {}
@@ -93,7 +96,7 @@ class TrainState:
             state = _shards(state, list(policy.parameters.values()))
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         saved = json.loads((folder / STATE).read_text())
-        self.step = saved["step"]
+        self.step, self.kl_coef = saved["step"], saved.get("kl_coef")
         if self.scaler is not None and saved["scaler"] is not None:
             self.scaler.load_state_dict(saved["scaler"])
 

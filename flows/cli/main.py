@@ -240,7 +240,7 @@ def _train(chosen: argparse.Namespace) -> int:
         _keep_traceback(runs_dir / run)
         raise
     print("\n".join(closing_lines(summary, runs_dir)))
-    return 0
+    return 1 if summary.reward_hacking else 0
 
 
 def _is_no_copy(record: logging.LogRecord) -> bool:

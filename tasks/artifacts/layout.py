@@ -5,6 +5,7 @@ runs/data/                                 shared by all runs: drawn cases, enco
 runs/mlflow.db                             MLflow's database
 runs/evaluations/NAME/KEY/                 evaluations of the run NAME
 runs/NAME/params.json, fork.json           what the run was told; what it shares with its parent
+runs/NAME/summary.json                     what it reached, once it is over
 runs/NAME/warmup/                          an artifact: its files and artifact.json
 runs/NAME/round-0003/update.partial/       one being built; `inner/` holds checkpoints to go on from
 runs/NAME/round-0003/evaluate/             the evaluation after round 3, counted from 0
@@ -24,6 +25,7 @@ INNER = "inner"
 # In a run's folder.
 PARAMS = "params.json"
 FORK = "fork.json"
+SUMMARY = "summary.json"
 WARMUP = "warmup"
 UPDATE = "update"
 EVALUATE = "evaluate"

@@ -41,6 +41,9 @@ PER_IMAGE = (
 MEASURED = (*PER_IMAGE, "spread")
 
 
+Columns = dict[str, list[Any]]
+
+
 def measure(resources: Resources, out: Path, *, second: bool) -> dict[str, Any]:
     """Measure the pictures of `out/images.parquet`, scored in `out/scores.parquet`.
 
@@ -48,38 +51,64 @@ def measure(resources: Resources, out: Path, *, second: bool) -> dict[str, Any]:
     images). Returns each metric's mean with a bootstrap 95 % interval over cases; what was not
     measured is absent.
     """
-    rows = read_shard(out / IMAGES, ["sample_id", "case_id", "text", "mask_box", "image"])
-    scores = read_table(out / SCORES)
-    further = further_numbers(scores)
-    rows |= {name: scores[name] for name in ("ocr_text", "ocr_accuracy", "reward", *further)}
-    by_id = {case.case_id: case for case in resources.cases.evaluation}
-    cases = [by_id[i] for i in rows["case_id"]]
-    pictures = [decode_png(png).convert("RGB") for png in rows["image"]]
-    crops = [p.crop(tuple(box)) for p, box in zip(pictures, rows["mask_box"], strict=True)]
+    m, cases = resources.params.model, resources.cases.evaluation
+    found, crops = per_image(out, cases, Canvas(m.width, m.height), second=second)
+    by_id = {case.case_id: case for case in cases}
     scorer = style_scorer(resources)
     embedded = scorer.embed([np.asarray(crop) for crop in crops])
-    found: dict[str, list[Any]] = {
-        name: rows[name] for name in ("sample_id", "case_id", "text", "ocr_text")
-    }
-    found["ocr_accuracy"], found["reward"] = rows["ocr_accuracy"], rows["reward"]
-    found |= {name: rows[name] for name in further}
-    found["exact_match"] = [None if a is None else float(a == 1) for a in rows["ocr_accuracy"]]
-    read = second_ocr.read_lines(crops) if second else [None] * len(crops)
-    found["second_ocr_text"] = read
-    found["second_ocr_accuracy"] = [
-        None if r is None else ocr_accuracy(t, r) for t, r in zip(rows["text"], read, strict=True)
-    ]
-    found["style_match"] = _style_match(scorer, embedded, cases)
-    outside = [background(resources, p, c) for p, c in zip(pictures, cases, strict=True)]
-    found["background_error"], found["background_psnr"] = map(list, zip(*outside, strict=True))
+    found["style_match"] = _style_match(scorer, embedded, [by_id[i] for i in found["case_id"]])
     pq.write_table(
         _table(found, ("sample_id", "case_id", "text", "ocr_text", "second_ocr_text")),
         out / MEASURES,
     )
     unit = np.stack([e / np.linalg.norm(e) for e in embedded])
-    per_case = _per_case(found, unit, (*PER_IMAGE, *further))
-    pq.write_table(_table(per_case, ("case_id",)), out / CASES)
-    return means_with_intervals({n: v for n, v in per_case.items() if n != "case_id"})
+    measured = per_case(found, PER_IMAGE)
+    measured |= {"spread": _spreads(found["case_id"], unit)}
+    measured |= per_case(found, further_numbers(read_table(out / SCORES)))
+    pq.write_table(_table(measured, ("case_id",)), out / CASES)
+    return means_with_intervals({n: v for n, v in measured.items() if n != "case_id"})
+
+
+def per_image(
+    folder: Path, cases: Sequence[Case], canvas: Canvas, *, second: bool
+) -> tuple[Columns, list[Image.Image]]:
+    """Return what needs no model of the pictures in `folder`, and their painted crops.
+
+    Columns: sample_id, case_id, text, ocr_text, second_ocr_text, what was scored, and all of
+    `PER_IMAGE` but `style_match`.
+    """
+    rows = read_shard(folder / IMAGES, ["sample_id", "case_id", "text", "mask_box", "image"])
+    scores = read_table(folder / SCORES)
+    by_id = {case.case_id: case for case in cases}
+    pictures = [decode_png(png).convert("RGB") for png in rows["image"]]
+    crops = [p.crop(tuple(box)) for p, box in zip(pictures, rows["mask_box"], strict=True)]
+    found: Columns = {name: rows[name] for name in ("sample_id", "case_id", "text")}
+    scored = ("ocr_text", "ocr_accuracy", "reward", *further_numbers(scores))
+    found |= {name: scores[name] for name in scored}
+    found["exact_match"] = [None if a is None else float(a == 1) for a in found["ocr_accuracy"]]
+    read = second_ocr.read_lines(crops) if second else [None] * len(crops)
+    found["second_ocr_text"] = read
+    found["second_ocr_accuracy"] = [
+        None if r is None else ocr_accuracy(t, r) for t, r in zip(rows["text"], read, strict=True)
+    ]
+    outside = [
+        background(canvas, picture, by_id[case_id])
+        for picture, case_id in zip(pictures, rows["case_id"], strict=True)
+    ]
+    found["background_error"], found["background_psnr"] = map(list, zip(*outside, strict=True))
+    return found, crops
+
+
+def per_case(found: Columns, names: Sequence[str]) -> Columns:
+    """Return `case_id` and the columns `names` as means over the images of each case."""
+    images = _images_of(found["case_id"])
+    columns: Columns = {"case_id": list(images)}
+    for name in names:
+        there = [
+            [found[name][i] for i in at if found[name][i] is not None] for at in images.values()
+        ]
+        columns[name] = [float(np.mean(values)) if values else None for values in there]
+    return columns
 
 
 def differences(this: Path, other: Path) -> dict[str, float]:
@@ -87,15 +116,22 @@ def differences(this: Path, other: Path) -> dict[str, float]:
     `cases.parquet`."""
     mine, theirs = (pq.read_table(folder / CASES).to_pydict() for folder in (this, other))
     assert mine["case_id"] == theirs["case_id"], "only evaluations of the same cases compare"
-    pairs = {
-        name: zip(mine[name], theirs[name], strict=True)
-        for name in mine
-        if name != "case_id" and name in theirs
-    }
+    return minus(mine, theirs)
+
+
+def minus(mine: Columns, theirs: Columns) -> dict[str, float]:
+    """`mine` minus `theirs`, columns of `per_case`, for the cases that both have."""
+    at = {case_id: row for row, case_id in enumerate(theirs["case_id"])}
+    pairs = [(row, at[case_id]) for row, case_id in enumerate(mine["case_id"]) if case_id in at]
+
+    def difference(a: float | None, b: float | None) -> float | None:
+        return None if a is None or b is None else a - b
+
     return means_with_intervals(
         {
-            name: [None if a is None or b is None else a - b for a, b in both]
-            for name, both in pairs.items()
+            name: [difference(mine[name][i], theirs[name][j]) for i, j in pairs]
+            for name in mine
+            if name != "case_id" and name in theirs
         }
     )
 
@@ -106,15 +142,12 @@ def style_scorer(resources: Resources) -> StyleScorer:
     return StyleScorer(resources.model.encoders.siglip, scale=scale)
 
 
-def background(
-    resources: Resources, picture: Image.Image, case: Case
-) -> tuple[float, float | None]:
+def background(canvas: Canvas, picture: Image.Image, case: Case) -> tuple[float, float | None]:
     """How far the picture is from the source outside the mask.
 
     Mean absolute difference in grey levels of 255 (0 = untouched), and PSNR in dB (None =
-    untouched).
+    untouched). canvas: the picture's size; a reference on top of it does not count.
     """
-    canvas = resources.conditioning.canvas
     prepared = prepare(case, Canvas(canvas.width, canvas.height))
     source = np.asarray(to_image(prepared.image), dtype=np.float64)
     outside = prepared.mask[0].numpy() == 0  # [H, W]
@@ -139,22 +172,22 @@ def _style_match(
     return [scorer.match(e, by_id[c.case_id]) for e, c in zip(embedded, cases, strict=True)]
 
 
-def _per_case(
-    found: dict[str, list[Any]], unit: np.ndarray, names: Sequence[str]
-) -> dict[str, list[Any]]:
-    """Means over a case's images; spread = 1 - mean cosine of the pairs of its unit embeddings
-    [B, E], None for a single image."""
-    ids = list(dict.fromkeys(found["case_id"]))
-    columns: dict[str, list[Any]] = {"case_id": ids, **{n: [] for n in (*MEASURED, *names)}}
-    for case_id in ids:
-        rows = [i for i, other in enumerate(found["case_id"]) if other == case_id]
-        for name in names:
-            there = [found[name][i] for i in rows if found[name][i] is not None]
-            columns[name].append(float(np.mean(there)) if there else None)
-        cosines = unit[rows] @ unit[rows].T
-        pairs = cosines[np.triu_indices(len(rows), 1)]
-        columns["spread"].append(float(1 - pairs.mean()) if len(pairs) else None)
-    return columns
+def _images_of(case_ids: Sequence[str]) -> dict[str, list[int]]:
+    """Return where the images of each case are, cases in order."""
+    images: dict[str, list[int]] = {}
+    for index, case_id in enumerate(case_ids):
+        images.setdefault(case_id, []).append(index)
+    return images
+
+
+def _spreads(case_ids: Sequence[str], unit: np.ndarray) -> list[float | None]:
+    """1 - mean cosine of the pairs of each case's unit embeddings [B, E]; None for one image."""
+    spreads: list[float | None] = []
+    for at in _images_of(case_ids).values():
+        cosines = unit[at] @ unit[at].T
+        pairs = cosines[np.triu_indices(len(at), 1)]
+        spreads.append(float(1 - pairs.mean()) if len(pairs) else None)
+    return spreads
 
 
 def _table(columns: dict[str, list[Any]], text: tuple[str, ...]) -> pa.Table:

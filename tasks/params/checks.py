@@ -205,6 +205,12 @@ def evaluates(params: Sections) -> None:
             f"data.evaluation must name held-out cases when evaluate.every is {evaluate.every}. Got"
             " None. Name them, or set evaluate.every to 0."
         )
+    if evaluate.stop_on_alarm and evaluate.every == 0:
+        raise ValueError(
+            "evaluate.every must be at least 1 with evaluate.stop_on_alarm. Got 0: without"
+            " evaluations nothing raises the alarm. Set it to a number of rounds, or stop_on_alarm"
+            " to false."
+        )
     if evaluate.grid_cases > evaluate.num_cases:
         raise ValueError(
             f"evaluate.grid_cases must be at most evaluate.num_cases, {evaluate.num_cases}. Got "

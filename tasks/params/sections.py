@@ -484,6 +484,14 @@ class EvaluateParams(Section):
             " Few steps make rollouts cheap, more show what was learned."
         ),
     )
+    stop_on_alarm: bool = Field(
+        False,
+        description=(
+            "End the run after an evaluation that reads worse for certain than the one before the"
+            " first round, while the reward rises (reward hacking); a later start with false goes"
+            " on."
+        ),
+    )
 
 
 class TrackingParams(Section):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from calligrapher.errors import ArtifactError
 from calligrapher.rl.train_state import STATE
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.layout import PARAMS, PARTIAL_SUFFIX
+from tasks.artifacts.layout import PARAMS, PARTIAL_SUFFIX, SUMMARY
 from tasks.artifacts.lock import lock_holder
 from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RunParams, load_params
@@ -38,8 +38,10 @@ class StageStatus(BaseModel):
 
 
 class RunStatus(BaseModel):
-    """A run and its artifacts, in the order in which they are made. `state`: what becomes of it
-    now."""
+    """A run and its artifacts, in the order in which they are made.
+
+    state: what becomes of it now. ended_by: what `evaluate.stop_on_alarm` ended it for.
+    """
 
     model_config = ConfigDict(frozen=True)
     run: str
@@ -51,6 +53,7 @@ class RunStatus(BaseModel):
     rounds_done: int
     bytes: int
     fork: str | None
+    ended_by: str | None = None
     stages: list[StageStatus]
 
     def text(self) -> str:
@@ -59,6 +62,10 @@ class RunStatus(BaseModel):
         done = f"{self.rounds_done} of {self.rounds} rounds"
         lines = [f"{self.path}: {self.algorithm}, {done}, {self.state} ({who}), {size(self.bytes)}"]
         lines += [self.fork] if self.fork else []
+        if self.ended_by:
+            lines.append(
+                f"ended by evaluate.stop_on_alarm: the reward may be gamed ({self.ended_by})"
+            )
         folder = None
         for stage in self.stages:
             round, _, last = stage.name.rpartition("/")
@@ -87,6 +94,7 @@ def status(run_folder: Path) -> RunStatus:
     done = {s.name for s in stages if s.state == "done"}
     finished = len(done) == len(stages)
     fork = run_dir.fork
+    rounds_done = sum(stage_of(name) == "refresh" for name in done)
     return RunStatus(
         run=run_folder.resolve().name,
         path=str(run_folder),
@@ -94,9 +102,10 @@ def status(run_folder: Path) -> RunStatus:
         holder=holder,
         algorithm=params.algorithm,
         rounds=params.rounds,
-        rounds_done=sum(stage_of(name) == "refresh" for name in done),
+        rounds_done=rounds_done,
         bytes=sum(s.bytes for s in stages),
         fork=fork and fork.described(),
+        ended_by=_ended_by(run_folder, params, rounds_done) if holder is None else None,
         stages=stages,
     )
 
@@ -114,6 +123,17 @@ def _rounds(run_folder: Path, params: RunParams) -> int:
         ):
             return (round_of(name) or 0) + 1
     return params.rounds
+
+
+def _ended_by(run_folder: Path, params: RunParams, rounds_done: int) -> str | None:
+    """Return what the alarm ended the run for; None where it did not, or the run has gone on."""
+    path = run_folder / SUMMARY
+    if not params.evaluate.stop_on_alarm or not path.is_file():
+        return None
+    summary = json.loads(path.read_bytes())
+    if summary["rounds"] != rounds_done:
+        return None
+    return ", ".join(summary.get("reward_hacking", [])) or None
 
 
 def _stage(run_dir: RunDir, name: str, *, running: bool) -> StageStatus:

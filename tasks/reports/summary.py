@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -10,7 +10,7 @@ from calligrapher.data.case import Case
 from calligrapher.durable import atomic_write
 from calligrapher.rl.train_state import EMA, TRAINED
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.layout import evaluation_name, round_number
+from tasks.artifacts.layout import SUMMARY, evaluation_name, round_number
 from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RunParams
 from tasks.reports.round_pictures import before_and_after
@@ -19,7 +19,6 @@ from tasks.tracking.journal import METRICS_FILE, REPORT
 from tasks.tracking.pointer import read_pointer
 from tasks.tracking.tracker import Tracker
 
-SUMMARY_FILE = "summary.json"
 WHOLE_RUN = ("before_after.png", "learning_curve.png")
 Interval = dict[str, float]  # mean, low, high: bootstrap 95 %
 
@@ -48,6 +47,7 @@ class Summary:
     exact_match_after: Interval | None
     style_before: Interval | None  # of `style_score`
     style_after: Interval | None
+    reward_hacking: list[str] = field(default_factory=list)  # what the alarm ended the run for
 
 
 def summarise(
@@ -58,13 +58,14 @@ def summarise(
     last: Artifact,
     evaluation_cases: Callable[[], Sequence[Case]],
     seconds: float,
+    reward_hacking: Sequence[str] = (),
 ) -> Summary:
     """Write `summary.json` and the picture before and after; return the summary.
 
-    last: the update that the run ends with. evaluation_cases: asked for only where there is
-    something to draw them with.
+    last: the update that the run ends with. reward_hacking: what the alarm ended it for.
+    evaluation_cases: asked for only where there is something to draw them with.
     """
-    rounds = round_number(last.path.parent.name) + 1  # max_train_steps may have ended the run early
+    rounds = round_number(last.path.parent.name) + 1  # the run may have ended early
     first, final = _evaluation(folder, 0), _evaluation(folder, rounds)
     summary = Summary(
         run=folder.path.name,
@@ -81,6 +82,7 @@ def summarise(
         exact_match_after=_interval(final, "exact_match"),
         style_before=_interval(first, "style_score"),
         style_after=_interval(final, "style_score"),
+        reward_hacking=list(reward_hacking),
     )
     if first and final:
         settings = params.evaluate
@@ -96,7 +98,7 @@ def summarise(
             slider=False,
         )
     text = json.dumps(asdict(summary), indent=1) + "\n"
-    atomic_write(folder.path / SUMMARY_FILE, text.encode())
+    atomic_write(folder.path / SUMMARY, text.encode())
     return summary
 
 
@@ -116,6 +118,12 @@ def closing_lines(summary: Summary, runs_dir: Path) -> list[str]:
         if found:
             mean, low, high = found["mean"], found["low"], found["high"]
             lines.append(f"  held-out {name:<19} {mean:.3f}  [{low:.3f}, {high:.3f}]")
+    if summary.reward_hacking:
+        lines += [
+            f"  ended by evaluate.stop_on_alarm: the reward may be gamed"
+            f" ({', '.join(summary.reward_hacking)})",
+            "  look at the pictures; the same command with evaluate.stop_on_alarm=false goes on",
+        ]
     lines += [
         f"  training {summary.training_seconds:.0f} s; this start {summary.seconds:.0f} s",
         f"  adapter {summary.adapter_digest[:16]} in {summary.checkpoint}",

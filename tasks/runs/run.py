@@ -19,9 +19,17 @@ from calligrapher.threads import machine
 from tasks import pipeline
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.digests import canonical_json
-from tasks.artifacts.layout import EVALUATE, PARAMS, PARTIAL_SUFFIX, RunsDir
+from tasks.artifacts.layout import (
+    EVALUATE,
+    PARAMS,
+    PARTIAL_SUFFIX,
+    RunsDir,
+    evaluation_name,
+    round_number,
+)
 from tasks.artifacts.provenance import fingerprint
 from tasks.artifacts.run_dir import RunDir, stale
+from tasks.evaluation.alarm import Alarm
 from tasks.launch.calls import Launcher, StageCall
 from tasks.launch.in_process import InProcess
 from tasks.params.run_params import RunParams
@@ -54,6 +62,7 @@ class Run:
         self.tracker, self.launcher = tracker, launcher
         self.sources = resources.sources
         self.after_stage = AfterStage(folder, tracker, resources.params)
+        self._alarm = Alarm(resources.cases)
         self.started = time.monotonic()
         self.built: set[str] = set()
 
@@ -101,7 +110,7 @@ class Run:
         """Make the artifacts `names` in order, each from the run's own; return the last of them.
 
         names: default, all that are planned. make: does one of them, in place of `Run.make`.
-        Ends where `update.max_train_steps` is reached, after the evaluation that is due then.
+        Ends where the run is over, after the evaluation that is due then.
         """
         artifact = None
         for name in pipeline.planned(self.params) if names is None else names:
@@ -121,6 +130,27 @@ class Run:
             return False
         return json.loads(checkpoint.file(STATE).read_text())["step"] >= limit
 
+    def over(self, rounds_done: int, checkpoint: Artifact) -> bool:
+        """Whether no round follows the first `rounds_done`, whose last update is `checkpoint`."""
+        return self.finished(checkpoint) or bool(self.alarm(rounds_done))
+
+    def alarm(self, rounds_done: int) -> list[str]:
+        """Return what falls while the reward rises, where the evaluation then ends the run.
+
+        [] without `evaluate.stop_on_alarm`, and where the next round is there already: the run has
+        gone on once, and only a later evaluation can end it.
+        """
+        name, following = evaluation_name(rounds_done), pipeline.name_of("rollout", rounds_done)
+        watched = self.params.evaluate.stop_on_alarm and rounds_done > 0
+        if not watched or not self.has(name) or self.has(following):
+            return []
+        scores = [self.folder.load(pipeline.name_of("score", r)) for r in range(rounds_done)]
+        return self._alarm.raised(
+            self.folder.load(name),
+            self.folder.load(evaluation_name(0)),
+            [score.meta["reward_mean"] for score in scores],
+        )
+
     def newest_update(self) -> Artifact:
         """Return the update of the last round that was made."""
         names = [n for n in pipeline.planned(self.params) if pipeline.stage_of(n) == "update"]
@@ -135,6 +165,7 @@ class Run:
             last=last,
             evaluation_cases=lambda: self.resources.cases.evaluation,
             seconds=time.monotonic() - self.started,
+            reward_hacking=self.alarm(round_number(last.path.parent.name) + 1),
         )
 
     def due_evaluation(self, rounds_done: int, checkpoint: Artifact) -> str | None:
@@ -158,10 +189,10 @@ class Run:
         return call
 
     def _ended_before(self, rollout: str) -> bool:
-        """Whether `update.max_train_steps` was reached in the round before that of `rollout`."""
+        """Whether the run is over before the round of `rollout`."""
         round_index = pipeline.round_of(rollout)
         before = pipeline.name_of("update", round_index - 1)
-        return self.has(before) and self.finished(self.folder.load(before))
+        return self.has(before) and self.over(round_index, self.folder.load(before))
 
     def _earlier_scores(self, name: str, rollout: Artifact) -> Path | None:
         """Return the parent's scores of the same images by the same scorer, if they suffice."""

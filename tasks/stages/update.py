@@ -1,8 +1,10 @@
 """Stage `update`: move the trained weights by a round's images and advantages, and `ema` after
 them."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from calligrapher.rl.rows import TrainRows
@@ -10,7 +12,7 @@ from calligrapher.rl.train_loop import Batch, BatchSchedule, TrainLoop
 from calligrapher.rl.train_state import TRAINED, TrainState, new_state
 from tasks.artifacts.artifact import Artifact
 from tasks.resources.resources import Resources
-from tasks.stages.checkpointed_loop import run_with_checkpoints
+from tasks.stages.checkpointed_loop import STEP_METRICS_FILE, run_with_checkpoints
 from tasks.stages.refresh import old_weights
 from tasks.stages.training_rows import training_rows
 
@@ -35,7 +37,8 @@ def update(
     Neither is in memory where the loss does not ask for it: GRPO has no use for `old`, and
     `kl_coef` 0 none for the reference. No step is taken in which no advantage differs from 0.
     Files as in `warmup`, also where no step is taken at all. Meta: means; left_out (kept images of
-    groups without spread, which teach nothing), untaken_steps.
+    groups without spread, which teach nothing), untaken_steps. Where the weight of the KL follows a
+    target, the round's is in `state.json`.
     """
     params = resources.params
     policy = resources.model.policy
@@ -51,6 +54,9 @@ def update(
         needed.append(start_file)
     resources.evict_weights(but=needed)
     state = _state(resources, previous, first=previous.digest == start.digest)
+    state.kl_coef = rl.kl_coef_of_round(state.kl_coef, _measured_kl(previous))
+    if state.kl_coef is not None:
+        rl = rl.model_copy(update={"kl_coef": state.kl_coef})
     rows = training_rows(resources, rollout, advantages)
     old_policy = resources.weights(old_file) if rl.needs_old else None
     reference = resources.weights(start_file) if runs_reference else None
@@ -95,6 +101,13 @@ def update(
             limit=settings.max_train_steps,
         )
     return meta | {"left_out": rows.left_out, "untaken_steps": untaken}
+
+
+def _measured_kl(previous: Artifact) -> float | None:
+    """Return the mean KL over the steps of an update; None where none was measured."""
+    lines = previous.file(STEP_METRICS_FILE).read_text().splitlines()
+    found = [row["kl"] for row in map(json.loads, lines) if "kl" in row]
+    return fmean(found) if found else None
 
 
 def _state(resources: Resources, previous: Artifact, *, first: bool) -> TrainState:

@@ -21,7 +21,10 @@ def alarms(facts: RunFacts) -> list[str]:
 
 def _alarms(facts: RunFacts) -> Iterator[str]:
     now = facts.status
-    if now.state == "stopped":
+    if now.ended_by:
+        done = f"{now.rounds_done} of {now.rounds} rounds"
+        yield f"evaluate.stop_on_alarm ended the run after {done}: {now.ended_by} fell as it rose."
+    elif now.state == "stopped":
         done = f"{now.rounds_done} of {now.rounds} rounds"
         yield f"The run is not finished: {done}, nobody works on it."
     for stage in now.stages:

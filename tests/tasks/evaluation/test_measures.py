@@ -19,11 +19,11 @@ def test_the_background_is_compared_outside_the_mask_only(make_resources):
     mask = Image.open(case.mask).convert("L").resize(source.size, Image.Resampling.NEAREST)
     painted = source.copy()
     painted.paste((255, 0, 0), mask=mask.point(lambda value: 255 * (value > 127)))
-    assert background(resources, painted, case) == (0.0, None)
+    assert background(canvas, painted, case) == (0.0, None)
     shifted = Image.fromarray(
         np.where(np.asarray(source) > 127, np.asarray(source) - 2, np.asarray(source) + 2)
     )
-    error, psnr = background(resources, shifted, case)
+    error, psnr = background(canvas, shifted, case)
     assert error == pytest.approx(2.0)
     assert psnr == pytest.approx(20 * np.log10(255 / 2))
 

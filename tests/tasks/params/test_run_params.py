@@ -42,6 +42,7 @@ UNREAD = {
     "reward.timeout_s",
     "reward.max_unscored_share",
     "evaluate.every",
+    "evaluate.stop_on_alarm",
     "tracking.backends",
     "tracking.uri",
     "tracking.experiment",
@@ -184,6 +185,10 @@ def test_an_override_switches_the_algorithm(load):
             "model.lora must name layers in targets or adapter_targets, or be null",
         ),
         (["model.base=/weights/flux"], "model.siglip must name the SigLIP folder"),
+        (
+            ["evaluate.every=0", "evaluate.stop_on_alarm=true"],
+            "evaluate.every must be at least 1 with evaluate.stop_on_alarm. Got 0",
+        ),
         (["data.evaluation=null"], "data.evaluation must name held-out cases"),
         (
             ["evaluate.grid_cases=65"],
@@ -332,6 +337,9 @@ def _changed(key, value):
         "nft.sigmas": "stratified",
         "awm.sigmas": "stratified",
         "grpo.kl_space": "velocity",
+        "grpo.kl_target": 0.01,
+        "nft.kl_target": 0.01,
+        "awm.kl_target": 0.01,
         "grpo.trust_region": "dppo",
         "nft.num_train_sigmas": 2,
         "nft.old_policy": "copy",

@@ -85,3 +85,10 @@ def test_spelling_and_style_are_told_before_and_after_where_they_were_measured(t
     ]
     assert closing_lines(both, tmp_path)[1:5] == lines
     assert closing_lines(spelled, tmp_path)[1:4] == [*lines[:2], "  training 3 s; this start 4 s"]
+
+
+def test_a_run_that_the_alarm_ended_says_what_fell_and_how_to_go_on(tmp_path):
+    ended = replace(SUMMARY, reward_hacking=["style_match since the start"])
+    _, why, how, *_ = closing_lines(ended, tmp_path)
+    assert "evaluate.stop_on_alarm: the reward may be gamed (style_match since the start)" in why
+    assert how.endswith("evaluate.stop_on_alarm=false goes on")

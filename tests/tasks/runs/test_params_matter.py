@@ -4,7 +4,7 @@ import shutil
 import socket
 
 import pytest
-from small_runs import ALGORITHMS
+from small_runs import ALGORITHMS, HashScorer
 
 from calligrapher.errors import DataError, ParamsError, RewardError
 from reward_server.client import RewardResult
@@ -13,6 +13,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.params.errors import valid_keys
 from tasks.params.run_params import RunParams
 from tasks.pipeline import ROUND, name_of, stage_of
+from tasks.reports.status import status
 from tasks.resources.rewards import RewardScorer
 from tasks.runs.run import open_run
 from tasks.tracking.feed import Feed
@@ -76,6 +77,7 @@ CHANGES = {
     "advantage.combine": ("standardized", "advantage", {}),
     "nft.nft_beta": (0.3, "update", {}),
     "nft.kl_coef": (0.5, "update", {}),
+    "nft.kl_target": (0.1, "update", {"nft": {"kl_coef": 0.5}}),
     "nft.adv_clip_max": (0.5, "update", {}),
     "nft.adv_mode": ("positive_only", "update", {}),
     "nft.num_train_sigmas": (2, "update", {}),
@@ -92,6 +94,7 @@ CHANGES = {
     "grpo.kl_coef": (0.5, "update", {}),
     "grpo.trust_region": ("dppo", "rollout", {}),
     "grpo.kl_space": ("velocity", "update", {"grpo": {"kl_coef": 0.5}}),
+    "grpo.kl_target": (0.1, "update", {"grpo": {"kl_coef": 0.5}}),
     "grpo.adv_clip_max": (0.1, "update", {}),
     "grpo.noise_level": (0.4, "rollout", {}),
     "grpo.noise": ("group", "rollout", {}),
@@ -103,6 +106,7 @@ CHANGES = {
     "awm.weighting": ("t2", "update", {}),
     "awm.adv_clip_max": (0.1, "update", {}),
     "awm.kl_coef": (0.5, "update", {}),
+    "awm.kl_target": (0.1, "update", {"awm": {"kl_coef": 0.5}}),
     "awm.num_train_sigmas": (2, "update", {}),
     "awm.timestep_fraction": (0.4, "update", SIX_STEPS),
     "awm.noise": ("group", "update", {}),
@@ -152,6 +156,7 @@ ERRORS = {
 # Where, how long and how fast: checked by tests of their own, below.
 PLACES = {
     "rounds": "test_rounds_and_evaluate_every_say_which_stages_there_are",
+    "evaluate.stop_on_alarm": "test_an_alarm_ends_the_run_and_the_switch_lets_it_go_on",
     "evaluate.every": "test_rounds_and_evaluate_every_say_which_stages_there_are",
     "model.offload_text_encoder_two": "test_t5_moves_for_each_encoding_when_it_is_offloaded",
     "warmup.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
@@ -389,6 +394,49 @@ def test_rounds_and_evaluate_every_say_which_stages_there_are(train):
         "round-0002/evaluate",
     }
     assert len(found - evaluations) == 1 + 3 * 5
+
+
+class Gamed(HashScorer):
+    """Held-out pictures are read worse from evaluation to evaluation, for a higher reward."""
+
+    evaluations = 0
+
+    def score(self, images, cases):
+        rows = super().score(images, cases)
+        if len(images) == 2:
+            held_out = {"ocr_accuracy": 0.9 - self.evaluations / 10}
+            rows = [row | held_out | {"reward": self.evaluations / 10} for row in rows]
+            self.evaluations += 1
+        return rows
+
+
+def test_an_alarm_ends_the_run_and_the_switch_lets_it_go_on(train):
+    def go(scorer, *, stop, rounds=3):
+        evaluate = {"every": 1, "stop_on_alarm": stop}
+        folder, summary = train(
+            "a", scorer=scorer, **SMALL | {"rounds": rounds, "evaluate": evaluate}
+        )
+        return folder, summary["rounds"], summary["reward_hacking"]
+
+    scorer = Gamed()
+    folder, rounds, gamed = go(scorer, stop=True)
+    assert (rounds, gamed) == (1, ["ocr_accuracy since the start"])
+    found = status(folder)
+    assert (found.state, found.rounds_done, found.ended_by) == ("stopped", 1, gamed[0])
+    assert "ended by evaluate.stop_on_alarm: the reward may be gamed (ocr_accuracy" in found.text()
+    asked = len(scorer.calls)
+    assert go(scorer, stop=True) == (folder, 1, gamed)
+    assert len(scorer.calls) == asked, "the second start makes nothing"
+    assert go(scorer, stop=False, rounds=2) == (folder, 2, [])
+    assert status(folder).ended_by is None
+    assert go(scorer, stop=True, rounds=4)[1:] == (2, gamed), "what is made is not thrown away"
+    assert go(scorer, stop=False, rounds=3)[1:] == (3, [])
+
+
+def test_a_run_that_gets_better_in_all_it_measures_goes_on(train, judged):
+    evaluate = {"every": 1, "stop_on_alarm": True}
+    _, summary = train("a", scorer=judged(0.2, 0.4), **SMALL | {"rounds": 2, "evaluate": evaluate})
+    assert (summary["rounds"], summary["reward_hacking"]) == (2, [])
 
 
 def test_the_token_of_a_file_is_sent_to_the_servers(make_resources, tmp_path, monkeypatch):

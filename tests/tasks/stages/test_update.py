@@ -4,6 +4,7 @@ ends."""
 import gc
 import json
 import weakref
+from statistics import fmean
 
 import pytest
 import torch
@@ -58,6 +59,35 @@ def test_an_update_leaves_no_optimizer_and_only_the_policies_it_needs_in_memory(
         finally:
             gc.enable()
         assert kept == wanted  # in round 0 `old` is the reference
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "nft"])
+def test_the_weight_of_the_kl_follows_the_round_before_and_reaches_the_loss(train, algorithm):
+    settings = {"kl_coef": 0.5, "kl_target": 1e-9}
+
+    def steps(folder, number):
+        lines = (folder / f"round-000{number}/update/metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    folder, _ = train("a", algorithm, rounds=3, **{algorithm: settings})
+    coefficient = 0.5
+    for number in range(3):
+        if number:
+            kl = fmean(row["kl"] for row in steps(folder, number - 1))
+            error = min(max(kl / 1e-9 - 1, -0.2), 0.2)
+            coefficient *= 1 + 0.1 * error
+        state = json.loads((folder / f"round-000{number}/update/state.json").read_text())
+        assert state["kl_coef"] == pytest.approx(coefficient, rel=1e-12)
+        for row in steps(folder, number):
+            assert row["kl_coef"] == state["kl_coef"]
+            assert row["loss"] - row["policy_loss"] == pytest.approx(
+                coefficient * row["kl"], rel=1e-3, abs=1e-7
+            )
+    other, _ = train("b", algorithm, rounds=1, **{algorithm: settings})
+    train("b", algorithm, rounds=3, **{algorithm: settings})  # goes on where it was
+    assert steps(other, 2) == steps(folder, 2)
+    constant, _ = train("c", algorithm, rounds=1, **{algorithm: {"kl_coef": 0.5}})
+    assert "kl_coef" not in (constant / "round-0000/update/state.json").read_text()
 
 
 def test_a_fixed_old_policy_costs_no_forward_of_its_own_in_any_round(train, monkeypatch):
