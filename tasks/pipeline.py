@@ -188,6 +188,8 @@ def _exploration(params: RunParams) -> dict[str, Any]:
     if explores is None:
         return {"grpo": {}}
     found = explores.model_dump(mode="json", include=keys)
+    later = _LATER["grpo"]
+    found = {key: value for key, value in found.items() if later.get(key, ...) != value}
     # Only where `guard` does not say it: what was made before others kept them is not stale.
     if explores.keeps_means and not explores.guard:
         found["keeps_means"] = True
@@ -204,6 +206,9 @@ _LATER: dict[str, dict[str, Any]] = {
         "kl_space": "mean",
         "kl_target": None,
         "trust_region": "clip",
+        "window": "random",
+        "window_interval": 25,
+        "window_stride": 1,
     },
     "awm": {"sigmas": "schedule", "old_policy_interval": 1, "kl_target": None},
     "evaluate": {"num_inference_steps": None},

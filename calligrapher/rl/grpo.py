@@ -192,7 +192,7 @@ def grpo_loss(
     """`policy + kl_coef * kl`, a scalar with gradient, and detached 0-d metrics, for the rows of
     one step.
 
-    `kl_coef > 0` needs mean, mean_ref, std (and dt with the sde sampler), or with `kl_space`
+    `kl_coef > 0` needs mean, mean_ref, std (and dt but with the cps sampler), or with `kl_space`
     velocity the two velocities; the guard needs mean, mean_old, std and dt, dppo all of them but
     dt. Metrics: policy_loss, clip_fraction (rows whose ratio, with dppo whose divergence, lies
     outside the clip range), approx_kl = mean((log_prob - old_log_prob)^2) / 2, ratio_mean,
@@ -246,12 +246,12 @@ def grpo_loss(
 
 
 def _reference_kl(log_prob: Tensor, params: GRPOParams, mean, mean_ref, std, dt) -> Tensor:
-    """`mean((mu - mu_ref)^2) / (2 std_dev^2)`: std_dev is `S / sqrt(-dt)` for the SDE and `S` for
-    CPS."""
+    """`mean((mu - mu_ref)^2) / (2 std_dev^2)`: std_dev is `S / sqrt(-dt)` for the SDEs and `S`
+    for CPS."""
     _need("kl_coef > 0", mean=mean, mean_ref=mean_ref, std=std)
     variance = _per_row(std, log_prob) ** 2
-    if params.sampler == "sde":
-        _need("the KL of the sde sampler", dt=dt)
+    if params.sampler != "cps":
+        _need(f"the KL of the {params.sampler} sampler", dt=dt)
         variance = variance / -_per_row(dt, log_prob)
     return (_distance(mean, mean_ref) / (2.0 * variance)).mean()
 

@@ -4,6 +4,7 @@ Legend: B rows, L image tokens, D packed channels, W window steps.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from calligrapher.errors import InputError
 from calligrapher.params import Section
 from calligrapher.sampling.schedule import trained_steps
-from calligrapher.sampling.step import Step, cps_step, sde_step
+from calligrapher.sampling.step import Step, cps_step, dance_step, sde_step
 
 
 class Exploration(Section):
@@ -26,21 +27,36 @@ class Exploration(Section):
             "How much noise a stochastic step adds: exploration. At most 1 with the cps sampler."
         ),
     )
-    sampler: Literal["sde", "cps"] = Field(
+    sampler: Literal["sde", "dance", "cps"] = Field(
         "sde",
         description=(
-            "The stochastic step: Flow-GRPO's SDE, or the coefficient-preserving one, whose images "
-            "stay clean at high noise levels."
+            "The stochastic step: Flow-GRPO's SDE; DanceGRPO's, whose noise is the same at every"
+            " sigma; or the coefficient-preserving one, whose images stay clean at high noise"
+            " levels."
         ),
     )
     window_size: int | None = Field(
         2,
         ge=1,
         description=(
-            "Stochastic, trained steps per image, in one window drawn per group; the others are"
+            "Stochastic, trained steps per image, in one window per group; the others are"
             " deterministic. null = every step that timestep_fraction leaves, the last one always"
             " excepted."
         ),
+    )
+    window: Literal["random", "progressive"] = Field(
+        "random",
+        description=(
+            "Where the window lies: random draws its place for each group and round; progressive"
+            " is one place for all groups, which moves from the noisy end to the clean one and"
+            " begins again (MixGRPO)."
+        ),
+    )
+    window_interval: int = Field(
+        25, ge=1, description="Rounds that a progressive window stays where it is."
+    )
+    window_stride: int = Field(
+        1, ge=1, description="Steps of the schedule by which a progressive window moves on."
     )
     noise: Literal["row", "group"] = Field(
         "row",
@@ -53,7 +69,7 @@ class Exploration(Section):
         False,
         description=(
             "GRPO-Guard: centre the ratio and make it and the loss comparable between noise levels."
-            " Needs the sde sampler and a far smaller clip_range."
+            " Not with the cps sampler; needs a far smaller clip_range."
         ),
     )
     timestep_fraction: float = Field(
@@ -67,6 +83,15 @@ class Exploration(Section):
     def keeps_means(self) -> bool:
         """Whether the rollout writes down the means of its stochastic steps."""
         return self.guard
+
+    @model_validator(mode="after")
+    def _window_can_move(self) -> Self:
+        if self.window == "progressive" and self.window_size is None:
+            raise ValueError(
+                "window_size must be a number with window 'progressive'. Got null: a window of all"
+                " steps has one place only."
+            )
+        return self
 
     @model_validator(mode="after")
     def _cps_limits(self) -> Self:
@@ -123,16 +148,36 @@ def window_start(
     per sample would compare members that explored at different noise levels. Equal arguments give
     equal starts on every machine. Raises InputError as `window_length` does.
     """
-    length = window_length(num_steps, window_size, timestep_fraction)
-    starts = min(trained_steps(num_steps, timestep_fraction), num_steps - 1) - length + 1
+    starts = _places(num_steps, window_size, timestep_fraction)
     digest = hashlib.sha256(f"window/{seed}/{round_index}/{group}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % starts
+
+
+def moving_start(round_index: int, num_steps: int, exploration: Exploration) -> int:
+    """The first step of a progressive window in a round: `min(k window_stride, last)`.
+
+    k counts the `window_interval` rounds that are over, and begins again after the last place: the
+    window is always whole and ends before the last step. Raises InputError as `window_length` does.
+    Source: MixGRPO (arXiv 2507.21802), with `roll_back` as in its released script.
+    """
+    last = _places(num_steps, exploration.window_size, exploration.timestep_fraction) - 1
+    stops = math.ceil(last / exploration.window_stride) + 1
+    k = round_index // exploration.window_interval % stops
+    return min(k * exploration.window_stride, last)
+
+
+def _places(num_steps: int, window_size: int | None, timestep_fraction: float) -> int:
+    """Return how many first steps a window can have."""
+    length = window_length(num_steps, window_size, timestep_fraction)
+    return min(trained_steps(num_steps, timestep_fraction), num_steps - 1) - length + 1
 
 
 def windows_of(
     case_ids: list[str], seed: int, *, round_index: int, num_steps: int, exploration: Exploration
 ) -> list[int]:
     """The window's start for each row: one per case and round."""
+    if exploration.window == "progressive":
+        return [moving_start(round_index, num_steps, exploration)] * len(case_ids)
     return [
         window_start(
             seed,
@@ -155,14 +200,13 @@ def stochastic_step(
     exploration: Exploration,
     **given: Tensor,
 ) -> Step:
-    """Return `sde_step` or `cps_step`, as `exploration` says.
+    """Return `sde_step`, `dance_step` or `cps_step`, as `exploration` says.
 
     given: `noise` (to sample) or `x_next` (to score).
     """
-    if exploration.sampler == "cps":
-        return cps_step(
-            velocity, x, sigma, sigma_next, noise_level=exploration.noise_level, **given
-        )
+    if exploration.sampler != "sde":
+        step = cps_step if exploration.sampler == "cps" else dance_step
+        return step(velocity, x, sigma, sigma_next, noise_level=exploration.noise_level, **given)
     return sde_step(
         velocity,
         x,

@@ -1,5 +1,5 @@
 """One step of the sampler from `sigma` to `sigma_next`: without noise (ODE, DPM-Solver++) or with
-(SDE, CPS).
+(SDE, Dance-SDE, CPS).
 
 Everything is computed in float32 whatever the precision of the model. Rollout and update call one
 function, once with `noise` and once with the stored `x_next`; equal inputs give bit-equal `mean`
@@ -95,14 +95,34 @@ def sde_step(
     velocity, x = velocity.float(), x.float()
     dt = sigma_next - sigma
     std_dev = math.sqrt(sigma / (1.0 - s)) * noise_level
-    std = std_dev * math.sqrt(-dt)
     drift = std_dev**2 / (2.0 * sigma)
     mean = x * (1.0 + drift * dt) + velocity * ((1.0 + drift * (1.0 - sigma)) * dt)
-    x_next = _landing(mean, std, noise, x_next)
-    log_prob = (
-        -((x_next - mean) ** 2) / (2.0 * std**2) - math.log(std) - 0.5 * math.log(2.0 * math.pi)
-    )
-    return Step(x_next, mean, mean.new_tensor(std), log_prob.flatten(1).mean(1))
+    return _normal_step(mean, std_dev * math.sqrt(-dt), noise, x_next)
+
+
+def dance_step(
+    velocity: Tensor,
+    x: Tensor,
+    sigma: float | Tensor,
+    sigma_next: float | Tensor,
+    *,
+    noise_level: float,
+    noise: Tensor | None = None,
+    x_next: Tensor | None = None,
+) -> Step:
+    """One reverse-SDE step of DanceGRPO, with the same noise per time at every sigma.
+
+    `std = noise_level sqrt(-dt)` and `mean = x + (v - noise_level^2 score / 2) dt` with
+    `score = -(x - (1 - sigma) x0_hat) / sigma^2`; finite at sigma 1. Shapes and errors as in
+    `sde_step`. Source: DanceGRPO (arXiv 2505.07818), `flux_step`.
+    """
+    sigma, sigma_next = _checked(sigma, sigma_next, noise_level)
+    velocity, x = velocity.float(), x.float()
+    dt = sigma_next - sigma
+    x0_hat = x - sigma * velocity
+    drift = (0.5 * noise_level**2 / sigma**2) * (x - (1.0 - sigma) * x0_hat)
+    mean = x + (velocity + drift) * dt
+    return _normal_step(mean, noise_level * math.sqrt(-dt), noise, x_next)
 
 
 def cps_step(
@@ -148,6 +168,14 @@ def _checked(
             " there is neither exploration nor gradient; use ode_step for a deterministic step."
         )
     return min(sigma, 1.0), sigma_next
+
+
+def _normal_step(mean: Tensor, std: float, noise: Tensor | None, x_next: Tensor | None) -> Step:
+    x_next = _landing(mean, std, noise, x_next)
+    log_prob = (
+        -((x_next - mean) ** 2) / (2.0 * std**2) - math.log(std) - 0.5 * math.log(2.0 * math.pi)
+    )
+    return Step(x_next, mean, mean.new_tensor(std), log_prob.flatten(1).mean(1))
 
 
 def _landing(mean: Tensor, std: float, noise: Tensor | None, x_next: Tensor | None) -> Tensor:

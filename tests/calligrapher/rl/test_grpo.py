@@ -1,7 +1,9 @@
 """The GRPO loss by hand and by its invariants, and where the window of trained steps lies."""
 
+import json
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +11,15 @@ from pydantic import ValidationError
 
 from calligrapher.errors import InputError
 from calligrapher.rl.grpo import GRPOParams, grpo_loss
-from calligrapher.sampling.exploration import window_length, window_start
+from calligrapher.sampling.exploration import (
+    moving_start,
+    window_length,
+    window_start,
+    windows_of,
+)
 from calligrapher.sampling.step import cps_step, sde_step
 
+GOLDEN = Path(__file__).parents[2] / "golden"
 NO_KL = GRPOParams(kl_coef=0.0)
 STEP = {"sigma": 0.7, "sigma_next": 0.45, "noise_level": 0.7, "sigma_max": 0.9}
 DT = 0.45 - 0.7
@@ -134,6 +142,14 @@ def test_the_kl_of_cps_uses_the_step_s_own_variance():
     params = GRPOParams(kl_coef=0.1, sampler="cps")
     _, metrics = grpo_loss(t(0, 0), t(0, 0), t(1, -1), params, mean=mean, mean_ref=ref, std=0.4)
     assert metrics["kl"].item() == pytest.approx(0.04 / 0.32)
+
+
+def test_the_kl_of_dance_divides_by_its_noise_level():
+    mean, ref = torch.full((2, 3), 1.2), torch.full((2, 3), 1.0)
+    params = GRPOParams(kl_coef=0.1, sampler="dance", noise_level=0.8)
+    dance = {"mean": mean, "mean_ref": ref, "std": 0.4, "dt": -0.25}
+    _, metrics = grpo_loss(t(0, 0), t(0, 0), t(1, -1), params, **dance)
+    assert metrics["kl"].item() == pytest.approx(0.04 / (2 * 0.8**2))
 
 
 def test_the_kl_has_a_gradient_towards_the_reference():
@@ -324,6 +340,35 @@ def test_the_window_never_holds_the_last_step_nor_leaves_its_fraction(num_steps,
     if size is None:
         assert window_length(num_steps, size, fraction) == limit
         assert window_start(0, 0, 5, num_steps, size, fraction) == 0
+
+
+@pytest.mark.parametrize("case", json.loads((GOLDEN / "window.json").read_text()))
+def test_a_progressive_window_moves_as_mixgrpos(case):
+    interval, num_steps = case["interval"], case["available"] + 1
+    exploration = GRPOParams(
+        window="progressive",
+        window_size=case["window_size"],
+        window_interval=interval,
+        window_stride=case["stride"],
+    )
+    starts = [moving_start(r, num_steps, exploration) for r in range(case["rounds"])]
+    assert starts == [case["starts"][r // interval] for r in range(case["rounds"])]
+
+
+def test_a_progressive_window_is_one_for_all_groups_and_begins_again_after_its_last_place():
+    exploration = GRPOParams(
+        window="progressive", window_size=3, window_interval=2, window_stride=4,
+        timestep_fraction=0.6,
+    )  # fmt: skip
+    rounds = [
+        windows_of(["a", "b"], 7, round_index=r, num_steps=20, exploration=exploration)
+        for r in range(12)
+    ]
+    assert {len(set(starts)) for starts in rounds} == {1}
+    # 12 of 20 steps: a window of 3 has the places 0..9, and the last one is not left out.
+    assert [starts[0] for starts in rounds] == [0, 0, 4, 4, 8, 8, 9, 9, 0, 0, 4, 4]
+    with pytest.raises(ValueError, match="window_size must be a number with window 'progressive'"):
+        GRPOParams(window="progressive", window_size=None)
 
 
 @pytest.mark.parametrize(

@@ -270,11 +270,11 @@ def rollout(p, params, starts=(0, 2, 1)):
     return TrainRows(found.x0, conditioning(), torch.tensor([1.0, -0.5, 2.0]), found.window)
 
 
-@pytest.mark.parametrize("sampler", ["sde", "cps"])
+@pytest.mark.parametrize("sampler", ["sde", "dance", "cps"])
 @pytest.mark.parametrize("guard", [False, True])
 def test_grpo_of_the_policy_that_sampled_has_ratio_one(sampler, guard):
     if guard and sampler == "cps":
-        pytest.skip("guard is for the sde sampler")
+        pytest.skip("guard undoes a variance, which cps has none of")
     p, params = policy(), GRPOParams(window_size=2, kl_coef=0.1, sampler=sampler, guard=guard)
     _, metrics = run(
         params.losses(p, rollout(p, params), KEY, num_steps=STEPS, old=None, reference=p.snapshot())

@@ -92,7 +92,7 @@ def test_rows_that_start_from_one_noise_share_their_path_up_to_the_window():
     assert not torch.equal(found.window.trajectory[0, 1], found.window.trajectory[1, 1])
 
 
-@pytest.mark.parametrize("sampler", ["sde", "cps"])
+@pytest.mark.parametrize("sampler", ["sde", "dance", "cps"])
 def test_exploring_moves_the_path_but_ode_steps_after_the_window_bring_it_home(sampler):
     grpo = GRPOParams(window_size=1, sampler=sampler)
     plain = sample(TowardsTarget(), conditioning(1), [1], 4)

@@ -14,7 +14,7 @@ from torch.distributions import Normal
 
 from calligrapher.errors import InputError
 from calligrapher.sampling.schedule import sigma_schedule
-from calligrapher.sampling.step import Step, cps_step, dpm2_step, ode_step, sde_step
+from calligrapher.sampling.step import Step, cps_step, dance_step, dpm2_step, ode_step, sde_step
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -36,7 +36,11 @@ def inputs(rows=3, seed=0):
 
 SDE = {"sigma": 0.7, "sigma_next": 0.45, "noise_level": 0.7, "sigma_max": 0.9}
 CPS = {"sigma": 0.7, "sigma_next": 0.45, "noise_level": 0.7}
-STEPS = [pytest.param(sde_step, SDE, id="sde"), pytest.param(cps_step, CPS, id="cps")]
+STEPS = [
+    pytest.param(sde_step, SDE, id="sde"),
+    pytest.param(dance_step, CPS, id="dance"),
+    pytest.param(cps_step, CPS, id="cps"),
+]
 
 
 @pytest.mark.parametrize("case", golden("sde"))
@@ -73,6 +77,23 @@ def test_the_cps_step_equals_flow_grpo(case):
     assert step.std.item() == pytest.approx(case["std"], rel=2e-4)
 
 
+@pytest.mark.parametrize("case", golden("dance"))
+def test_the_dance_step_equals_dance_grpo(case):
+    level = case["std"] / math.sqrt(case["sigma"] - case["sigma_next"])
+    assert level == pytest.approx(round(level, 1), abs=1e-5)
+    step = dance_step(
+        case["v"],
+        case["x"],
+        case["sigma"],
+        case["sigma_next"],
+        noise_level=round(level, 1),
+        x_next=case["x_next"],
+    )
+    torch.testing.assert_close(step.mean, case["mean"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(step.log_prob, case["log_prob"], rtol=1e-5, atol=1e-5)
+    assert step.std.item() == pytest.approx(case["std"], rel=1e-5)
+
+
 def test_the_sde_log_prob_is_the_mean_of_a_normal_distribution():
     v, x, noise = inputs()
     step = sde_step(v, x, **SDE, noise=noise)
@@ -92,6 +113,19 @@ def test_the_sde_step_worked_by_hand():
     torch.testing.assert_close(step.mean, torch.full((2, 3), 1.35))
     torch.testing.assert_close(step.x_next, torch.full((2, 3), 1.55))
     torch.testing.assert_close(step.log_prob, torch.full((2,), -0.127648), rtol=0, atol=1e-5)
+
+
+def test_the_dance_step_worked_by_hand():
+    # sigma 0.5 -> 0.25 at level 0.8: std = 0.8 * 0.5 = 0.4, x0_hat = 1.5, drift = 0.32 / 0.25 * (2
+    # - 0.75) = 1.6, mean = 2 - 0.25 * (1 + 1.6) = 1.35, as Flow-GRPO's at sigma 0.5.
+    x, v, noise = (torch.full((2, 3), value) for value in (2.0, 1.0, 0.5))
+    step = dance_step(v, x, 0.5, 0.25, noise_level=0.8, noise=noise)
+    assert step.std.item() == pytest.approx(0.4)
+    torch.testing.assert_close(step.mean, torch.full((2, 3), 1.35))
+    torch.testing.assert_close(step.log_prob, torch.full((2,), -0.127648), rtol=0, atol=1e-5)
+    # At sigma 1: drift = 0.32 * 2, mean = 2 - 0.25 * 1.64 = 1.59.
+    step = dance_step(v, x, 1.0, 0.75, noise_level=0.8, noise=noise)
+    torch.testing.assert_close(step.mean, torch.full((2, 3), 1.59))
 
 
 def test_the_cps_step_worked_by_hand():

@@ -338,6 +338,7 @@ def _changed(key, value):
         "awm.sigmas": "stratified",
         "grpo.kl_space": "velocity",
         "grpo.kl_target": 0.01,
+        "grpo.window": "progressive",
         "nft.kl_target": 0.01,
         "awm.kl_target": 0.01,
         "grpo.trust_region": "dppo",

@@ -4,9 +4,12 @@ import shutil
 import socket
 
 import pytest
+import torch
 from small_runs import ALGORITHMS, HashScorer
 
 from calligrapher.errors import DataError, ParamsError, RewardError
+from calligrapher.sampling.schedule import sigma_schedule
+from calligrapher.tables.parquet import read_shard
 from reward_server.client import RewardResult
 from reward_server.components import NAMES
 from tasks.artifacts.artifact import Artifact
@@ -100,6 +103,7 @@ CHANGES = {
     "grpo.noise": ("group", "rollout", {}),
     "grpo.sampler": ("cps", "rollout", {}),
     "grpo.window_size": (2, "rollout", {}),
+    "grpo.window": ("progressive", "rollout", SIX_STEPS),
     "grpo.guard": (True, "update", {}),
     "grpo.timestep_fraction": (0.2, "rollout", SIX_STEPS),
     "awm.clip_range": (1e-5, "update", {"update": {"num_inner_epochs": 2}}),
@@ -158,6 +162,8 @@ PLACES = {
     "rounds": "test_rounds_and_evaluate_every_say_which_stages_there_are",
     "evaluate.stop_on_alarm": "test_an_alarm_ends_the_run_and_the_switch_lets_it_go_on",
     "evaluate.every": "test_rounds_and_evaluate_every_say_which_stages_there_are",
+    "grpo.window_interval": "test_a_progressive_window_moves_with_the_rounds",
+    "grpo.window_stride": "test_a_progressive_window_moves_with_the_rounds",
     "model.offload_text_encoder_two": "test_t5_moves_for_each_encoding_when_it_is_offloaded",
     "warmup.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
     "update.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
@@ -437,6 +443,27 @@ def test_a_run_that_gets_better_in_all_it_measures_goes_on(train, judged):
     evaluate = {"every": 1, "stop_on_alarm": True}
     _, summary = train("a", scorer=judged(0.2, 0.4), **SMALL | {"rounds": 2, "evaluate": evaluate})
     assert (summary["rounds"], summary["reward_hacking"]) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "places"),
+    [
+        ({}, [0, 0, 0]),
+        ({"window_interval": 1}, [0, 1, 2]),
+        ({"window_interval": 2, "window_stride": 3}, [0, 0, 3]),
+    ],
+)
+def test_a_progressive_window_moves_with_the_rounds(train, settings, places):
+    changes = merged(SMALL, SIX_STEPS, {"rounds": 3, "warmup": {"steps": 0}})
+    progressive = {"window": "progressive", "window_size": 1, **settings}
+    folder, _ = train("a", "grpo", grpo=progressive, **changes)
+    for number, place in enumerate(places):
+        for path in (folder / f"round-000{number}/rollout").glob("*.parquet"):
+            rows = read_shard(path, ["window_sigmas", "x0"])
+            schedule = sigma_schedule(6, len(rows["x0"][0]))
+            assert all(
+                torch.equal(row, schedule[place : place + 2]) for row in rows["window_sigmas"]
+            )
 
 
 def test_the_token_of_a_file_is_sent_to_the_servers(make_resources, tmp_path, monkeypatch):
