@@ -4,6 +4,7 @@ eval "$(calligrapher completion bash)"
 """
 
 import argparse
+import re
 from collections.abc import Callable, Iterator
 
 from calligrapher.errors import CalligrapherError
@@ -11,12 +12,14 @@ from flows.cli.init import MACHINES
 
 _RUNS = {"run", "runs", "first", "second"}
 _FILES = {"params", "out", "weights", "target", "image", "mask", "reference", "source", "dir"}
+_FILES |= {"path", "fonts", "words", "pictures", "bench"}
 _BASH = """
 _calligrapher_runs() { compgen -W "$(ls runs 2>/dev/null)" -- "$1"; compgen -d -- "$1"; }
 _calligrapher_params() { compgen -W "@FILES@" -- "$1"; compgen -f -- "$1"; }
 _calligrapher_settings() { compgen -W "@KEYS@" -- "$1"; }
 """
 _ZSH = """
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i; }
 _calligrapher_runs() { compadd -- ${(f)"$(ls runs 2>/dev/null)"}; _files -/; }
 _calligrapher_params() { compadd -- @FILES@; _files; }
 _calligrapher_settings() { compadd -S '' -- @KEYS@; }
@@ -62,7 +65,10 @@ def _completion(parser: argparse.ArgumentParser, shell: str) -> int:
     preamble = {"bash": _BASH, "zsh": _ZSH}[shell]
     for word, value in words.items():
         preamble = preamble.replace(word, value)
-    print(shtab.complete(parser, shell, preamble=preamble))
+    script = shtab.complete(parser, shell, preamble=preamble)
+    if shell == "zsh":  # shtab's mark for many values, after which zsh offers nothing more
+        script = re.sub(r'^  "\(\*\)::?', '  "*:', script, flags=re.MULTILINE)
+    print(script)
     return 0
 
 

@@ -4,24 +4,16 @@ import time
 
 import pytest
 from PIL import Image
+from tracked import run_params
 
 from calligrapher.errors import CalligrapherError, ParamsError
-from tasks.params.run_params import RunParams
 from tasks.tracking.backends import wandb as of_wandb
 from tasks.tracking.mirror import backend_class, sync
 from tasks.tracking.tracker import Tracker
 
 
-def params(*backends, enabled=True, **changes):
-    return RunParams.model_validate({
-        "rounds": 2,
-        "model": {"base": "tiny"},
-        "data": {"train": "cases", "evaluation": "held-out"},
-        "rollout": {"num_cases": 3, "num_images_per_prompt": 4},
-        "reward": {"vlm_weight": 0},
-        "nft": {},
-        "tracking": {"backends": list(backends), "enabled": enabled},
-    } | changes)  # fmt: skip
+def params(*backends, enabled=True, **changed):
+    return run_params(changed, backends=list(backends), enabled=enabled)
 
 
 def log_a_round(tracker, round_index):

@@ -8,28 +8,16 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tracked import run_params
 
 import tasks.tracking.feed
 import tasks.tracking.tracker
 from calligrapher.errors import ArtifactError, CalligrapherError
 from tasks.artifacts.layout import PARAMS
-from tasks.params.run_params import RunParams
 from tasks.tracking.locate import locate
 from tasks.tracking.mirror import sync
 from tasks.tracking.models import TrackedRun
 from tasks.tracking.tracker import Tracker
-
-
-def run_params(**tracking):
-    return RunParams.model_validate({
-        "rounds": 2,
-        "model": {"base": "tiny"},
-        "data": {"train": "cases", "evaluation": "held-out"},
-        "rollout": {"num_cases": 3, "num_images_per_prompt": 4},
-        "reward": {"vlm_weight": 0},
-        "nft": {},
-        "tracking": tracking,
-    })  # fmt: skip
 
 
 def log_a_round(tracker, run_dir, round):
