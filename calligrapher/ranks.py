@@ -69,9 +69,9 @@ class Ranks:
         whole = [p for p in parameters if not isinstance(p, DTensor)]
         if not whole:
             return
-        device = whole[0].device
-        there = torch.tensor([float(p.grad is not None) for p in whole], device=device)
-        dist.all_reduce(there)
+        # Over gloo: the ranks meet here, and one that waits takes no time of a processor.
+        there = torch.tensor([float(p.grad is not None) for p in whole])
+        dist.all_reduce(there, group=self._objects)
         somewhere = [p for p, n in zip(whole, there.tolist(), strict=True) if n]
         for bucket in _buckets(somewhere):
             flat = torch.cat([_flat_gradient(p) for p in bucket])

@@ -87,6 +87,8 @@ class RankGroup:
         self._switchboard: Switchboard | None = None
         self._store: Any = None
         self._heard: dict[int, float] = {}
+        self._moved: dict[int, float] = {}
+        self._places: dict[int, str] = {}
         self._polled = 0.0
         self._threads = torch.get_num_threads()
         compute_in(size, threads_of_a_rank(size))  # artifacts note what made them
@@ -200,6 +202,8 @@ class RankGroup:
         """
         timeout_s = timeout_s or self._timeout_s
         self._heard = dict.fromkeys(range(self.size), time.monotonic())
+        self._moved = dict(self._heard)
+        self._places = dict.fromkeys(self._heard, "an unknown place")
         while True:
             for rank, message in self._messages(_POLL_S):
                 if message is None or "error" in message:
@@ -212,11 +216,16 @@ class RankGroup:
                 elif "alive" not in message:
                     yield rank, message
             self._refuse_silence(stage, timeout_s)
+            self._refuse_standstill(stage, timeout_s)
 
     def _messages(self, timeout_s: float) -> Iterator[tuple[int, Message | None]]:
         assert self._switchboard is not None
         for rank, message in self._switchboard.messages(timeout_s):
             self._heard[rank] = time.monotonic()
+            if message is not None:
+                self._places[rank] = message.get("at", self._places[rank])
+                if message.get("moves", True):
+                    self._moved[rank] = self._heard[rank]
             yield rank, message
 
     def _refuse_silence(self, stage: str, timeout_s: float) -> None:
@@ -226,6 +235,7 @@ class RankGroup:
             # This process was elsewhere (it started servers, or stood still): what the ranks sent
             # meanwhile is to be read first.
             self._heard = dict.fromkeys(self._heard, now)
+            self._moved = dict.fromkeys(self._moved, now)
         for rank, heard in self._heard.items():
             if now - heard > timeout_s:
                 raise RankLostError(
@@ -233,6 +243,20 @@ class RankGroup:
                     f" (launch.timeout_s) in {stage}: its process stands still.\n"
                     f"{tail(self._log(rank))}\nThe same command goes on from here."
                 )
+
+    def _refuse_standstill(self, stage: str, timeout_s: float) -> None:
+        """Raise where all ranks are alive and none computes: one hangs, the others wait for it."""
+        if time.monotonic() - max(self._moved.values()) <= timeout_s:
+            return
+        places = "\n".join(
+            f"{self._name(rank)} is in {self._places[rank]}; its log: {self._log(rank)}"
+            for rank in range(self.size)
+        )
+        raise RankLostError(
+            f"The ranks are alive, but none has computed anything for {timeout_s:g} s"
+            f" (launch.timeout_s) in {stage}: one hangs, and the others wait for it.\n{places}\n"
+            "The same command goes on from here; raise launch.timeout_s if a disk is that slow."
+        )
 
     def _cause(self, rank: int, message: Message | None, stage: str) -> Exception:
         """Return what ended the group; `message` of `rank` was the first that was heard of it.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from calligrapher.threads import wait_asleep
 from tasks.launch.channel import Channel, Invitation, Message
 from tasks.launch.failures import describe
+from tasks.launch.pulse import Pulse
 
 if TYPE_CHECKING:
     from calligrapher.ranks import Ranks
@@ -29,7 +30,9 @@ logger = logging.getLogger("tasks.launch")  # not by `__name__`, which is that o
 INVITATION = "CALLIGRAPHER_RANK"
 LOG = "CALLIGRAPHER_RANK_LOG"
 _BEAT_S = 1.0
-_COLLECTIVE_PATIENCE = 10.0  # times `launch.timeout_s`: others may have a shard more to sample
+_COLLECTIVE_PATIENCE = 10.0
+"""Times `launch.timeout_s`: others may have a shard more to sample. The parent knows of a rank that
+hangs much sooner; this is for what it cannot see, as a GPU that never ends a kernel."""
 
 
 class RankProgress:
@@ -68,9 +71,12 @@ class RankServer:
         self._calls: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._servers: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
         self._at_work = threading.Event()
+        self._pulse: Pulse | None = None
+        self._resources: Resources | None = None
 
     def serve(self) -> None:
         """Answer until the parent says that it is enough, or an error ended this rank's part."""
+        self._pulse = Pulse()
         for work in (self._listen, self._beat):
             threading.Thread(target=work, name=f"rank-{work.__name__}", daemon=True).start()
         try:
@@ -84,6 +90,7 @@ class RankServer:
     def _work(self, setup: dict[str, Any], ranks: "Ranks") -> None:
         try:
             resources = resources_of_rank(setup, ranks, self.channel.send, self._ask_servers)
+            self._resources = resources
             self.channel.send({"ready": True})
             self._at_work.clear()
             while "end" not in (message := self._calls.get()):
@@ -126,11 +133,17 @@ class RankServer:
 
     def _beat(self) -> None:
         """Give a sign of life while at work; an idle parent listens to nobody."""
+        assert self._pulse is not None
         with contextlib.suppress(OSError):
             while True:
                 self._at_work.wait()
-                self.channel.send({"alive": True})
+                # Waiting for a reward server has a limit of its own.
+                moves = self._pulse.has_moved() or self._asks_for_rewards()
+                self.channel.send({"alive": True, "moves": moves, "at": self._pulse.place()})
                 time.sleep(_BEAT_S)
+
+    def _asks_for_rewards(self) -> bool:
+        return self._resources is not None and self._resources.scorer.is_asking
 
     def _ask_servers(self) -> list[str]:
         """Return the addresses of the reward servers; the parent starts them if they are its."""

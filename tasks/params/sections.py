@@ -561,7 +561,9 @@ class LaunchParams(Section):
         False, description="Let several ranks share a reward server, and scoring take longer."
     )
     timeout_s: Annotated[float, Field(gt=0)] = Field(
-        300.0, description="Seconds without a sign of life after which a rank is taken for hung."
+        300.0,
+        description="Seconds after which a rank without a sign of life is taken for hung, and so"
+        " are ranks of which none computes anything.",
     )
     wait_s: Weight = Field(
         600.0, description="Seconds that Ray may take to find places for all ranks."

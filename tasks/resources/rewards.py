@@ -66,6 +66,8 @@ class RewardScorer:
         self._urls, self._rank, self._note = urls, rank, identity_note
         self._token = _token(params)
         self._checked = False
+        self.is_asking = False
+        """Whether an answer about pictures is awaited, for at most 10 x `reward.timeout_s`."""
 
     @cached_property
     def client(self) -> RewardClient | None:
@@ -126,6 +128,7 @@ class RewardScorer:
             )
             for image, case in zip(images, cases, strict=True)
         ]
+        self.is_asking = True
         try:
             results = self.client.score_batch(items)
         except RewardClientError as error:
@@ -133,6 +136,8 @@ class RewardScorer:
                 f"{len(items)} images could not be scored. {error} What was scored before is kept:"
                 " start the same command again when the servers answer."
             ) from error
+        finally:
+            self.is_asking = False
         if any(result.reward_model_disabled for result in results):
             raise RewardError(MADE_UP)
         return self.weigh(results)

@@ -31,7 +31,8 @@ from tasks.reports.verify import verify
 from tasks.resources.rewards import RewardScorer
 from tasks.runs.run import open_run, resources_of
 
-KILLS_OF_A_RUN = 5
+KILLS_OF_A_RUN = 10
+NEXT = 4  # the artifact to strike in is drawn among so many that come next: few are passed over
 END_S = 10.0  # for all that a kill leaves behind
 
 
@@ -127,23 +128,30 @@ def begins(runs: Path, name: str, victim: str, parent: psutil.Process) -> bool:
     return False
 
 
+def under_way(runs: Path, name: str) -> str:
+    """The stage that the run has begun with last; `start` before the first."""
+    there = begun(runs, name) if (runs / f"{name}.log").exists() else []
+    return stage_of(there[-1][0]) if there else "start"
+
+
 def kill(
     params: RunParams, runs: Path, name: str, dice: random.Random, seconds: dict[str, float]
 ) -> tuple[str, str] | str | None:
     """Start the run and kill one of its processes; (who, in which stage), or what was wrong.
 
-    None where the run had ended before.
+    The time is drawn by how long the stage took in the run that was never killed; it may have ended
+    by then, and the next one is struck. None where the run had ended before.
     """
     folder = runs / name
     left = [a for a in planned(params) if not (folder / a).exists()]
-    victim, who = dice.choice(left), dice.randrange(params.launch.size + 1)
+    victim, who = dice.choice(left[:NEXT]), dice.randrange(params.launch.size + 1)
     parent = start(params, runs, name)
     if begins(runs, name, victim, parent):
         time.sleep(dice.uniform(0, seconds[victim]))
     processes = [parent, *ranks_of(folder)]
-    stage = stage_of(victim)
     who = who if who < len(processes) else 0  # the ranks may not be there yet
     over = parent.status() == psutil.STATUS_ZOMBIE
+    stage = under_way(runs, name)
     if not over:
         processes[who].kill()
     killed = time.monotonic()

@@ -255,6 +255,37 @@ def test_a_rank_that_gives_no_sign_of_life_is_taken_for_hung(group):
     assert time.monotonic() - started < 5
 
 
+def alive(moves, at):
+    """A rank at work whose process lives, and which computes or does not."""
+
+    def part(player):
+        player.join()
+        for _ in range(30):
+            player.channel.send({"alive": True, "moves": moves, "at": at})
+            time.sleep(0.05)
+        player.answer()
+
+    return part
+
+
+def test_ranks_that_live_but_compute_nothing_are_taken_for_hung_and_told_where(group):
+    hung, waits = alive(False, "a.load, line 3"), alive(False, "b.barrier, line 5")
+    started = time.monotonic()
+    with pytest.raises(
+        RankLostError, match=r"none has .* for 0.6 s \(launch.timeout_s\)"
+    ) as caught:
+        group(waits, hung, timeout_s=0.6).run(CALL, Path("out"))
+    assert time.monotonic() - started < 1.4
+    lines = str(caught.value).splitlines()
+    assert lines[1].startswith("Rank 0 of 2 on ")
+    assert "is in b.barrier, line 5; its log: " in lines[1]
+    assert "is in a.load, line 3; its log: " in lines[2]
+
+
+def test_a_rank_that_computes_while_the_others_wait_is_given_its_time(group):
+    group(alive(False, "waits"), alive(True, "works"), timeout_s=0.6).run(CALL, Path("out"))
+
+
 def test_an_idle_group_is_not_taken_for_hung(group):
     def part(player):
         player.join()

@@ -172,6 +172,27 @@ def test_a_rank_that_is_killed_stopped_or_fails_ends_the_group_and_the_same_comm
     assert (tmp_path / "run/round-0001/refresh").is_dir()
 
 
+def test_a_rank_that_lives_but_hangs_ends_the_group_in_time_and_is_told_where(
+    make_params, tmp_path
+):
+    cases = tmp_path / "cases"
+    for split, count in (("train", 7), ("evaluation", 2)):
+        write_bench(cases / split, num_cases=count, split=split, seed=1)
+    params = make_params("nft", cases, num_processes=2, timeout_s=8)
+    with opened_run(params, tmp_path / "run") as run:
+        run.make("warmup")
+        assert len(run.resources.cases.train) == 7
+        for source in (cases / "train").glob("*_source.png"):
+            source.unlink()
+            os.mkfifo(source)  # as a disk that does not answer
+        began = time.monotonic()
+        with pytest.raises(RankLostError, match=r"none has computed anything for 8 s") as caught:
+            run.make_planned()
+    assert time.monotonic() - began < 60
+    assert "Rank 1 of 2 on " in str(caught.value)
+    assert rank_processes() == {}
+
+
 def test_what_one_rank_meets_is_raised_with_its_own_words(make_params, tmp_path):
     cases = tmp_path / "cases"
     for split, count in (("train", 7), ("evaluation", 2)):
