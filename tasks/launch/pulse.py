@@ -18,15 +18,18 @@ class Pulse:
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
-        self._clock = time.pthread_getcpuclockid(self._thread)
+        clock_of = getattr(time, "pthread_getcpuclockid", None)  # macOS has none
+        self._clock = clock_of(self._thread) if clock_of else None
         self._seconds = 0.0
 
     def has_moved(self) -> bool:
         """Whether the thread has computed anything since it was last asked.
 
         One that waits for other ranks over gloo takes no time of a processor; one that waits for
-        its GPU does.
+        its GPU does. Always true where a thread's time cannot be asked for.
         """
+        if self._clock is None:
+            return True
         before, self._seconds = self._seconds, time.clock_gettime(self._clock)
         return self._seconds != before
 
