@@ -78,8 +78,8 @@ STAGES: dict[str, Stage] = {
             version=1,
             inputs={"old": _OLD},
             outside=("model", "train_data"),
-            reads=("seed", "model", "rollout", "algorithm", "exploration"),
-            decides=("round",),
+            reads=("seed", "model", "rollout", "algorithm", "exploration", "refill_by"),
+            decides=("round", "refilled_by"),
         ),
         Stage(
             "score",
@@ -117,6 +117,7 @@ STAGES: dict[str, Stage] = {
                 "algorithm_section",
                 "num_inference_steps",
                 "horizon",
+                "teaching_only",
                 "update_version",
             ),
             decides=("round",),
@@ -214,7 +215,7 @@ _LATER: dict[str, dict[str, Any]] = {
     "evaluate": {"num_inference_steps": None},
     "reward": {"weights": {}, "factors": [], "style_factors": [], "ocr_match": None},
     "update": {"adapter_learning_rate": None},
-    "rollout": {"solver": "euler"},
+    "rollout": {"solver": "euler", "refill": 0},
 }
 
 
@@ -240,6 +241,13 @@ _DERIVED: dict[str, Callable[[RunParams], dict[str, Any]]] = {
         "num_inference_steps": params.rollout.num_inference_steps
     },
     "old_policy": lambda params: params.rl.decides_old,
+    # A round that is refilled depends on what its images were worth.
+    "refill_by": lambda params: (
+        {"refill_by": _section(params, "reward") | _section(params, "advantage")}
+        if params.rollout.refill
+        else {}
+    ),
+    "teaching_only": lambda params: {"teaching_only": True} if params.rollout.refill else {},
     # Only where it is set: what was made before there was such a key is not stale.
     "reconstruct": lambda params: (
         {"data": {"reconstruct": True}} if params.data.reconstruct else {}
@@ -286,6 +294,7 @@ def provenance(
     stage = STAGES[stage_of(name)]
     extra: dict[str, Callable[[], Any]] = {
         "round": lambda: round_of(name),
+        "refilled_by": lambda: sources["scored_by"]() if params.rollout.refill else None,
         "group_size": lambda: params.rollout.num_images_per_prompt,
         "cases": lambda: evaluated_cases(name, params),
         "scored_by": sources["scored_by"],
@@ -295,7 +304,7 @@ def provenance(
         stage.version,
         reads(params, stage.name),
         {source: sources[source]() for source in stage.outside} | dict(inputs),
-        {key: extra[key]() for key in stage.decides},
+        {key: value for key in stage.decides if (value := extra[key]()) is not None},
     )
 
 

@@ -66,6 +66,7 @@ def check_all(params: Sections) -> None:
     has_a_signal(params)
     steps_suffice(params)
     solver_fits(params)
+    refill_can_be_judged(params)
     compares_equal_batches(params)
     reward_answers(params)
     evaluates(params)
@@ -139,6 +140,20 @@ def solver_fits(params: Sections) -> None:
             f"rollout.solver must be euler with {params.rl.name}. Got {params.rollout.solver}, a"
             " solver of several steps: the noise of a window would lie between them. Set it to"
             " euler, or train with an algorithm that does not explore."
+        )
+
+
+def refill_can_be_judged(params: Sections) -> None:
+    refill = params.rollout.refill
+    if refill and params.advantage.baseline == "round":
+        raise ValueError(
+            "advantage.baseline must be 'group' with rollout.refill. Got 'round': an image is"
+            " compared with all of the round, so no group lacks a spread. Set rollout.refill to 0."
+        )
+    if refill and params.reward.disable_reward_model:
+        raise ValueError(
+            "rollout.refill must be 0 with reward.disable_reward_model. Got"
+            f" {refill}: equal rewards leave every group without a spread."
         )
 
 

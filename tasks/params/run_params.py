@@ -115,6 +115,11 @@ class RunParams(Section):
         return self.cases_per_round * self.rollout.num_images_per_prompt
 
     @property
+    def most_images_per_round(self) -> int:
+        """The images of a round that is refilled as often and as far as it may be."""
+        return self.images_per_round * (1 + self.rollout.refill)
+
+    @property
     def updates_per_round(self) -> int:
         """Optimizer steps of a round in which every image counts.
 

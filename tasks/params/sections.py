@@ -209,6 +209,13 @@ class RolloutParams(Section):
             " evaluations, generate and the page take Euler's steps in any case."
         ),
     )
+    refill: Count = Field(
+        0,
+        description=(
+            "Times that a round may sample further cases in place of groups whose advantages are"
+            " all 0, which are then left out of the update whatever the KL; 0 = none."
+        ),
+    )
     batch_size: Positive = Field(1, description="Images sampled at once.")
     shard_size: Positive = Field(
         16,

@@ -53,7 +53,7 @@ def files(params: RunParams) -> Files:
     ema = trained * params.ema.use_ema
     return Files(
         conditioning=sizes["conditioning"],
-        rollout=params.images_per_round * (sizes["sampled"] + PNG_BYTES * m.width * m.height),
+        rollout=params.most_images_per_round * (sizes["sampled"] + PNG_BYTES * m.width * m.height),
         checkpoint=2 * trained + ema + optimizer_bytes(weights, params.update.use_8bit_adam),
         cpu_memory=2 * trained + t5_moved(params, model),
     )

@@ -10,7 +10,7 @@ from calligrapher.data.images import load_rgb
 from calligrapher.errors import ArtifactError
 from calligrapher.tables.parquet import decode_png, read_shard, read_table
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.layout import PARAMS, ROUNDS, RunsDir, round_number
+from tasks.artifacts.layout import PARAMS, ROUNDS, RunsDir
 from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RewardParams, RunParams
 from tasks.pictures.grids import CaptionedImage
@@ -36,7 +36,7 @@ def best_of_round(run: Path, round_folder: str | None, *, num: int) -> tuple[Ima
         round_folder = scored[-1].parent.name
     folder, params = RunDir(run), RunParams.model_validate_json((run / PARAMS).read_bytes())
     rollout, scores = (folder.load(f"{round_folder}/{stage}") for stage in (ROLLOUT, SCORE))
-    cases = Cases(params, RunsDir(run.parent).data).of_round(round_number(round_folder))
+    cases = Cases(params, RunsDir(run.parent).data).train
     by_id = {case.case_id: case for case in cases}
     return best_rewarded(params.reward, by_id, rollout, scores, num), round_folder
 

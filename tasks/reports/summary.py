@@ -10,7 +10,7 @@ from calligrapher.data.case import Case
 from calligrapher.durable import atomic_write
 from calligrapher.rl.train_state import EMA, TRAINED
 from tasks.artifacts.artifact import Artifact
-from tasks.artifacts.layout import SUMMARY, evaluation_name, round_number
+from tasks.artifacts.layout import SUMMARY, evaluation_name, round_name, round_number
 from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RunParams
 from tasks.reports.round_pictures import before_and_after
@@ -71,7 +71,7 @@ def summarise(
         run=folder.path.name,
         algorithm=params.algorithm,
         rounds=rounds,
-        images=rounds * params.images_per_round,
+        images=_images(folder, rounds),
         seconds=round(seconds, 1),
         training_seconds=round(_training_seconds(folder), 1),
         adapter_digest=last.files[EMA if params.ema.use_ema else TRAINED].sha256,
@@ -168,6 +168,12 @@ def _interval(evaluation: Artifact | None, name: str) -> Interval | None:
         "low": evaluation.meta[f"{name}_low"],
         "high": evaluation.meta[f"{name}_high"],
     }
+
+
+def _images(folder: RunDir, rounds: int) -> int:
+    """Return how many images the first rounds sampled."""
+    names = (f"{round_name(number)}/rollout" for number in range(rounds))
+    return sum(folder.load(name).meta["images"] for name in names)
 
 
 def _training_seconds(folder: RunDir) -> float:

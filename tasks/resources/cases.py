@@ -90,6 +90,13 @@ class Cases:
         start = round_index % per_pass * count
         return [self.train[i] for i in order[start : start + count]]
 
+    def further(self, round_index: int) -> list[Case]:
+        """Return the cases that a round does not take, in the order in which it may be refilled."""
+        taken = {case.case_id for case in self.of_round(round_index)}
+        others = [case for case in self.train if case.case_id not in taken]
+        generator = seeded(self.params.seed, "refill", round_index)
+        return [others[i] for i in torch.randperm(len(others), generator=generator).tolist()]
+
     def _digest(self, folder: Path, cases: Callable[[], list[Case]]) -> str:
         """Return the digest of a bench folder's files, else of the cases; note what it is of."""
         if self.params.data.kind in ("self", "cross"):

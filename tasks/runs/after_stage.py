@@ -18,6 +18,7 @@ from tasks.reports.round_pictures import describe, show_grid, show_round
 from tasks.reports.words import duration
 from tasks.runs import retention
 from tasks.stages.checkpointed_loop import STEP_METRICS_FILE, by_step
+from tasks.stages.rollout import REFILLED
 from tasks.stages.update import IDLE
 from tasks.tracking.tracker import Tracker
 
@@ -55,7 +56,8 @@ class AfterStage:
             case "rollout":
                 seconds = artifact.meta["seconds_sampling"]
                 speed = {"seconds": seconds, "images_per_second": artifact.meta["images"] / seconds}
-                self.tracker.log(name, round_index, _prefixed(stage, speed))
+                counts = {key: artifact.meta[key] for key in REFILLED if key in artifact.meta}
+                self.tracker.log(name, round_index, _prefixed(stage, speed | counts))
             case "evaluate":
                 self._track_evaluation(name, artifact, is_new=is_new)
             case _:

@@ -18,7 +18,7 @@ from tasks.runs.run import Run
 from tasks.stages.reweigh import RecordedScorer, can_reweigh
 
 # What a replayed rollout must share with the run that trains on it; noise and batching may differ.
-_FREE_IN_REPLAY = ("seed", "rollout.batch_size", "rollout.shard_size")
+_FREE_IN_REPLAY = ("seed", "rollout.batch_size", "rollout.shard_size", "refill_by")
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ class Row:
     member: int
 
 
-def rows_of(cases: list[Case], group_size: int) -> list[Row]:
-    """Return a row for each image of each case, prompt-major."""
-    return [Row(g, case, m) for g, case in enumerate(cases) for m in range(group_size)]
+def rows_of(cases: list[Case], group_size: int, *, first: int = 0) -> list[Row]:
+    """Return a row for each image of each case, prompt-major; first: the first case's group."""
+    return [Row(g, case, m) for g, case in enumerate(cases, first) for m in range(group_size)]
 
 
 def sample_batches(

@@ -39,6 +39,11 @@ class ScoreAhead:
             rows = read_shard(shard, READS)
             self.futures.append(self.pool.submit(score_rows, self.resources, rows, target))
 
+    def wait(self) -> None:
+        """Wait until all that was submitted is scored; raise what failed."""
+        for future in self.futures:
+            future.result()
+
     def __enter__(self) -> Self:
         return self
 
@@ -50,8 +55,7 @@ class ScoreAhead:
     ) -> None:
         try:
             if kind is None:
-                for future in self.futures:
-                    future.result()
+                self.wait()
         finally:
             self.pool.shutdown(wait=True, cancel_futures=True)
 

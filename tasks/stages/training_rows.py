@@ -39,7 +39,8 @@ class RoundRows:
 def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact) -> RoundRows:
     """Return the kept images of a round as training rows.
 
-    Groups whose advantages are all 0 are left out where no KL holds their images to the reference.
+    Groups whose advantages are all 0 are left out where no KL holds their images to the reference,
+    and where the round was refilled in their place.
     Where lengths differ, rows share a batch that share their length and their shard: they have the
     neighbours that they had in the rollout.
     """
@@ -61,7 +62,7 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
     groups, members = column("group_id"), column("member")
     kept = [i for i, k in enumerate(table["kept"]) if k]
     keep = kept
-    if not resources.params.rl.needs_reference:
+    if not resources.params.rl.needs_reference or resources.params.rollout.refill:
         spread = {groups[i] for i in kept if table["advantage"][i] != 0}
         keep = [i for i in kept if groups[i] in spread]
     x0, case_ids = column("x0"), column("case_id")

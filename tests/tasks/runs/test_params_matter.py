@@ -164,6 +164,7 @@ PLACES = {
     "evaluate.every": "test_rounds_and_evaluate_every_say_which_stages_there_are",
     "grpo.window_interval": "test_a_progressive_window_moves_with_the_rounds",
     "grpo.window_stride": "test_a_progressive_window_moves_with_the_rounds",
+    "rollout.refill": "test_a_round_of_equal_rewards_is_refilled",
     "model.offload_text_encoder_two": "test_t5_moves_for_each_encoding_when_it_is_offloaded",
     "warmup.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
     "update.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
@@ -400,6 +401,13 @@ def test_rounds_and_evaluate_every_say_which_stages_there_are(train):
         "round-0002/evaluate",
     }
     assert len(found - evaluations) == 1 + 3 * 5
+
+
+def test_a_round_of_equal_rewards_is_refilled(train, constant_scorer):
+    for refill, images in ((0, 4), (1, 8)):
+        changes = merged(SMALL, {"rollout": {"refill": refill}, "warmup": {"steps": 0}})
+        _, summary = train(f"a{refill}", scorer=constant_scorer, **changes)
+        assert summary["images"] == images
 
 
 class Gamed(HashScorer):
