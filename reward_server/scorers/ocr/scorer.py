@@ -89,6 +89,11 @@ class OCRScorer:
         self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="ocr-read")
 
     @property
+    def characters(self) -> list[str]:
+        """What each output class of the recogniser spells, class 0 nothing."""
+        return list(self._recogniser.characters)
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """See Scorer: with `mode` line nothing is known of lines."""
         return _READ if self.mode == "line" else (*_READ, *(f"ocr_{name}" for name in NAMES))
