@@ -23,7 +23,7 @@ from reward_server.scorers.ocr.reading import Picture, Reader, Reading
 from reward_server.text import Match, normalise, ocr_accuracy, picture_order
 
 # Raised with every change of what is read: part of a server's setup.
-READING = 3
+READING = 4
 _READ = ("ocr_text", "ocr_confidence", "ocr_accuracy", "ocr_likelihood")
 
 
