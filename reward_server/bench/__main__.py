@@ -8,6 +8,7 @@ Run it with `python -m reward_server.bench WHAT`.
     faults       one of three servers is killed while it scores
     heldout      OCR components of right, slightly wrong, mirrored and empty pictures
     cases DIR    labelled pictures: how many right ones score low, how many wrong ones score 1
+    draw DIR     draws such pictures into a new folder: --count of each kind, by --seed
 
 Each prints one JSON object.
 """
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reward_server.bench.cases import cases
+from reward_server.bench.draw import draw
 from reward_server.bench.endurance import faults, soak
 from reward_server.bench.heldout import heldout
 from reward_server.bench.throughput import sizes, throughput
@@ -30,6 +32,7 @@ _RUNS = {
     "faults": (faults, 300),
     "heldout": (heldout, 200),
 }
+_FOLDERS = ("cases", "draw")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("what", choices=[*_RUNS, "cases"])
-    parser.add_argument("folder", nargs="?", type=Path, help="labelled pictures, for cases")
+    parser.add_argument("what", choices=[*_RUNS, *_FOLDERS])
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="labelled pictures, for cases and draw"
+    )
     parser.add_argument(
         "--mode", choices=("auto", "scene", "line"), default="auto", help="of cases: how to read"
     )
@@ -50,13 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--count", type=int, help="pictures, or requests (soak); see the table in the file"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of draw: others are other pictures")
     options = parser.parse_args(argv)
-    if (options.what == "cases") != (options.folder is not None):
-        parser.error("a folder must be given for cases, and only for it.")
-    if options.what == "cases":
+    if (options.what in _FOLDERS) != (options.folder is not None):
+        parser.error("a folder must be given for cases and draw, and only for them.")
+    if options.what in _FOLDERS:
         try:
-            found = cases(options.folder, options.threads, options.mode)
-        except ValueError as error:
+            if options.what == "draw":
+                found = draw(options.folder, options.seed, options.count or 4)
+            else:
+                found = cases(options.folder, options.threads, options.mode)
+        except (ValueError, FileExistsError) as error:
             parser.error(str(error))
         sys.stdout.write(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         return 0

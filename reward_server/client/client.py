@@ -36,7 +36,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_INFO = Request("GET", "/info")
+_INFO, _ALPHABET = Request("GET", "/info"), Request("GET", "/alphabet")
 UNAVAILABLE = "unavailable"  # the kind of an error that asking again may mend
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 10.0  # between asking again, about
 _PASSED_OVER = 8  # times that others are scored before an item's outage counts as its own
@@ -211,6 +211,16 @@ class RewardClient:
         if not any(server.there for server in self._servers.servers):
             raise RewardUnavailableError(f"no reward server is there ({'; '.join(reasons)})", [])
         return answers
+
+    def alphabet(self) -> list[str] | None:
+        """Return what the classes of the servers' recogniser spell, the first one nothing.
+
+        None where no server tells now: loading, of before, or without OCR. Raises like `check`.
+        """
+        if not any(info.get("alphabet") for info in self.check()):
+            return None
+        answers, _ = self._servers.ask_all(_ALPHABET, time.monotonic() + self._deadline_s)
+        return answers[0].get("characters") if answers else None
 
     def close(self) -> None:
         """End threads and connections."""

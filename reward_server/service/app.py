@@ -31,6 +31,7 @@ from reward_server.service.schema import (
     Health,
     Info,
     ItemResult,
+    Letters,
     Problem,
     ScoreRequest,
     ScoreResponse,
@@ -205,6 +206,13 @@ def create_app(
     async def info(response: Response) -> Info:
         """What decides the scores, and the limits."""
         answer = service.info()
+        _name_setup(response)
+        return answer
+
+    @app.get("/alphabet", responses={**_BUSY, 200: {"headers": _SETUP}})
+    async def alphabet(response: Response) -> Letters:
+        """The letters that the OCR can read: a text with another one has no OCR score."""
+        answer = Letters(characters=service.letters())
         _name_setup(response)
         return answer
 

@@ -174,6 +174,18 @@ class Info(Wire):
     fingerprint: str = Field(
         description="sha256 of what decides the scores: scorers and debug mode, not limits"
     )
+    alphabet: str | None = Field(
+        description="sha256 of the letters that the OCR knows (`/alphabet`); null without OCR"
+    )
+
+
+class Letters(Wire):
+    characters: list[str] | None = Field(
+        description=(
+            "what each output class of the recogniser spells, the first one nothing; null without"
+            " OCR"
+        )
+    )
 
 
 class Problem(Wire):

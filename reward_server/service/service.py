@@ -188,7 +188,18 @@ class RewardService:
             limits=limits,
             reward_model_disabled=settings.disable_reward_model,
             fingerprint=self.fingerprint,
+            alphabet=self._digest_of_letters(),
         )
+
+    def letters(self) -> list[str] | None:
+        """What the classes of the recogniser spell; None without OCR. Raises NotReadyError."""
+        self.must_be_ready()
+        found = (getattr(one.scorer, "characters", None) for one in self._batchers)
+        return next((one for one in found if one is not None), None)
+
+    def _digest_of_letters(self) -> str | None:
+        letters = self.letters()
+        return None if letters is None else hashlib.sha256(json.dumps(letters).encode()).hexdigest()
 
     def _scorers_info(self) -> dict[str, dict[str, str]]:
         return {batcher.scorer.name: dict(batcher.scorer.info) for batcher in self._batchers}

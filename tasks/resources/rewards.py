@@ -16,6 +16,7 @@ from calligrapher.data.images import load_mask, load_rgb, mask_to_tensor, png_by
 from calligrapher.durable import atomic_write
 from calligrapher.errors import ParamsError, RewardError
 from calligrapher.tables.schema import SCORE_COLUMNS
+from reward_server.alphabet import Alphabet
 from reward_server.client import (
     TOKEN_VARIABLE,
     RewardClient,
@@ -33,6 +34,7 @@ from reward_server.components import (
     WEIGHT_OF,
     measured_by,
 )
+from reward_server.text import Match
 from tasks.params.run_params import RewardParams
 
 DISABLED_REWARD = 0.5
@@ -291,6 +293,20 @@ def check_servers(params: RewardParams) -> None:
             ) from error
     for info in infos:
         _check_info(info, params)
+
+
+def served_alphabet(params: RewardParams, urls: Sequence[str], match: Match) -> Alphabet:
+    """Return the alphabet of these servers' OCR. Raises LookupError where none tells it now."""
+    with RewardClient(
+        urls, token=_token(params), request_timeout_s=min(params.timeout_s, 10.0)
+    ) as client:
+        try:
+            characters = client.alphabet()
+        except RewardClientError as error:
+            raise LookupError(str(error)) from None
+    if characters is None:
+        raise LookupError("no reward server tells its letters (older, loading, or without OCR)")
+    return Alphabet(characters, match)
 
 
 def _check_info(info: Mapping[str, Any], params: RewardParams) -> None:

@@ -80,28 +80,35 @@ def _demands_are_met(params: RunParams, lists: dict, *, learns: bool) -> None:
 def _letters_are_known(params: RunParams, lists: dict) -> None:
     """Raise DataError where too many training texts could never be scored; warn of the others.
 
-    Servers that are there already have weights of their own, and are not judged.
+    Servers that are there already have weights of their own, and are asked what they know.
     """
+    from reward_server.alphabet import bundled_alphabet
     from tasks.data.letters import told, unreadable
     from tasks.launch.places import named_servers
+    from tasks.resources.rewards import served_alphabet
 
     reward = params.reward
     read = {"ocr_accuracy", "ocr_likelihood"} & set(reward.component_weights)
-    if reward.disable_reward_model or named_servers(params, 1) or not read:
+    if reward.disable_reward_model or not read:
         return
+    servers = named_servers(params, 1)
+    whose, alphabet_for = "the bundled OCR", bundled_alphabet
+    if servers:
+        whose = "the reward servers' OCR"
+        alphabet_for = functools.partial(served_alphabet, reward, servers)
     for key, (where, cases) in lists.items():
         try:
-            lacking = unreadable(cases, reward.ocr_match or "loose")
-        except (FileNotFoundError, ImportError) as error:
+            lacking = unreadable(cases, reward.ocr_match or "loose", alphabet_for)
+        except (FileNotFoundError, ImportError, LookupError) as error:
             logger.warning("%s: whether the OCR knows all letters is not known: %s", key, error)
             return
         if key == "data.train" and len(lacking) > reward.max_unscored_share * len(cases):
             raise DataError(
                 f"{key} {where} must have at most {reward.max_unscored_share:.0%} of texts without"
-                f" a score (reward.max_unscored_share). {told(lacking, len(cases))}"
+                f" a score (reward.max_unscored_share). {told(lacking, len(cases), whose)}"
             )
         if lacking:
-            logger.warning("%s %s: %s", key, where, told(lacking, len(cases)))
+            logger.warning("%s %s: %s", key, where, told(lacking, len(cases), whose))
 
 
 def _weights_are_there(base: Path, siglip: Path, adapter: Path | None) -> None:

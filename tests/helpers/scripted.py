@@ -37,12 +37,14 @@ def hash_scored(number, body):
 class Script:
     """Replies what `answer(number, body)` gives: (status, headers, content), or None to hang up.
 
-    A GET is answered with `info_status` and `info`; every answer names the setup `fingerprint`.
+    A GET is answered with `info_status` and `info`, that of `/alphabet` with `characters`; every
+    answer names the setup `fingerprint`.
     """
 
     def __init__(self, answer=lambda number, body: (200, {}, scored(body)), fingerprint="one"):
         self.fingerprint, self.info = fingerprint, {"scorers": {"ocr": {"engine": "scripted"}}}
         self.info_status, self.paths = 200, []
+        self.characters = None  # of `/alphabet`, which an older server has not
         self.answer, self.bodies, self.connections, self.headers = answer, [], 0, []
         script, lock = self, threading.Lock()
 
@@ -55,7 +57,12 @@ class Script:
                 super().setup()
 
             def do_GET(self):
-                self.reply(script.info_status, {}, script.info)
+                if self.path != "/alphabet":
+                    self.reply(script.info_status, {}, script.info)
+                elif script.characters is None:
+                    self.reply(404, {}, {"detail": "Not Found"})
+                else:
+                    self.reply(200, {}, {"characters": script.characters})
 
             def do_POST(self):
                 raw = self.rfile.read(int(self.headers["content-length"]))

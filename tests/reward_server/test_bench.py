@@ -6,6 +6,8 @@ import pytest
 from PIL import Image
 
 from reward_server.bench.__main__ import main
+from reward_server.bench.cases import item_of, load
+from reward_server.bench.draw import RIGHT, WRONG
 from reward_server.bench.pictures import picture
 
 
@@ -44,6 +46,22 @@ def test_a_folder_without_labels_is_refused(capsys, tmp_path):
     with pytest.raises(SystemExit):
         main(["cases", str(tmp_path)])
     assert "must hold cases.json" in capsys.readouterr().err
+
+
+def test_drawn_pictures_are_labelled_and_another_seed_draws_others(capsys, tmp_path):
+    for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        found = run(capsys, "draw", str(tmp_path / name), "--seed", seed, "--count", "1")
+        assert found["pictures"] == len(RIGHT) + len(WRONG)
+    labelled = [load(tmp_path / name) for name in "abc"]
+    assert labelled[0] == labelled[1] != labelled[2]
+    assert {case["kind"] for case in labelled[0]} == {*RIGHT, *WRONG}
+    case = next(case for case in labelled[0] if case["kind"] == "cut by the mask")
+    item = item_of(tmp_path / "a", case)
+    assert item.image.shape == (384, 384, 3)
+    assert 0 < item.mask.mean() < 0.3
+    with pytest.raises(SystemExit):
+        main(["draw", str(tmp_path / "a")])
+    assert "File exists" in capsys.readouterr().err
 
 
 @pytest.mark.slow

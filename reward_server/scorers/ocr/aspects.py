@@ -10,15 +10,16 @@ from dataclasses import dataclass, fields
 import cv2
 import numpy as np
 
-from reward_server.scorers.ocr.ink import crossed, ink_of
+from reward_server.scorers.ocr.ink import crossed, gaps, ink_of
 from reward_server.scorers.ocr.lines import Line, Place, longest_run, sides
 
 # Each pair: where an aspect is 0 and where it is 1.
-_VISIBILITY = (1.0, 6.0)  # CIELAB distance between ink and ground; 2 of 255 grey levels are 0.8
+_VISIBILITY = (2.0, 7.0)  # CIELAB distance between ink and ground; 2 of 255 grey levels are 0.8
 _SIZE = (0.1, 0.3)  # of the mask's width or height, whichever the text fills more
 _BLUR = (0.30, 0.12)  # width of an edge as a share of the line's height
 _STRIKE = (0.75, 0.45)  # longest level stroke in the middle as a share of the text's width
 _CROSSED = (0.3, 0.1)  # holes for each letter that its own do not explain, in letters joined by one
+_GAPS = (4, 2)  # rows without ink between rows that have some, each run of them counted once
 _STRIKE_BAND = (0.25, 0.8)  # of the line's height, from the top
 _LONG = 1.5  # times its height: how wide a text is at least in which a level stroke strikes it out
 _BEST_TURNED = (0.8, 0.95)  # confidence of the turned line ...
@@ -34,7 +35,7 @@ class Aspects:
 
     visibility: float | None = None  # ink and ground can be told apart
     upright: float | None = None  # it is not read better turned by 180 degrees
-    unstruck: float | None = None  # no stroke runs through its whole width
+    unstruck: float | None = None  # no stroke runs through its whole width, no rows are missing
     sharpness: float | None = None  # edges are narrow for the letters' size
     inside: float | None = None  # share of the lines' length within the mask
     size: float | None = None  # large enough for the mask
@@ -106,7 +107,11 @@ def look(pixels: np.ndarray, text: str = "") -> tuple[float, float, float]:
     edge = max(
         contrast / max(float(np.sort(slope, axis=None)[int(0.97 * slope.size)]), 1e-6) - 2, 0
     ) / len(ink)
-    unstruck = min(_rise(_strike(ink), _STRIKE), _rise(crossed(ink, text), _CROSSED))
+    unstruck = min(
+        _rise(_strike(ink), _STRIKE),
+        _rise(crossed(ink, text), _CROSSED),
+        _rise(gaps(ink), _GAPS),
+    )
     return _rise(contrast, _VISIBILITY), _rise(edge, _BLUR), unstruck
 
 

@@ -9,6 +9,8 @@ import numpy as np
 SEEN_AT = 48  # px; lines are looked at no higher than this
 _ONE_HOLE = frozenset("abdeopqADOPQR0469")
 _TWO_HOLES = frozenset("gB8&@%")  # g: in a double-storey face
+_LAB_ZERO = np.array([0, 128, 128], dtype=np.float32)  # as bytes, a and b lie around 128
+_COARSE = 3  # px for each of which the ground's colour is told
 _HOLE = 4  # px; smaller ones are noise
 _JOINED = 0.85  # of the ink's width: how much of it one shape spans that joins its letters
 
@@ -17,7 +19,9 @@ def ink_of(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(ink bool [h, w], shade [h, w] in CIELAB units) of a line uint8 [H, W, 3].
 
     h is at most `SEEN_AT`. Ink and ground are the two sides of Otsu's threshold along the axis of
-    greatest colour spread; the ground is what the line's border shows more of.
+    greatest colour spread; the ground is what the line's border shows more of. Shades are seen
+    against the colours around (`_around`): a ground that varies more than the letters stand out
+    from it would be what is split.
     """
     height, width = pixels.shape[:2]
     if height > SEEN_AT:
@@ -25,6 +29,7 @@ def ink_of(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
         width, height = size
     lab_HWC = cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    lab_HWC -= _around(lab_HWC)
     flat = lab_HWC.reshape(-1, 3) - lab_HWC.mean(axis=(0, 1))
     axis = np.linalg.eigh(flat.T @ flat)[1][:, -1]
     shade = (flat @ axis).reshape(height, width)
@@ -34,6 +39,16 @@ def ink_of(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     _, split = cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     border = np.concatenate([split[0], split[-1], split[:, 0], split[:, -1]])
     return split.astype(bool) ^ (border.mean() > 0.5), shade
+
+
+def _around(lab_HWC: np.ndarray) -> np.ndarray:
+    """The colours of a line's ground at each place: medians over half of its height, smoothed."""
+    height, width = lab_HWC.shape[:2]
+    size = (max(width // _COARSE, 1), max(height // _COARSE, 1))
+    small = cv2.resize(lab_HWC + _LAB_ZERO, size, interpolation=cv2.INTER_AREA)
+    middle = cv2.medianBlur(small.round().clip(0, 255).astype(np.uint8), max(size[1] // 2 | 1, 3))
+    middle = cv2.GaussianBlur(middle.astype(np.float32), (0, 0), max(size[1] / 8, 0.5))
+    return cv2.resize(middle, (width, height)) - _LAB_ZERO
 
 
 def crossing(ink: np.ndarray, inside: np.ndarray, reach: float) -> np.ndarray:
@@ -77,6 +92,15 @@ def crossed(ink: np.ndarray, text: str) -> float:
     closed = (left > 0) & (top > 0) & (left + wide < ink.shape[1]) & (top + high < len(ink))
     holes = int((closed & (area >= _HOLE)).sum())
     return (holes - _holes_of(letters)) / len(letters)
+
+
+def gaps(ink: np.ndarray) -> int:
+    """How often the ink [h, w] stops between its first and its last row and goes on below.
+
+    Letters do so once or twice at most: a dot, an accent, an underline.
+    """
+    rows = np.flatnonzero(ink.any(axis=1))
+    return int((np.diff(rows) > 1).sum())
 
 
 def _holes_of(letters: Sequence[str]) -> int:

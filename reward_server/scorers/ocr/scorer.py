@@ -23,7 +23,7 @@ from reward_server.scorers.ocr.reading import Picture, Reader, Reading
 from reward_server.text import Match, normalise, ocr_accuracy, picture_order
 
 # Raised with every change of what is read: part of a server's setup.
-READING = 3
+READING = 4
 _READ = ("ocr_text", "ocr_confidence", "ocr_accuracy", "ocr_likelihood")
 
 
@@ -87,6 +87,11 @@ class OCRScorer:
         }
         self._reader = Reader(self._recogniser, self._detector, always_find=mode == "scene")
         self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="ocr-read")
+
+    @property
+    def characters(self) -> list[str]:
+        """What each output class of the recogniser spells, class 0 nothing."""
+        return list(self._recogniser.characters)
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -459,6 +459,16 @@ def test_a_token_is_asked_of_everybody_but_a_health_check(serve, tmp_path):
         assert client.get("/openapi.json", headers=good).json()["components"]["securitySchemes"]
 
 
+def test_the_letters_of_the_ocr_are_told_and_their_digest_stands_in_info(serve):
+    scorer = FakeScorer()
+    with serve(scorer) as client:
+        assert client.get("/alphabet").json() == {"characters": None}
+        assert client.get("/info").json()["alphabet"] is None
+        scorer.characters = ["blank", "a", "é"]
+        assert client.get("/alphabet").json() == {"characters": ["blank", "a", "é"]}
+        assert len(client.get("/info").json()["alphabet"]) == 64
+
+
 def test_openapi_tells_every_status_that_is_answered(serve):
     with serve(FakeScorer()) as client:
         paths = client.get("/openapi.json").json()["paths"]
@@ -470,6 +480,7 @@ def test_openapi_tells_every_status_that_is_answered(serve):
         "/livez",
         "/readyz",
         "/info",
+        "/alphabet",
         "/metrics",
     }
     assert set(paths["/score"]["post"]["responses"]) == {

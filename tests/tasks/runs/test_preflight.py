@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 from PIL import Image
+from scripted import Script
 
 from calligrapher.errors import DataError
 from tasks.params.run_params import RunParams
@@ -71,6 +72,38 @@ def test_training_texts_beyond_the_alphabet_are_refused_above_the_share_and_warn
     run(max_unscored_share=share)
     assert letters in caplog.text
     caplog.clear()
-    run(max_unscored_share=0, server_urls=["http://127.0.0.1:1"])
     run(max_unscored_share=0, disable_reward_model=True)
     assert "letters" not in caplog.text
+
+
+def test_named_servers_are_asked_for_their_letters_and_older_ones_are_passed_over(
+    values, cases, tmp_path, caplog
+):
+    folder = shutil.copytree(cases / "train", tmp_path / "train")
+    listed = folder / "self_bench.txt"
+    lines = listed.read_text().splitlines()
+    listed.write_text("\n".join(["1-Привет", *lines[1:]]) + "\n", encoding="utf-8")
+
+    def run(url: str, seed: int) -> None:
+        given = values("nft", reward={"server_urls": [url], "ocr_weight": 1}, seed=seed)
+        given["data"]["train"] = str(folder)
+        given["reward"]["max_unscored_share"] = 0
+        preflight(RunParams.model_validate(given), tmp_path / "data")
+
+    server = Script()
+    try:
+        run(server.url, 1)
+        assert "no reward server tells its letters" in caplog.text
+        server.info, server.characters = {"alphabet": "digest"}, ["blank", *"привет"]
+        run(server.url, 2)
+        server.characters = ["blank", *"прив"]
+        with pytest.raises(
+            DataError, match=r"texts have letters that the reward servers' OCR"
+        ) as error:
+            run(server.url, 3)
+        assert f"({' '.join('привет'[4:])})" in str(error.value)
+    finally:
+        server.close()
+    caplog.clear()
+    run("http://127.0.0.1:1", 4)
+    assert "not known" in caplog.text

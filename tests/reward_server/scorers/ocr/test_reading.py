@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import matplotlib
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from reward_server.alphabet import Alphabet, bundled_alphabet
 from reward_server.scorers.base import Item
+from reward_server.scorers.ocr.aspects import look
+from reward_server.scorers.ocr.ink import ink_of
 from reward_server.scorers.ocr.scorer import OCRScorer
 
 FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
@@ -218,3 +221,26 @@ def test_a_stroke_across_all_letters_strikes_them_out_and_an_underline_does_not(
     assert [one["ocr_accuracy"] for one in found] == [0.0, 1.0]
     assert found[0]["ocr_unstruck"] < 0.5
     assert found[1]["ocr_unstruck"] == 1.0
+
+
+def test_letters_of_which_most_rows_are_missing_are_not_read(scorer):
+    word = np.asarray(written("Winter", points=56)).copy()
+    read = []
+    for kept in (8, 3):
+        for row in range(kept, 8):
+            word[row::8] = 0
+        read.append(score(scorer, scene((Image.fromarray(word), 60, 85)), "Winter"))
+    assert [one["ocr_accuracy"] for one in read] == [1.0, 0.0]
+    assert [one["ocr_unstruck"] for one in read] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(("levels", "visible"), [(40, True), (2, False)])
+def test_ink_is_seen_against_the_ground_around_it(levels, visible):
+    word = np.asarray(written("galaxy", points=56)) / 255
+    slope = np.linspace(60, 200, word.shape[1])  # more than the letters differ from it
+    shown = np.repeat((slope + levels * word)[..., None], 3, axis=2).round().astype(np.uint8)
+    assert (look(shown)[0] == 1.0) == visible
+    if visible:
+        ink, _ = ink_of(shown)
+        painted = cv2.resize(word, ink.shape[::-1], interpolation=cv2.INTER_AREA) > 0.5
+        assert (ink == painted).mean() > 0.93
