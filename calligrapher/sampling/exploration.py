@@ -4,7 +4,6 @@ Legend: B rows, L image tokens, D packed channels, W window steps.
 """
 
 import hashlib
-import math
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -134,6 +133,15 @@ def window_length(num_steps: int, window_size: int | None, timestep_fraction: fl
     return length
 
 
+def window_places(num_steps: int, window_size: int | None, timestep_fraction: float) -> int:
+    """Return at how many steps the window may start: 0, 1, ...
+
+    Raises InputError as `window_length` does.
+    """
+    length = window_length(num_steps, window_size, timestep_fraction)
+    return min(trained_steps(num_steps, timestep_fraction), num_steps - 1) - length + 1
+
+
 def window_start(
     seed: int,
     round_index: int,
@@ -148,9 +156,9 @@ def window_start(
     per sample would compare members that explored at different noise levels. Equal arguments give
     equal starts on every machine. Raises InputError as `window_length` does.
     """
-    starts = _places(num_steps, window_size, timestep_fraction)
+    places = window_places(num_steps, window_size, timestep_fraction)
     digest = hashlib.sha256(f"window/{seed}/{round_index}/{group}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % starts
+    return int.from_bytes(digest[:8], "big") % places
 
 
 def moving_start(round_index: int, num_steps: int, exploration: Exploration) -> int:
@@ -160,16 +168,14 @@ def moving_start(round_index: int, num_steps: int, exploration: Exploration) -> 
     window is always whole and ends before the last step. Raises InputError as `window_length` does.
     Source: MixGRPO (arXiv 2507.21802), with `roll_back` as in its released script.
     """
-    last = _places(num_steps, exploration.window_size, exploration.timestep_fraction) - 1
-    stops = math.ceil(last / exploration.window_stride) + 1
-    k = round_index // exploration.window_interval % stops
-    return min(k * exploration.window_stride, last)
+    stops = moving_stops(num_steps, exploration)
+    return stops[round_index // exploration.window_interval % len(stops)]
 
 
-def _places(num_steps: int, window_size: int | None, timestep_fraction: float) -> int:
-    """Return how many first steps a window can have."""
-    length = window_length(num_steps, window_size, timestep_fraction)
-    return min(trained_steps(num_steps, timestep_fraction), num_steps - 1) - length + 1
+def moving_stops(num_steps: int, exploration: Exploration) -> list[int]:
+    """Return the first steps of a progressive window, in the order in which it takes them."""
+    last = window_places(num_steps, exploration.window_size, exploration.timestep_fraction) - 1
+    return [*range(0, last, exploration.window_stride), last]
 
 
 def windows_of(

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from calligrapher.model.policy import Conditioning, Policy
+from calligrapher.sampling.calls import abreast, from_trunks
 from calligrapher.sampling.exploration import Exploration, Window, stochastic_step, window_length
 from calligrapher.sampling.schedule import sigma_schedule
-from calligrapher.sampling.step import Solver, dpm2_step, ode_step
+from calligrapher.sampling.step import Solver, Step, dpm2_step, ode_step
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def sample(
     window_starts: list[int] | None = None,
     exploration: Exploration | None = None,
     solver: Solver = "euler",
+    shared_trunk: bool = False,
 ) -> SampledBatch:
     """Sample one image per row with one transformer call per step.
 
@@ -51,6 +53,8 @@ def sample(
     `window_starts[b]` on; its other steps are ODE steps, as all are without. Noise is drawn on the
     CPU, so results do not depend on the device's generator. The solver `dpm2` is for paths without
     stochastic steps: it goes on from where the step before saw the image, which noise would move.
+    With `shared_trunk`, rows with one seed in `starts_from`, which must then be of one case, are
+    walked as one up to their window: fewer rows a call, see `from_trunks`.
     """
     assert solver == "euler" or exploration is None
     length = conditioning.masked.shape[1]
@@ -70,51 +74,75 @@ def sample(
         if exploration
         else 0
     )
-    # Lists per row: windows start at different steps, so at one step some rows are in theirs.
-    trajectory, means, log_probs, window_sigmas = ([[] for _ in seeds] for _ in range(4))
+    everyone = list(range(len(seeds)))
+    calls = abreast(len(seeds), num_steps)
+    if shared_trunk:
+        calls = from_trunks(starts_from, window_starts, width, num_steps)
+    record = _Record(len(seeds))
     before = None  # of dpm2: where the step before saw the image, and at which noise level
-    for i in range(num_steps):
-        velocity = policy.velocity(x, x.new_full((len(x),), sigmas[i]), conditioning)
-        if solver == "dpm2":
-            x_next, x0_hat = dpm2_step(velocity, x, sigmas[i], sigmas[i + 1], before=before)
-            before = x0_hat, sigmas[i]
-        else:
-            x_next = ode_step(velocity, x, sigmas[i], sigmas[i + 1])
-        if exploration is not None:
-            inside = [b for b, start in enumerate(window_starts) if start <= i < start + width]
+    for call in calls:
+        heads = [rows[0] for rows, _ in call]
+        seen = conditioning if heads == everyone else conditioning.rows(heads)
+        velocities = policy.velocity(x[heads], x.new_tensor([sigmas[i] for _, i in call]), seen)
+        x_next = x.clone()
+        for i in dict.fromkeys(i for _, i in call):
+            at = [k for k, (_, step) in enumerate(call) if step == i]
+            rows = [heads[k] for k in at]
+            velocity = velocities[at]
+            if solver == "dpm2":
+                moved, x0_hat = dpm2_step(
+                    velocity, x[rows], sigmas[i], sigmas[i + 1], before=before
+                )
+                before = x0_hat, sigmas[i]
+            else:
+                moved = ode_step(velocity, x[rows], sigmas[i], sigmas[i + 1])
+            inside = [j for j, b in enumerate(rows) if width and 0 <= i - window_starts[b] < width]
             if inside:
                 # One call of the transformer serves both kinds of rows. Those inside take their
                 # step from the same velocity; it replaces the ODE step that all rows took.
-                rows = torch.tensor(inside, device=x.device)
+                own = [rows[j] for j in inside]
                 step = stochastic_step(
-                    velocity[rows],
-                    x[rows],
+                    velocity[inside],
+                    x[own],
                     sigmas[i],
                     sigmas[i + 1],
                     sigmas[1],
                     exploration,
                     # Of the row's own stream: the other rows inside do not change it.
-                    noise=noise(streams[b] for b in inside),
+                    noise=noise(streams[b] for b in own),
                 )
-                x_next[rows] = step.x_next
-                for j, b in enumerate(inside):
-                    if not trajectory[b]:  # W steps have W + 1 ends
-                        trajectory[b].append(x[b])
-                        window_sigmas[b].append(sigmas[i])
-                    trajectory[b].append(step.x_next[j])
-                    window_sigmas[b].append(sigmas[i + 1])
-                    means[b].append(step.mean[j])
-                    log_probs[b].append(step.log_prob[j])
+                moved[inside] = step.x_next
+                record.add(own, x, step, sigmas[i], sigmas[i + 1])
+            for j, k in enumerate(at):
+                x_next[call[k][0]] = moved[j]
         x = x_next
-    if exploration is None:
-        return SampledBatch(x, None)
-    # The rows stack: each window ends before the last step, so each row has all W of its steps.
-    return SampledBatch(
-        x,
-        Window(
-            trajectory=torch.stack([torch.stack(row) for row in trajectory]),
-            log_prob=torch.stack([torch.stack(row) for row in log_probs]),
-            mean=torch.stack([torch.stack(row) for row in means]),
-            sigmas=torch.tensor(window_sigmas),
-        ),
-    )
+    return SampledBatch(x, record.window() if exploration else None)
+
+
+class _Record:
+    """The windows of B rows as they come: they start at different steps."""
+
+    def __init__(self, rows: int):
+        # A list per row.
+        self.trajectory, self.means, self.log_probs, self.sigmas = (
+            [[] for _ in range(rows)] for _ in range(4)
+        )
+
+    def add(self, rows: list[int], x: Tensor, step: Step, sigma: float, sigma_next: float) -> None:
+        """Add a step that `rows` of x [B, L, D] took; its tensors have a row for each of them."""
+        for j, b in enumerate(rows):
+            if not self.trajectory[b]:  # W steps have W + 1 ends
+                self.trajectory[b].append(x[b])
+                self.sigmas[b].append(sigma)
+            self.trajectory[b].append(step.x_next[j])
+            self.sigmas[b].append(sigma_next)
+            self.means[b].append(step.mean[j])
+            self.log_probs[b].append(step.log_prob[j])
+
+    def window(self) -> Window:
+        """Stack the rows: each window ends before the last step, so each row has all W steps."""
+        trajectory, log_prob, mean = (
+            torch.stack([torch.stack(row) for row in rows])
+            for rows in (self.trajectory, self.log_probs, self.means)
+        )
+        return Window(trajectory, log_prob, mean, torch.tensor(self.sigmas))

@@ -67,6 +67,7 @@ def check_all(params: Sections) -> None:
     steps_suffice(params)
     solver_fits(params)
     refill_can_be_judged(params)
+    trunk_is_shared(params)
     compares_equal_batches(params)
     reward_answers(params)
     evaluates(params)
@@ -154,6 +155,27 @@ def refill_can_be_judged(params: Sections) -> None:
         raise ValueError(
             "rollout.refill must be 0 with reward.disable_reward_model. Got"
             f" {refill}: equal rewards leave every group without a spread."
+        )
+
+
+def trunk_is_shared(params: Sections) -> None:
+    rollout, explores = params.rollout, params.rl.exploration
+    if not rollout.shared_trunk:
+        return
+    if explores is None or explores.noise != "group":
+        found = "none" if explores is None else f"{params.rl.name}.noise: {explores.noise}"
+        raise ValueError(
+            "rollout.shared_trunk must be false unless the images of a group start from one noise"
+            f" (grpo.noise: group). Got {found}: they have no steps in common."
+        )
+    size, group = rollout.batch_size, rollout.num_images_per_prompt
+    mixed = group % size or rollout.shard_size % size
+    if params.launch.strategy == "fsdp2" and explores.window == "random" and mixed:
+        raise ValueError(
+            "rollout.batch_size must divide rollout.num_images_per_prompt and rollout.shard_size"
+            f" with rollout.shared_trunk and launch.strategy fsdp2. Got {size}, {group} and"
+            f" {rollout.shard_size}: a batch of several groups has more calls where their windows"
+            " lie apart, and ranks that share the weights out must make equally many."
         )
 
 

@@ -216,6 +216,13 @@ class RolloutParams(Section):
             " all 0, which are then left out of the update whatever the KL; 0 = none."
         ),
     )
+    shared_trunk: bool = Field(
+        False,
+        description=(
+            "Walk the steps up to a group's window once for all its images of a batch, not once for"
+            " each: fewer forwards for the same images, but for last bits. Needs grpo.noise: group."
+        ),
+    )
     batch_size: Positive = Field(1, description="Images sampled at once.")
     shard_size: Positive = Field(
         16,

@@ -1,12 +1,12 @@
 """What a round costs on N ranks: transformer calls, bytes moved, bytes written, time and money.
 
 The counts follow from params alone and are exact where every optimizer step has something to
-teach, all images have one shape and no image is left out. Time is a lower bound made of them:
-every GPU at the given speed, nothing overlapped, and no time for encoders, VAE, rewards, optimizer
-and files (`docs/scale.md`).
+teach, all images have one shape and no image is left out; with `rollout.shared_trunk` those of the
+rollout are means over where windows may lie. Time is a lower bound made of them: every GPU at the
+given speed, nothing overlapped, and no time for encoders, VAE, rewards, optimizer and files
+(`docs/scale.md`).
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from torch import nn
 from calligrapher.sizing.meta_model import MetaModel
 from tasks.params.run_params import RunParams
 from tasks.planning.memory import batch_of, meta_model, row_bytes
-from tasks.planning.work import forwards
+from tasks.planning.work import forwards, sampling
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Cost:
     """One round on `ranks` ranks. Rows are images of a call: a call of B images counts B."""
 
     ranks: int
-    calls: dict[str, int]  # calls of the transformer by stage, of all ranks
-    rows: dict[str, int]  # the same, each with its images
-    busiest: dict[str, int]  # the same of the rank that ends last: what the stage waits for
+    calls: dict[str, float]  # calls of the transformer by stage, of all ranks
+    rows: dict[str, float]  # the same, each with its images
+    busiest: dict[str, float]  # the same of the rank that ends last: what the stage waits for
     steps: int  # of the optimizer
     reduced: int  # bytes of gradients that a rank gives into the sum of each step; 0 alone
     tensors: int  # bytes of sampled tensors written per round, before compression
@@ -52,15 +52,15 @@ def cost(params: RunParams, ranks: int | None = None) -> Cost:
     """Reckon a round, from round 1 on; ranks: those of the params where None."""
     ranks = ranks or params.launch.size
     model = meta_model(params)
-    r, u, told = params.rollout, params.update, forwards(params)
-    shards = list(_runs(params.images_per_round, r.shard_size))
+    u, told = params.update, forwards(params)
+    shards = sampling(params)
     batches = list(_runs(params.images_per_round, u.batch_size))
     per_pass = [
         batches[at : at + u.gradient_accumulation_steps]
         for at in range(0, len(batches), u.gradient_accumulation_steps)
     ]
     a_row = told.trained + told.old + told.reference
-    sampled_by = [sum(shards[rank::ranks]) for rank in range(min(ranks, len(shards)))]
+    sampled_by = [sum(shard.rows for shard in shards[rank::ranks]) for rank in range(ranks)]
     trained_by_busiest = sum(
         max(sum(step[rank::ranks]) for rank in range(min(ranks, len(step)))) for step in per_pass
     )
@@ -69,12 +69,12 @@ def cost(params: RunParams, ranks: int | None = None) -> Cost:
     return Cost(
         ranks=ranks,
         calls={
-            "rollout": told.rollout * sum(math.ceil(s / r.batch_size) for s in shards),
+            "rollout": sum(shard.calls for shard in shards),
             "update": passes * a_row * len(batches),
         },
-        rows={"rollout": told.rollout * images, "update": passes * a_row * images},
+        rows={"rollout": sum(sampled_by), "update": passes * a_row * images},
         busiest={
-            "rollout": told.rollout * max(sampled_by),
+            "rollout": max(sampled_by),
             "update": passes * a_row * trained_by_busiest,
         },
         steps=passes * len(per_pass),

@@ -93,7 +93,8 @@ class RunPlan:
     def _work(self) -> list[str]:
         f, disk = self.forwards, self.files
         return [
-            f"transformer calls per image: {f.rollout} in the rollout; in each pass of the update",
+            f"transformer calls per image: {f.rollout:g} in the rollout; in each pass of the"
+            " update",
             (
                 f"  {f.trained} with a backward, {f.old} of old and {f.reference} of the reference"
                 f" without. {self.images} images a round."

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from calligrapher.sampling.exploration import moving_stops, window_places
 from tasks.artifacts.layout import EVALUATE
 from tasks.params.run_params import RunParams
 from tasks.pipeline import evaluated_cases, planned, stage_of
@@ -15,7 +16,7 @@ PNG_BYTES = 3  # of a pixel, at most but for the file's frame: noise does not co
 class Forwards:
     """Calls of the transformer for one image: in its rollout, and in one pass of the update."""
 
-    rollout: int
+    rollout: float  # whole, unless the images of a group share their trunk: then in the mean
     trained: (
         int  # each with a backward, which runs the blocks once more under gradient checkpointing
     )
@@ -41,7 +42,53 @@ def forwards(params: RunParams) -> Forwards:
     steps = params.rollout.num_inference_steps
     levels = params.rl.forwards_per_image(steps)
     needed = copies(params)
-    return Forwards(steps, levels, levels * needed["old"], levels * needed["reference"])
+    rollout: float = steps
+    if params.rollout.shared_trunk:
+        rollout = sum(shard.rows for shard in sampling(params)) / params.images_per_round
+    return Forwards(rollout, levels, levels * needed["old"], levels * needed["reference"])
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Work of one shard's rollout: calls of the transformer, and the rows of all of them.
+
+    With `rollout.shared_trunk` both are means over where windows may lie.
+    """
+
+    calls: float
+    rows: float
+
+
+def sampling(params: RunParams) -> list[Sampling]:
+    """Return the work of each shard of a round's rollout.
+
+    A trunk saves, in each batch, all members of a group but one the steps before the window: its
+    start, uniform on 0 .. n - 1, is (n - 1) / 2 in the mean. The windows of a batch's k groups lie
+    `(n - 1) - 2 sum (t / n)^k` steps apart, t from 1 to n - 1, and each such step is a call more.
+    Progressive windows are all in one place: n is 1, and the start the mean of a whole cycle.
+    """
+    r, explores = params.rollout, params.rl.exploration
+    steps, members = r.num_inference_steps, r.num_images_per_prompt
+    places, start = 1, 0
+    if r.shared_trunk and explores.window == "progressive":
+        stops = moving_stops(steps, explores)
+        start = sum(stops) / len(stops)
+    elif r.shared_trunk:
+        places = window_places(steps, explores.window_size, explores.timestep_fraction)
+        start = (places - 1) / 2
+    found = []
+    for first in range(0, params.images_per_round, r.shard_size):
+        end = min(first + r.shard_size, params.images_per_round)
+        calls: float = 0
+        rows: float = steps * (end - first)
+        for at in range(first, end, r.batch_size):
+            last = min(at + r.batch_size, end) - 1
+            groups = last // members - at // members + 1
+            apart = places - 1 - 2 * sum((t / places) ** groups for t in range(1, places))
+            calls += steps + apart
+            rows -= (last + 1 - at - groups) * start
+        found.append(Sampling(calls, rows))
+    return found
 
 
 def files(params: RunParams) -> Files:

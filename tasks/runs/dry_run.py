@@ -14,7 +14,7 @@ from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RunParams
 from tasks.pipeline import ROUND, evaluated_cases, planned, round_of, rounds_done, stage_of
 from tasks.planning.cost import cost, price
-from tasks.planning.work import disk, rounds_made
+from tasks.planning.work import disk, forwards, rounds_made
 from tasks.reports.status import run_params
 from tasks.reports.words import duration, size
 from tasks.runs.run import refuse_other_params
@@ -170,7 +170,7 @@ def _scaled(params: RunParams, other: RunParams, measured: dict[str, float]) -> 
         images = params.images_per_round / other.images_per_round
         factors |= dict.fromkeys(("score", "advantage"), images) | {"refresh": 1.0}
     a_forward = measured["rollout"] * factors["rollout"]
-    a_forward /= params.images_per_round * params.rollout.num_inference_steps
+    a_forward /= params.images_per_round * forwards(params).rollout
 
     def pace(name: str) -> float | None:
         kind = name.rpartition("/")[2]

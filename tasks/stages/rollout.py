@@ -161,6 +161,7 @@ def _write(
         starts_from=starts_from,
         at_least=turn.at_least,
         solver=params.rollout.solver,
+        shared_trunk=params.rollout.shared_trunk,
     )
     if not turn.own:
         return

@@ -45,12 +45,13 @@ def sample_batches(
     starts_from: list[int] | None = None,
     at_least: int = 0,
     solver: Solver = "euler",
+    shared_trunk: bool = False,
 ) -> list[tuple[list[int], SampledBatch]]:
     """Return one image per case, sampled under `weights`, at most `rollout.batch_size` at a time.
 
     A batch has cases of one length: it comes with their indices, see `in_order`. seeds,
-    window_starts, starts_from: one a case, see `sample`; solver: as there. at_least: batches to
-    sample; the last one is sampled again, for nothing, where there are fewer.
+    window_starts, starts_from: one a case, see `sample`; solver, shared_trunk: as there. at_least:
+    batches to sample; the last one is sampled again, for nothing, where there are fewer.
     """
     params, sampled = resources.params, []
     batches = batches_of_cases(resources, cases)
@@ -69,6 +70,7 @@ def sample_batches(
                 window_starts=of_batch(window_starts) if window_starts else None,
                 exploration=params.rl.exploration if window_starts else None,
                 solver=solver,
+                shared_trunk=shared_trunk,
             )
             sampled.append((index, batch))
     return sampled[: len(batches)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from calligrapher.rl.grpo import GRPOParams
+from calligrapher.sampling.calls import from_trunks
 from calligrapher.sampling.sampler import sample, sample_seed
 from calligrapher.sampling.schedule import sigma_schedule
 from calligrapher.sampling.step import sde_step
@@ -26,7 +27,8 @@ class TowardsTarget:
 
 
 def conditioning(rows):
-    return SimpleNamespace(masked=torch.zeros(rows, LENGTH, 3))
+    masked = torch.zeros(rows, LENGTH, 3)
+    return SimpleNamespace(masked=masked, rows=lambda index: conditioning(len(index)))
 
 
 def test_the_ode_ends_at_the_target_with_one_call_a_step():
@@ -90,6 +92,38 @@ def test_rows_that_start_from_one_noise_share_their_path_up_to_the_window():
     assert torch.equal(begin[0], begin[1])
     assert not torch.equal(begin[0], begin[2])
     assert not torch.equal(found.window.trajectory[0, 1], found.window.trajectory[1, 1])
+
+
+def test_a_shared_trunk_gives_the_same_bits_in_fewer_rows():
+    # The made-up velocity is reckoned for each number, so no sum depends on the batch.
+    settings = {
+        "starts_from": [9, 9, 9, 8, 8, 7],
+        "window_starts": [3, 3, 3, 0, 0, 1],
+        "exploration": GRPOParams(window_size=2),
+    }
+    found, policies = [], [TowardsTarget(), TowardsTarget()]
+    for shared, policy in zip((False, True), policies, strict=True):
+        found.append(
+            sample(policy, conditioning(6), list(range(6)), 7, **settings, shared_trunk=shared)
+        )
+    assert torch.equal(found[0].x0, found[1].x0)
+    for name in ("trajectory", "log_prob", "mean", "sigmas"):
+        assert torch.equal(*(getattr(each.window, name) for each in found))
+    rows = [[len(call) for call in policy.calls] for policy in policies]
+    # Two trunks' first step, the one's other two; windows; what is left of 5, 4 and 2 steps.
+    assert rows == [[6] * 7, [2, 1, 1, 6, 6, 2, 3, 3, 6, 6]]
+    levels = sigma_schedule(7, LENGTH)
+    assert policies[1].calls[3] == levels[[3, 3, 3, 0, 0, 1]].tolist()  # as the update sees them
+
+
+def test_rows_of_one_seed_are_one_trunk_only_where_their_windows_are_one():
+    assert from_trunks([9, 9, 9], [1, 1, 2], 1, 4) == [
+        [([0, 1], 0), ([2], 0)],
+        [([2], 1)],
+        [([0], 1), ([1], 1), ([2], 2)],
+        [([0], 2), ([1], 2)],
+        [([0], 3), ([1], 3), ([2], 3)],
+    ]
 
 
 @pytest.mark.parametrize("sampler", ["sde", "dance", "cps"])

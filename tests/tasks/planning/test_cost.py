@@ -1,13 +1,16 @@
 """What a round costs, against the calls and bytes of real rounds of a tiny model."""
 
 from collections import Counter
+from itertools import product
 
 import pyarrow.parquet as pq
 import pytest
 
+from calligrapher.sampling.calls import from_trunks
 from tasks.launch import dispatch
-from tasks.params.run_params import RunParams
+from tasks.params.run_params import RunParams, load_params
 from tasks.planning.cost import cost
+from tasks.planning.work import forwards
 
 TENSORS = ("x0", "trajectory", "log_prob", "window_sigmas", "mean_old")
 
@@ -62,3 +65,39 @@ def test_the_busiest_rank_has_its_shards_and_its_batches_of_each_step(values):
     assert (one.busiest["update"], two.busiest["update"], many.busiest["update"]) == (18, 10, 10)
     assert (one.steps, one.reduced, two.efficiency("rollout")) == (2, 0, 27 / 30)
     assert two.reduced == many.reduced > 0
+
+
+@pytest.mark.parametrize(("batch_size", "shard_size"), [(3, 3), (2, 4), (5, 7), (9, 9)])
+def test_a_shared_trunk_is_counted_in_the_mean_over_where_windows_may_lie(
+    batch_size, shard_size, values
+):
+    cut = {"batch_size": batch_size, "shard_size": shard_size, "num_inference_steps": 6}
+    params = RunParams.model_validate(
+        values(
+            "grpo", grpo={"noise": "group", "window_size": 2}, rollout=cut | {"shared_trunk": True}
+        )
+    )
+    shards = [range(9)[at : at + shard_size] for at in range(0, 9, shard_size)]
+    batches = [
+        rows[at : at + batch_size] for rows in shards for at in range(0, len(rows), batch_size)
+    ]
+    calls = rows = 0
+    drawn = list(product(range(4), repeat=3))  # a window of 2 before the last of 6 steps
+    for starts in drawn:
+        for batch in batches:
+            groups = [row // 3 for row in batch]
+            made = from_trunks(groups, [starts[g] for g in groups], 2, 6)
+            calls += len(made)
+            rows += sum(map(len, made))
+    told = cost(params)
+    assert told.calls["rollout"] == pytest.approx(calls / len(drawn))
+    assert told.rows["rollout"] == pytest.approx(rows / len(drawn))
+    assert forwards(params).rollout == pytest.approx(rows / len(drawn) / 9)
+
+
+@pytest.mark.parametrize(("name", "saved"), [("grpo", 0.3225), ("tiny-grpo", 0.109375)])
+def test_the_files_that_come_along_would_save_a_third_and_a_ninth_of_their_rollout(name, saved):
+    path, group = f"params/{name}.yaml", ["grpo.noise=group"]
+    alone = forwards(load_params(path, group)).rollout
+    shared = forwards(load_params(path, [*group, "rollout.shared_trunk=true"])).rollout
+    assert 1 - shared / alone == pytest.approx(saved)

@@ -179,6 +179,7 @@ PLACES = {
     "reward.max_unscored_share": (
         "test_the_share_of_unscored_images_decides_whether_a_round_goes_on"
     ),
+    "rollout.shared_trunk": "test_a_shared_trunk_takes_fewer_rows_for_the_same_images",
     "advantage.drop_solved": "test_groups_that_can_hardly_do_better_are_left_out_and_counted",
     "reward.ocr_mode": "test_the_runs_own_server_is_told_how_to_read",
     "reward.ocr_match": "test_servers_are_asked_whether_case_and_spaces_count",
@@ -343,6 +344,25 @@ def test_a_key_changes_how_often_the_transformer_runs(key, play, before):
 def test_nothing_else_changes_what_a_stage_writes(play, before):
     again, calls = play("refresh", "nft", {})
     assert (again.digest, calls) == before("refresh", "nft", {})
+
+
+def test_a_shared_trunk_takes_fewer_rows_for_the_same_images(play, monkeypatch):
+    from calligrapher.model.policy import Policy
+
+    velocity, rows = Policy.velocity, []
+
+    def counted(self, x, *more):
+        rows.append(len(x))
+        return velocity(self, x, *more)
+
+    monkeypatch.setattr(Policy, "velocity", counted)
+    found = {}
+    for shared in (False, True):
+        rows.clear()
+        settings = {"rollout": {"shared_trunk": shared, "num_cases": 3, "batch_size": 9}}
+        play("rollout", "grpo", merged(SIX_STEPS, settings, {"grpo": {"noise": "group"}}))
+        found[shared] = sum(rows)
+    assert found[True] < found[False]
 
 
 @pytest.mark.parametrize("key", ERRORS)

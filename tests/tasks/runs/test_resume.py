@@ -55,6 +55,27 @@ def test_a_run_builds_each_stage_once_and_a_second_start_builds_nothing(train, b
     assert 0 <= second["ocr_accuracy_after"]["mean"] < 1
 
 
+def test_a_rollout_with_a_shared_trunk_goes_on_to_the_same_bits(train, monkeypatch):
+    from tasks.stages import rollout as stage
+
+    changes = {"rollout": {"shared_trunk": True}, "grpo": {"noise": "group"}, "rounds": 1}
+    real, written = stage.write_shard, []
+
+    def write_shard(path, *args):
+        if len(written) == 1:
+            raise KeyboardInterrupt
+        written.append(path)
+        real(path, *args)
+
+    monkeypatch.setattr(stage, "write_shard", write_shard)
+    with pytest.raises(KeyboardInterrupt):
+        train("a", "grpo", **changes)
+    monkeypatch.setattr(stage, "write_shard", real)
+    _, resumed = train("a", "grpo", **changes)
+    _, whole = train("b", "grpo", **changes)
+    assert resumed["adapter_digest"] == whole["adapter_digest"]
+
+
 @pytest.mark.parametrize("algorithm", ["nft", "grpo"])
 def test_one_round_and_one_more_give_what_two_rounds_give(train, built, algorithm):
     _, one = train("a", algorithm, rounds=1)
@@ -146,10 +167,16 @@ def test_rewards_that_differ_move_the_weights(train, algorithm):
     assert any((start[name] != end[name]).any() for name in start)
 
 
-def test_grpo_is_on_policy_at_the_first_step_of_every_round(train):
-    same = {"rollout": {"batch_size": 3, "shard_size": 6}}
-    update = {"batch_size": 3, "gradient_accumulation_steps": 1}
-    folder, _ = train("a", "grpo", update=update, grpo={"kl_coef": 0.1, "window_size": 2}, **same)
+@pytest.mark.parametrize("shared_trunk", [False, True])
+def test_grpo_is_on_policy_at_the_first_step_of_every_round(train, shared_trunk):
+    # With a shared trunk batches of several groups, whose windows lie apart.
+    size = 6 if shared_trunk else 3
+    rollout = {"batch_size": size, "shard_size": 6, "num_inference_steps": 6}
+    update = {"batch_size": size, "gradient_accumulation_steps": 1}
+    noise = "group" if shared_trunk else "row"
+    grpo = {"kl_coef": 0.1, "window_size": 2, "noise": noise}
+    rollout["shared_trunk"] = shared_trunk
+    folder, _ = train("a", "grpo", update=update, grpo=grpo, rollout=rollout)
     for round in (0, 1):
         lines = (folder / f"round-000{round}/update/metrics.jsonl").read_text().splitlines()
         first, *later = map(json.loads, lines)

@@ -70,6 +70,51 @@ def test_a_group_shares_its_window_and_the_tables_hold_what_was_sampled(sample_r
     assert "mean_old" not in rows
 
 
+SHARED = {"shared_trunk": True, "num_inference_steps": 6}
+
+
+@pytest.mark.parametrize("reference_context", [False, True])
+@pytest.mark.parametrize(("batch_size", "shard_size"), [(3, 6), (2, 4), (9, 9)])
+def test_a_shared_trunk_samples_the_same_images(
+    sample_round, batch_size, shard_size, reference_context
+):
+    def sampled(shared):
+        rows, _ = sample_round(
+            "grpo",
+            grpo={"noise": "group", "window_size": 2, "guard": True},
+            model={"reference_context": reference_context},
+            rollout=SHARED
+            | {"batch_size": batch_size, "shard_size": shard_size, "shared_trunk": shared},
+        )
+        return rows
+
+    alone, shared = sampled(False), sampled(True)
+    assert alone["seed"] == shared["seed"]
+    assert alone["sample_id"] == shared["sample_id"]
+    for name in ("x0", "trajectory", "log_prob", "mean_old", "window_sigmas"):
+        for one, other in zip(alone[name], shared[name], strict=True):
+            assert (one - other).abs().max() <= 1e-5
+    begin = [row[0] for row in shared["trajectory"]]
+    assert torch.equal(begin[0], begin[1]) == (batch_size > 1)
+    assert not torch.equal(begin[2], begin[3])
+
+
+def test_a_trunk_of_one_image_gives_equal_bits_where_its_batches_are_equal(sample_round):
+    def sampled(shared):
+        rows, _ = sample_round(
+            "grpo",
+            grpo={"noise": "group", "window_size": 2, "timestep_fraction": 0.5},
+            rollout=SHARED | {"batch_size": 1, "shared_trunk": shared},
+        )
+        return rows
+
+    alone, shared = sampled(False), sampled(True)
+    assert any(row[0] < 1 for row in alone["window_sigmas"])  # there is a trunk
+    for name in ("x0", "trajectory", "log_prob", "image"):
+        for one, other in zip(alone[name], shared[name], strict=True):
+            assert one == other if name == "image" else torch.equal(one, other)
+
+
 def test_different_groups_have_different_windows(make_resources):
     from calligrapher.sampling.exploration import windows_of
 

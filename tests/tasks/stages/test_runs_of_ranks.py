@@ -21,6 +21,10 @@ def as_two(ranks, values, folder, runs_dir):
         train_on(ranks, values[algorithm], folder / f"two-{algorithm}", runs_dir)
     mine = ALGORITHMS[ranks.rank]
     train_on(ALONE, values[mine], folder / f"one-{mine}", runs_dir)
+    sampled = ["warmup", "round-0000/rollout"]
+    train_on(ranks, values["shared"], folder / "two-shared", runs_dir, names=sampled)
+    if ranks.is_first:
+        train_on(ALONE, values["shared"], folder / "one-shared", runs_dir, names=sampled)
     ranks.barrier()
     moving = values["grpo"]
     interrupted(1, train_on, ranks, moving, folder / "moving", runs_dir)
@@ -44,6 +48,8 @@ def runs(random_model, cases, encodings, tmp_path_factory, run_values):
     folder = tmp_path_factory.mktemp("runs")
     changes = {"update": {"checkpointing_steps": 1}, **EVERY}
     values = {name: run_values(name, **changes) for name in ALGORITHMS}
+    trunk = {"rollout": {"shared_trunk": True}, "grpo": {"noise": "group"}}
+    values["shared"] = run_values("grpo", **trunk)
     on_ranks(2, as_two, values, folder, encodings.parent)
     on_ranks(3, as_three, values, folder, encodings.parent)
     return folder
@@ -65,6 +71,11 @@ def test_rollouts_and_scores_of_two_and_three_ranks_have_the_bytes_of_one(runs, 
     expected = bytes_of(runs / f"one-{algorithm}", pattern)
     assert len(expected) == 3  # of three ranks each has a shard, of two the first has two
     assert bytes_of(runs / f"{number}-{algorithm}", pattern) == expected
+
+
+def test_a_rollout_with_a_shared_trunk_has_the_bytes_of_one_process(runs):
+    pattern = "round-0000/rollout/*.parquet"
+    assert bytes_of(runs / "two-shared", pattern) == bytes_of(runs / "one-shared", pattern)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
