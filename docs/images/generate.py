@@ -66,7 +66,7 @@ def captioned(picture: Image.Image, caption: str) -> Image.Image:
 def main(run: str, folder: Path) -> None:
     painter, case = open_painter(run), drawn_case(folder)
     box = look(painter.model, case, painter.canvas).box
-    results = {name: painter.paint(name, case, SEEDS) for name in ("base", "trained")}
+    results = {name: painter.paint(name, case, seeds=SEEDS) for name in ("base", "trained")}
     outlined = scene()
     draw = ImageDraw.Draw(outlined)
     draw.rectangle(WORD, outline=(236, 72, 153))
