@@ -27,6 +27,9 @@ _CUT_ROWS = 0.25  # of the letters' ink: above or below the mask, as much makes 
 _LEVEL = 10  # degrees; a line that is steeper does not fit an upright box
 _FITS = 0.4  # of the mask's height: how high one line must be at least to count as filling it
 _SOLID = 0.95  # of its box: how much of it a mask fills that is a rectangle
+_PART, _PARTS = 0.3, 0.06  # of the text's height: lower shapes are dots; so much of its ink at most
+_ONE_ROW = 0.4  # of the text's height: the middle letter of one row is at least so high
+_ROOM = 0.15  # of the text's height: around its ink, as the detector leaves it
 MAX_LINES = 64  # read on one picture, the largest first: what a request may cost
 # Of all lines together, in heights: more than the longest target fills (256 letters, square ones
 # at most).
@@ -168,6 +171,33 @@ def fits(lines: Sequence[Line], rows: int, place: Place) -> bool:
         and all(abs(_angle(line.boxes[0])) <= _LEVEL for line in lines)
         and max(line.height for line in lines) >= _FITS * place.height
     )
+
+
+def plain_line(rgb: np.ndarray, place: Place) -> Line | None:
+    """Return the line that fills a place, where its ink shows that without looking for lines.
+
+    The ink is one row of letters of about one height, clear of the mask's edges, on even ground. A
+    second line, text beside it, a letter that is cut, a busy ground: None, and lines are looked
+    for.
+    """
+    if place.fill < _SOLID or place.height >= _TALL * place.width:
+        return None
+    ink, _ = ink_of(place.crop(rgb))
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    if len(rows) < _FITS * len(ink) or len(rows) != rows[-1] - rows[0] + 1:
+        return None
+    if ink[[0, -1]].any() or ink[:, [0, -1]].any():
+        return None
+    shapes = cv2.connectedComponentsWithStats(ink.astype(np.uint8), connectivity=8)[2][1:]
+    heights, areas = shapes[:, cv2.CC_STAT_HEIGHT] / len(rows), shapes[:, cv2.CC_STAT_AREA]
+    small = heights < _PART
+    if areas[small].sum() > _PARTS * areas.sum() or np.median(heights[~small]) < _ONE_ROW:
+        return None
+    scale, room = place.height / len(ink), _ROOM * len(rows)
+    top, bottom = max(rows[0] - room, 0), min(rows[-1] + 1 + room, len(ink))
+    left, right = max(columns[0] - room, 0), min(columns[-1] + 1 + room, ink.shape[1])
+    corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+    return _line(rgb, corners * scale + (place.left, place.top), 1.0)
 
 
 def _line(rgb: np.ndarray, box: np.ndarray, inside: float) -> Line:

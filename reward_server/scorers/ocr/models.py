@@ -208,6 +208,11 @@ def load_detector(engine: str, *, model_dir: Path | None, device: str, threads: 
 
 def _engine_flags(engine: str, device: str, threads: int) -> dict[str, Any]:
     if engine == "onnxruntime":
-        config: dict[str, Any] = {"intra_op_num_threads": 1, "inter_op_num_threads": 1}
+        # An arena keeps what the largest picture took for as long as the server lives.
+        config: dict[str, Any] = {
+            "intra_op_num_threads": 1,
+            "inter_op_num_threads": 1,
+            "enable_cpu_mem_arena": False,
+        }
         return {"engine": engine, "device": "cpu", "engine_config": config}
     return {"engine": "paddle", "device": device, "cpu_threads": threads, "enable_mkldnn": False}

@@ -16,6 +16,7 @@ from reward_server.scorers.ocr.lines import (
     Place,
     fits,
     lines_in,
+    plain_line,
     region_around,
     whole_place,
 )
@@ -101,6 +102,9 @@ class Reader:
             line = Line((picture.rgb,), (place.box(),), 1.0)
             return _Page(picture, place, [line], [line])
         assert self._detector is not None, "looking for lines needs mode scene or auto"
+        plain = plain_line(picture.rgb, place) if picture.masked and not self._always_find else None
+        if plain is not None:
+            return _Page(picture, place, [plain], [whole_place(picture.rgb, place)])
         region = region_around(picture.rgb, place)
         boxes = [region.to_picture(box) for box in self._detector.boxes(region.pixels)]
         lines = lines_in(picture.rgb, boxes, place)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from reward_server.bench.pictures import words
 from reward_server.scorers.base import Item
 from reward_server.scorers.ocr.scorer import OCRScorer
 
@@ -21,7 +22,9 @@ PROC = Path("/proc/self/status")
 def item(text: str, points: int) -> Item:
     image = Image.new("RGB", (SIDE, SIDE), "white")
     face, draw = ImageFont.truetype(FONT, points), ImageDraw.Draw(image)
-    draw.text((SIDE // 12, SIDE // 3), text, "black", face)
+    for row, line in enumerate(text.split("\n")):
+        top = 20 + row * SIDE // 41 if "\n" in text else SIDE // 3
+        draw.text((SIDE // 12, top), line, "black", face)
     pixels = np.asarray(image)
     return Item(pixels, pixels, "Hello", mask=np.ones((SIDE, SIDE), bool))
 
@@ -37,6 +40,7 @@ def test_a_picture_of_4096_px_costs_seconds_and_keeps_no_memory(capsys):
     shown = {
         "white": item(" ", 10),
         "letters of 1024 px": item("Hello", SIDE // 4),
+        "40 lines": item("\n".join([" ".join(words(20, row)) for row in range(40)]), 60),
     }
     try:
         scorer.score_items([Item(*[np.full((32, 96, 3), 255, np.uint8)] * 2, "Hello")])
@@ -61,5 +65,6 @@ def test_a_picture_of_4096_px_costs_seconds_and_keeps_no_memory(capsys):
     with capsys.disabled():
         print(json.dumps(found))
     assert kept[-1] - kept[0] < 32, found
-    assert found["peak_growth_mib"] < 400, found
+    assert kept[-1] < 400, found  # 0.7 GiB where onnxruntime keeps an arena
+    assert found["peak_growth_mib"] < 1000, found
     assert max(seconds.values()) < 15, found

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 from reward_server.scorers.ocr.lines import (
     MAX_LENGTH,
     SIDE_LIMIT,
     Place,
     lines_in,
+    plain_line,
     region_around,
 )
 
@@ -66,3 +68,36 @@ def test_the_detectors_input_is_bounded_whatever_the_picture(shape):
 def test_the_region_is_the_mask_with_half_its_height_around_it():
     region = region_around(RGB, place(50, 30, 150, 80))
     assert (region.left, region.top) == (25, 5)
+
+
+def strip(text: str, left: int = 10, height: int = 40) -> np.ndarray:
+    image = Image.new("RGB", (160, height), (236, 232, 222))
+    font = ImageFont.load_default(size=24)
+    ImageDraw.Draw(image).multiline_text((left, 4), text, (30, 25, 70), font, spacing=0)
+    return np.asarray(image)
+
+
+def test_one_plain_line_that_fills_its_mask_is_known_without_a_detector():
+    rgb = strip("gardens")
+    line = plain_line(rgb, Place.of(rgb, None))
+    (left, top), _, (right, bottom), _ = line.boxes[0]
+    inked = (rgb < 120).any(axis=2)
+    assert not np.delete(inked, np.s_[int(top) : int(np.ceil(bottom))], axis=0).any()
+    assert not np.delete(inked, np.s_[int(left) : int(np.ceil(right))], axis=1).any()
+    assert bottom - top < 35
+    assert line.inside == 1
+
+
+@pytest.mark.parametrize(
+    "rgb",
+    [
+        strip("two\nlines", height=70),
+        strip("cut", left=-6),
+        strip(""),
+        strip("low", height=90),
+        np.random.default_rng(0).integers(0, 255, (40, 160, 3), dtype=np.uint8),
+    ],
+    ids=["two lines", "cut", "empty", "low", "noise"],
+)
+def test_what_is_not_plainly_one_line_is_looked_for(rgb):
+    assert plain_line(rgb, Place.of(rgb, None)) is None
