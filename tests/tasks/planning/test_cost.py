@@ -95,6 +95,15 @@ def test_a_shared_trunk_is_counted_in_the_mean_over_where_windows_may_lie(
     assert forwards(params).rollout == pytest.approx(rows / len(drawn) / 9)
 
 
+def test_a_progressive_window_is_counted_in_the_mean_of_its_cycle(values):
+    rollout = {"num_inference_steps": 6, "shared_trunk": True, "batch_size": 4}
+    settings = {"noise": "group", "window": "progressive", "window_size": 2, "window_stride": 2}
+    params = RunParams.model_validate(values("grpo", grpo=settings, rollout=rollout))
+    # At 0, 2 and 3: 5 / 3 steps in the mean. Shards of 3 + 1, 2 + 2 and 1 rows of a group.
+    assert cost(params).rows["rollout"] == pytest.approx(9 * 6 - (2 + 0 + 1 + 1) * 5 / 3)
+    assert cost(params).calls["rollout"] == 3 * 6
+
+
 @pytest.mark.parametrize(("name", "saved"), [("grpo", 0.3225), ("tiny-grpo", 0.109375)])
 def test_the_files_that_come_along_would_save_a_third_and_a_ninth_of_their_rollout(name, saved):
     path, group = f"params/{name}.yaml", ["grpo.noise=group"]
