@@ -46,7 +46,7 @@ def _doctor(chosen: argparse.Namespace) -> int:
         checks.Check("mlflow", lambda: mlflow(params, runs_dir)),
         checks.Check(
             "ranks",
-            lambda: on_ranks(params, runs_dir, size, gpu_ids=checks.gpu_ids(params, size)),
+            lambda: on_ranks(params, runs_dir, size),
             after=needs,
         ),
     ]

@@ -122,15 +122,29 @@ class RankGroup:
         self.backend.close()
         compute_in(1, self._threads)
 
+    def check(self) -> list[dict[str, float]]:
+        """Return what each rank finds when it does a case: `rank_check.check_rank`.
+
+        Raises what a rank raised, or RankError.
+        """
+        return [message["answer"] for message in self._ask("check", {"check": True})]
+
     def _run(self, call: StageCall, out: Path) -> StageAnswer:
+        message = {"call": _absolute(call).to_json(), "out": str(out.absolute())}
+        answers = self._ask(call.name, message)
+        costs = [answer["cost"] for answer in answers]
+        cost = {key: max(c.get(key, 0.0) for c in costs) for key in {k for c in costs for k in c}}
+        return StageAnswer(answers[0]["answer"], cost)
+
+    def _ask(self, stage: str, asked: Message) -> list[Message]:
+        """Return the answer of each rank to `asked`; where there is none, no rank is left."""
         try:
-            self._start(call.name)
+            self._start(stage)
             answers: dict[int, Message] = {}
-            message = {"call": _absolute(call).to_json(), "out": str(out.absolute())}
             with ExitStack() as stack:
                 bar = _Bar(self.resources.progress, stack, self.size)
-                self._send(message)
-                for rank, message in self._replies(call.name):
+                self._send(asked)
+                for rank, message in self._replies(stage):
                     if "answer" in message:
                         answers[rank] = message
                         if len(answers) == self.size:
@@ -140,9 +154,7 @@ class RankGroup:
         except BaseException:  # also Ctrl-C: nobody must go on with a stage that has no parent
             self._stop(0.0)
             raise
-        costs = [answer["cost"] for answer in answers.values()]
-        cost = {key: max(c.get(key, 0.0) for c in costs) for key in {k for c in costs for k in c}}
-        return StageAnswer(answers[0]["answer"], cost)
+        return [answers[rank] for rank in range(self.size)]
 
     def _start(self, stage: str) -> None:
         """Start the ranks unless they are there, and wait until all have joined the group."""

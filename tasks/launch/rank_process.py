@@ -100,16 +100,20 @@ class RankServer:
 
     def _do(self, message: Message, resources: "Resources") -> None:
         from tasks.artifacts.artifact import Artifact
-        from tasks.launch.calls import StageCall
+        from tasks.launch.calls import StageAnswer, StageCall
         from tasks.launch.in_process import InProcess
+        from tasks.launch.rank_check import check_rank
 
         if "committed" in message:
             resources.mark_loaded(Artifact.load(Path(message["committed"])))
             return
         self._at_work.set()
-        call = StageCall.from_json(message["call"])
-        logger.info("%s", call.name)
-        answer = InProcess(resources).run(call, Path(message["out"]))
+        if "check" in message:
+            answer = StageAnswer(check_rank(resources))
+        else:
+            call = StageCall.from_json(message["call"])
+            logger.info("%s", call.name)
+            answer = InProcess(resources).run(call, Path(message["out"]))
         self._at_work.clear()
         self.channel.send({"answer": answer.meta, "cost": answer.cost})
 
