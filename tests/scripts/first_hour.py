@@ -2,7 +2,7 @@
 
     python tests/scripts/first_hour.py runs/demo --site site --out docs/images
 
-Needs Chromium and the package `playwright`; writes report.png, demo.png (example 8, or --example)
+Needs Chromium and the package `playwright`; writes report.png, demo.png (example 12, or --example)
 and, with --site (what `make docs` built), site.png, all in light mode.
 """
 
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--site", type=Path)
-    parser.add_argument("--example", type=int, default=8)
+    parser.add_argument("--example", type=int, default=12)
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     chosen = parser.parse_args()
     with opened(CHROMIUM) as page:
