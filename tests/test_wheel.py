@@ -62,7 +62,7 @@ def test_the_shipped_params_load_in_an_empty_folder(unpacked, tmp_path):
     command = (
         "import tasks; from tasks.params.files import find_params_file;"
         "from tasks.params.run_params import load_params;"
-        "print(tasks.__file__, load_params(find_params_file('tiny-nft')).rounds)"
+        "print(tasks.__file__, load_params(find_params_file('tiny-nft')).update.batch_size)"
     )
     found = subprocess.run(
         [sys.executable, "-c", command],
@@ -72,4 +72,4 @@ def test_the_shipped_params_load_in_an_empty_folder(unpacked, tmp_path):
         text=True,
         check=True,
     )
-    assert found.stdout.split() == [str(unpacked / "tasks/__init__.py"), "50"]
+    assert found.stdout.split() == [str(unpacked / "tasks/__init__.py"), "24"]
