@@ -217,8 +217,9 @@ def test_a_person_paints_a_text_and_compares_what_base_and_trained_made_of_it(de
     page.locator("#source-gallery button").nth(2).click()
     expect(page.locator(".results")).to_have_count(0, timeout=PATIENCE_MS)
 
-    page.click("#blank")
-    page.locator("#canvas .zoom-number", has_text="66%").wait_for()
+    with page.expect_event("requestfinished", lambda r: "file=" in r.url, timeout=PATIENCE_MS):
+        page.click("#blank")
+    page.wait_for_timeout(1000)  # the editor draws what it has fetched, and tells nobody
     text.fill("MORI")
     text.press("Enter")
     page.wait_for_function("document.querySelectorAll('.results figcaption b').length == 6")
