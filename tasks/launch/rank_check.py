@@ -25,8 +25,8 @@ def check_rank(resources: Resources) -> dict[str, float]:
     _sum(ranks, model.device)
     cases = [resources.cases.train[0]]
     x0 = resources.conditioning.targets(cases, reconstruct=True).to(model.device)
-    sigma = torch.zeros(1, device=model.device)
-    rows = TrainRows(x0, resources.conditioning.batch(cases), sigma)
+    advantages = torch.zeros(1, device=model.device)
+    rows = TrainRows(x0, resources.conditioning.batch(cases), advantages)
     started = time.monotonic()
     ((loss, _),) = supervised(model.policy, rows, seeded(params.seed, "doctor"), 0.0)
     loss.backward()
