@@ -201,8 +201,14 @@ def _exploration(params: RunParams) -> dict[str, Any]:
 # that what was made before there was such a key is not stale.
 _LATER: dict[str, dict[str, Any]] = {
     "advantage": {"combine": "sum", "drop_solved": False},
-    "nft": {"sigmas": "schedule", "old_policy_interval": 1, "kl_target": None},
+    "nft": {
+        "sigmas": "schedule",
+        "old_policy_interval": 1,
+        "kl_target": None,
+        "background_coef": 0.0,
+    },
     "grpo": {
+        "background_coef": 0.0,
         "recompute_log_prob": False,
         "kl_space": "mean",
         "kl_target": None,
@@ -211,7 +217,12 @@ _LATER: dict[str, dict[str, Any]] = {
         "window_interval": 25,
         "window_stride": 1,
     },
-    "awm": {"sigmas": "schedule", "old_policy_interval": 1, "kl_target": None},
+    "awm": {
+        "sigmas": "schedule",
+        "old_policy_interval": 1,
+        "kl_target": None,
+        "background_coef": 0.0,
+    },
     "evaluate": {"num_inference_steps": None},
     "reward": {"weights": {}, "factors": [], "style_factors": [], "ocr_match": None},
     "update": {"adapter_learning_rate": None},

@@ -67,11 +67,18 @@ class Encoders:
         row = {"prompt": prompt, "pooled": pooled, "style": style, "masked": masked}
         return {k: v[0].float().cpu().contiguous() for k, v in row.items()} | {"image_ids": ids}
 
-    @torch.no_grad()
     def encode_target(self, case: Case, canvas: Canvas, device: torch.device) -> dict[str, Tensor]:
         """Return `x0` [L, D], the packed latents of the target or, without one, of the source."""
         prepared = prepare(case, canvas)
         picture = prepared.image if prepared.target is None else prepared.target
+        return self._encode_picture(picture, device)
+
+    def encode_source(self, case: Case, canvas: Canvas, device: torch.device) -> dict[str, Tensor]:
+        """Return `x0` [L, D], the packed latents of the source, of which nothing is masked."""
+        return self._encode_picture(prepare(case, canvas).image, device)
+
+    @torch.no_grad()
+    def _encode_picture(self, picture: Tensor, device: torch.device) -> dict[str, Tensor]:
         x0 = latents.pack(latents.encode(self.vae, picture[None].to(device)))
         return {"x0": x0[0].cpu().contiguous()}
 
@@ -154,6 +161,11 @@ class ConditioningCache:
             )
         stacked = {k: torch.stack([row[k] for row in rows]) for k in rows[0] if k != "image_ids"}
         return Conditioning(**stacked, image_ids=rows[0]["image_ids"]).to(self.device)
+
+    def sources(self, cases: Sequence[Case]) -> Tensor:
+        """Return the clean packed latents [B, L, D] of the cases' sources, whole."""
+        rows = [self._entry("source", case, self.encoders.encode_source) for case in cases]
+        return torch.stack([row["x0"] for row in rows]).to(self.device)
 
     def targets(self, cases: Sequence[Case], *, reconstruct: bool = False) -> Tensor:
         """Return the clean packed latents [B, L, D] that supervised learning paints.

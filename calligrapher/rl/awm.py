@@ -86,7 +86,7 @@ class AWMParams(ForwardProcess):
             if self.kl_coef > 0 and reference is not None:
                 with policy.use(reference):
                     velocity_ref = policy.velocity(at.x, at.sigma, rows.conditioning)
-            velocity = policy.velocity(at.x, at.sigma, rows.conditioning)
+            velocity, background = self.trained_velocity(policy, at.x, at.sigma, rows)
             loss, metrics = awm_loss(
                 surrogate(velocity, target, at.sigma, self.weighting),
                 rows.advantages,
@@ -95,7 +95,8 @@ class AWMParams(ForwardProcess):
                 velocity=velocity,
                 velocity_ref=velocity_ref,
             )
-            yield loss / count, metrics | {"loss": loss.detach()}
+            loss, metrics = self.whole_loss(loss, metrics, background)
+            yield loss / count, metrics
 
 
 def surrogate(velocity: Tensor, target: Tensor, sigma: Tensor, weighting: Weighting) -> Tensor:

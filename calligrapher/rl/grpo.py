@@ -140,7 +140,7 @@ class GRPOParams(Exploration, KLToReference, Algorithm):
                 with policy.use(reference):
                     velocity_ref = policy.velocity(x, sigma, rows.conditioning)
                     _, mean_ref, _ = _score(velocity_ref, x, x_next, *levels, self)
-            velocity = policy.velocity(x, sigma, rows.conditioning)
+            velocity, background = self.trained_velocity(policy, x, sigma, rows)
             log_prob, mean, std = _score(velocity, x, x_next, *levels, self)
             loss, metrics = grpo_loss(
                 log_prob,
@@ -155,7 +155,8 @@ class GRPOParams(Exploration, KLToReference, Algorithm):
                 velocity=velocity,
                 velocity_ref=velocity_ref,
             )
-            yield loss / steps, metrics | {"loss": loss.detach()}
+            loss, metrics = self.whole_loss(loss, metrics, background)
+            yield loss / steps, metrics
 
     def old_policy_decay(self, step: int, round_index: int) -> float:
         """Return 0: the trained weights sample the next round."""

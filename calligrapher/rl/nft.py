@@ -78,7 +78,7 @@ class NFTParams(ForwardProcess):
             elif reference is not None:
                 with policy.use(reference):
                     velocity_ref = policy.velocity(at.x, at.sigma, rows.conditioning)
-            velocity = policy.velocity(at.x, at.sigma, rows.conditioning)
+            velocity, background = self.trained_velocity(policy, at.x, at.sigma, rows)
             loss, metrics = nft_loss(
                 velocity,
                 rows.advantages,
@@ -89,7 +89,8 @@ class NFTParams(ForwardProcess):
                 x=at.x,
                 sigma=at.sigma,
             )
-            yield loss / count, metrics | {"loss": loss.detach()}
+            loss, metrics = self.whole_loss(loss, metrics, background)
+            yield loss / count, metrics
 
 
 def nft_loss(

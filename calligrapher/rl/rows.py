@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from calligrapher.model.policy import Conditioning
+from calligrapher.rl.background import Background
 from calligrapher.sampling.exploration import Window
 
 
@@ -21,6 +22,7 @@ class TrainRows:
     advantages: Tensor  # [B]; zeros in the warm-up
     window: Window | None = None  # GRPO only
     places: Tensor | None = None  # [B, 2] group and member; what is drawn for a row derives from it
+    background: Background | None = None  # None: the policy's loss covers the whole picture
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -33,8 +35,14 @@ class TrainRows:
             else None
         )
         places = self.places[index] if self.places is not None else None
+        background = self.background.pick(index) if self.background else None
         return TrainRows(
-            self.x0[index], self.conditioning.rows(index), self.advantages[index], window, places
+            self.x0[index],
+            self.conditioning.rows(index),
+            self.advantages[index],
+            window,
+            places,
+            background,
         )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calligrapher.rl.background import Background
 from calligrapher.rl.rows import TrainRows
 from calligrapher.sampling.exploration import Window
 from calligrapher.tables.parquet import read_shard, read_table
@@ -84,12 +85,18 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
             window = Window(
                 trajectory, rows(tensors["log_prob"]), mean, rows(tensors["window_sigmas"])
             )
+        picked = [cases[case_ids[i]] for i in index]
+        conditioning = resources.conditioning.batch(picked)
+        background = None
+        if resources.params.rl.background_coef:
+            background = Background.of(resources.conditioning.sources(picked), conditioning)
         return TrainRows(
             x0=rows(x0),
-            conditioning=resources.conditioning.batch([cases[case_ids[i]] for i in index]),
+            conditioning=conditioning,
             advantages=torch.tensor([table["advantage"][i] for i in index], device=device),
             places=torch.tensor([(groups[i], members[i]) for i in index]),
             window=window,
+            background=background,
         )
 
     at = {i: (p, n) for p, index in enumerate(by_length.values()) for n, i in enumerate(index)}

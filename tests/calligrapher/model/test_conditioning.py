@@ -303,6 +303,20 @@ def test_targets_are_the_clean_latents_of_the_target_or_if_asked_for_of_the_sour
         again.targets([cases[0]])
 
 
+def test_sources_are_the_clean_latents_of_the_whole_source_also_where_there_is_a_target(
+    cases, random_encoders, calls, tmp_path
+):
+    draw(tmp_path / "target.png", (32, 24), seed=77)
+    with_target = cases[0].model_copy(update={"target": tmp_path / "target.png"})
+    cache = ConditioningCache(random_encoders, CANVAS, CPU, tmp_path / "cache")
+    x0 = cache.sources([cases[1], with_target, cases[1]])
+    assert x0.shape == (3, 12, 64)
+    assert calls == {"vae": 2, "clip": 0, "t5": 0, "siglip": 0}
+    pixels = prepare(with_target, Canvas(32, 24)).image[None]
+    assert torch.equal(x0[1], latents.pack(latents.encode(random_encoders.vae, pixels))[0])
+    assert not torch.equal(x0[1:2], cache.targets([with_target]))
+
+
 # --- offloading ---
 
 
