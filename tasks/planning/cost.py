@@ -4,7 +4,7 @@ The counts follow from params alone and are exact where every optimizer step has
 teach, all images have one shape and no image is left out; with `rollout.shared_trunk` those of the
 rollout are means over where windows may lie. Time is a lower bound made of them: every GPU at the
 given speed, nothing overlapped, and no time for encoders, VAE, rewards, optimizer and files
-(`docs/scale.md`).
+(`docs/scale.md`). Refills are in `Price.at_most` alone: how many a round needs is not known before.
 """
 
 from collections.abc import Iterator
@@ -37,9 +37,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Price:
-    """Seconds of a round by what they are spent on, GPU hours, and money."""
+    """Seconds of a round by what they are spent on, GPU hours, and money.
+
+    at_most: seconds of a round that `rollout.refill` fills up as often and as far as it may.
+    """
 
     seconds: dict[str, float]
+    at_most: float
     gpu_hours: float
     money: float | None
 
@@ -112,8 +116,14 @@ def price(
     if bandwidth is not None:
         ring = 2 * (found.ranks - 1) / found.ranks
         seconds["all-reduce"] = found.steps * ring * found.reduced / (bandwidth * 1e9)
-    hours = found.ranks * sum(seconds.values()) / 3600
-    return Price(seconds, hours, None if hourly is None else hours * hourly)
+    total = sum(seconds.values())
+    hours = found.ranks * total / 3600
+    return Price(
+        seconds,
+        at_most=total + params.rollout.refill * seconds["rollout"],
+        gpu_hours=hours,
+        money=None if hourly is None else hours * hourly,
+    )
 
 
 def forward_operations(params: RunParams) -> tuple[int, int]:

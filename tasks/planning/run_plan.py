@@ -29,6 +29,7 @@ class RunPlan:
     algorithms: tuple[str, str]
     forwards: Forwards
     images: int
+    most_images: int  # sampled in a round that `rollout.refill` fills up as far as it may
     files: Files
     gpu: str
     gpu_gib: float
@@ -92,12 +93,13 @@ class RunPlan:
 
     def _work(self) -> list[str]:
         f, disk = self.forwards, self.files
+        sampled = f", up to {self.most_images} with its refills" * (self.most_images > self.images)
         return [
             f"transformer calls per image: {f.rollout:g} in the rollout; in each pass of the"
             " update",
             (
                 f"  {f.trained} with a backward, {f.old} of old and {f.reference} of the reference"
-                f" without. {self.images} images a round."
+                f" without. {self.images} images a round{sampled}."
             ),
             (
                 f"disk: at most {disk.rollout / 1e6:,.1f} MB of Parquet a round, "
@@ -157,6 +159,7 @@ def make_plan(path: Path, overrides: Sequence[str], gpu: str, gib: float) -> Run
         algorithms=(params.algorithm, other.algorithm),
         forwards=forwards(params),
         images=params.images_per_round,
+        most_images=params.most_images_per_round,
         files=files(params),
         gpu=gpu,
         gpu_gib=gib,

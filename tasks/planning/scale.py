@@ -40,7 +40,10 @@ def scale_table(
     *,
     own: bool = False,
 ) -> str:
-    """Return a line per number of ranks, with ddp; own: that of the params alone."""
+    """Return a line per number of ranks, with ddp; own: that of the params alone.
+
+    Where a round may be refilled a last column tells the seconds of one with all its refills.
+    """
     params = load_params(path, overrides)
     if params.launch.strategy != "ddp":
         raise ParamsError(
@@ -49,7 +52,9 @@ def scale_table(
         )
     lines = [
         f"{'GPUs':>5}{'rollout s':>11}{'update s':>11}{'all-reduce s':>14}{'round s':>10}"
-        f"{'busy':>7}{'GPU h':>9}" + f"{'price':>10}" * (hourly is not None)
+        f"{'busy':>7}{'GPU h':>9}"
+        + f"{'price':>10}" * (hourly is not None)
+        + f"{'up to s':>10}" * (params.rollout.refill > 0)
     ]
     alone = price(params, cost(params, 1), tflops=tflops).total
     for ranks in (params.launch.size,) if own else SIZES:
@@ -60,5 +65,6 @@ def scale_table(
             f"{ranks:>5}{s['rollout']:>11.1f}{s['update']:>11.1f}{summed:>14}{p.total:>10.1f}"
             f"{alone / (ranks * p.total):>7.0%}{p.gpu_hours:>9.2f}"
         )
-        lines.append(line + (f"{p.money:>10.2f}" if p.money is not None else ""))
+        line += f"{p.money:>10.2f}" if p.money is not None else ""
+        lines.append(line + f"{p.at_most:>10.1f}" * (params.rollout.refill > 0))
     return "\n".join(lines)

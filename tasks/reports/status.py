@@ -105,7 +105,7 @@ def status(run_folder: Path) -> RunStatus:
         rounds_done=rounds_done,
         bytes=sum(s.bytes for s in stages),
         fork=fork and fork.described(),
-        ended_by=_ended_by(run_folder, params, rounds_done) if holder is None else None,
+        ended_by=ended_by(run_folder, params, rounds_done) if holder is None else None,
         stages=stages,
     )
 
@@ -125,7 +125,7 @@ def _rounds(run_folder: Path, params: RunParams) -> int:
     return params.rounds
 
 
-def _ended_by(run_folder: Path, params: RunParams, rounds_done: int) -> str | None:
+def ended_by(run_folder: Path, params: RunParams, rounds_done: int) -> str | None:
     """Return what the alarm ended the run for; None where it did not, or the run has gone on."""
     path = run_folder / SUMMARY
     if not params.evaluate.stop_on_alarm or not path.is_file():

@@ -15,11 +15,12 @@ from tasks.params.run_params import RunParams
 from tasks.pipeline import ROUND, evaluated_cases, planned, round_of, rounds_done, stage_of
 from tasks.planning.cost import cost, price
 from tasks.planning.work import disk, forwards, rounds_made
-from tasks.reports.status import run_params
+from tasks.reports.status import ended_by, run_params
 from tasks.reports.words import duration, size
 from tasks.runs.run import refuse_other_params
 
 STATES = ("there", "unfinished", "missing")
+REFILLED = ("rollout", "score")  # what a refill makes more of
 Pace = Callable[[str], float | None]  # name of an artifact -> seconds that it takes
 
 
@@ -41,6 +42,8 @@ class DryRun:
     """What `dry_run` found. disk: bytes of the whole run by kind; there, free: bytes now.
 
     pace: the name of the run whose rounds the times are reckoned from; None where there is none.
+    refill: how often a round may be refilled. alarm: `evaluate.stop_on_alarm` may end the run
+    early; ended_by: it has done so, for these measures, and a start makes no further round.
     """
 
     run: Path
@@ -48,6 +51,9 @@ class DryRun:
     rounds: int
     steps: list[Step]
     pace: str | None
+    refill: int
+    alarm: bool
+    ended_by: str | None
     disk: dict[str, int]
     there: int
     free: int
@@ -61,6 +67,12 @@ class DryRun:
         """What is left to do, as far as it is reckoned."""
         return sum(step.seconds or 0 for step in self.steps)
 
+    @property
+    def at_most(self) -> float:
+        """The same with every refill that `rollout.refill` allows, and its scores."""
+        refilled = [s for s in self.steps if s.state != "there" and s.kind in REFILLED]
+        return self.seconds + self.refill * sum(step.seconds or 0 for step in refilled)
+
     def text(self) -> str:
         """The stages in order, time and disk for a terminal."""
         made = sum(step.state == "there" for step in self.steps)
@@ -69,7 +81,7 @@ class DryRun:
             f"{self.run}: {self.algorithm}, {self.rounds} rounds, {made} of {len(self.steps)}"
             " artifacts are there",
         ]
-        return "\n".join([*lines, *self._order(), self._time(), self._disk()])
+        return "\n".join([*lines, *self._order(), *self._alarm(), self._time(), self._disk()])
 
     def _order(self) -> Iterator[str]:
         trained = [s for s in self.steps if stage_of(s.name) != EVALUATE]
@@ -82,6 +94,15 @@ class DryRun:
                 when = ", ".join([*done[:4], "...", done[-1]] if len(done) > 6 else done)
                 yield _line(kind, f"after {when} rounds ({state})", steps)
 
+    def _alarm(self) -> Iterator[str]:
+        if self.ended_by:
+            yield (
+                f"evaluate.stop_on_alarm has ended the run after {self.rounds} rounds"
+                f" ({self.ended_by}); with false it goes on"
+            )
+        elif self.alarm:
+            yield "evaluate.stop_on_alarm may end the run after any evaluation but the first"
+
     def _time(self) -> str:
         left = [step for step in self.steps if step.state != "there"]
         if not left:
@@ -93,7 +114,8 @@ class DryRun:
             )
         unknown = sorted({step.kind for step in left if step.seconds is None})
         without = f", without {', '.join(unknown)}" if unknown else ""
-        return f"time: about {duration(self.seconds)}{without}, at the pace of {self.pace}"
+        most = f", up to {duration(self.at_most)} with all refills" if self.refill else ""
+        return f"time: about {duration(self.seconds)}{most}{without}, at the pace of {self.pace}"
 
     def _disk(self) -> str:
         parts = ", ".join(f"{kind} {size(count)}" for kind, count in self.disk.items())
@@ -111,14 +133,21 @@ def dry_run(params: RunParams, run: Path) -> DryRun:
     folder = RunDir(run)
     refuse_other_params(folder, params)
     pace, of_run = _pace(params, run)
-    steps = [_step(folder, name, pace) for name in planned(params, rounds_made(params))]
+    refreshes = [name for name in planned(params) if stage_of(name) == "refresh"]
+    made = sum(folder.stage_path(name).exists() for name in refreshes)
+    ended = ended_by(run, params, made)
+    rounds = made if ended else rounds_made(params)
+    steps = [_step(folder, name, pace) for name in planned(params, rounds)]
     there = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
     return DryRun(
         run=run,
         algorithm=params.algorithm,
-        rounds=rounds_made(params),
+        rounds=rounds,
         steps=steps,
         pace=of_run,
+        refill=params.rollout.refill,
+        alarm=params.evaluate.stop_on_alarm,
+        ended_by=ended,
         disk=disk(params),
         there=there,
         free=shutil.disk_usage(_existing(run)).free,

@@ -70,6 +70,20 @@ class HashScorer:
         }
 
 
+class Gamed(HashScorer):
+    """Held-out pictures are read worse from evaluation to evaluation, for a higher reward."""
+
+    evaluations = 0
+
+    def score(self, images, cases):
+        rows = super().score(images, cases)
+        if len(images) == 2:
+            held_out = {"ocr_accuracy": 0.9 - self.evaluations / 10}
+            rows = [row | held_out | {"reward": self.evaluations / 10} for row in rows]
+            self.evaluations += 1
+        return rows
+
+
 class GreyScorer(HashScorer):
     """Rewards that change as little as the pictures do: their mean grey level."""
 

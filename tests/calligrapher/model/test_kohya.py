@@ -55,6 +55,56 @@ def test_a_single_block_of_the_full_size_comes_back_as_the_pairs_that_it_was():
     assert not found[f"transformer.{block}.attn.to_q.lora_B.weight"].any()
 
 
+def test_each_layer_of_the_blocks_is_laid_out_as_the_loader_of_sd_scripts_wants_it(
+    random_transformer,
+):
+    """Names and sizes of all modules that its `networks/lora_flux.py` makes for these blocks.
+
+    That loader took such a file without a missing or an unexpected key, and gave the same velocity
+    (docs/formats.md).
+    """
+    config, rank, scale = random_transformer.config, 3, 5 / 3
+    blocks = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "net.0.proj", "net.2"]
+    blocks += ["to_q", "to_k", "to_v", "to_out.0", "norm1.linear", "norm1_context.linear"]
+    numbers = range(config.num_single_layers)
+    blocks += ["proj_mlp", *(f"single_transformer_blocks.{i}.proj_out" for i in numbers)]
+    blocks += [f"single_transformer_blocks.{i}.norm.linear" for i in numbers]
+    add_lora(random_transformer, rank=rank, alpha=5.0, targets=blocks, seed=1)
+    weights = {f"transformer.{n}": w for n, w in random_transformer.state_dict().items()}
+    pairs = lora_pairs(weights, "transformer")
+    layers = kohya_lora(pairs, scale)
+
+    one = config.attention_head_dim * config.num_attention_heads
+    double = {"attn_qkv": (1, 3, 3), "attn_proj": (1, 1, 1), "mod_lin": (1, 6, 1)}
+    double |= {"mlp_0": (1, 4, 1), "mlp_2": (4, 1, 1)}
+    single = {"linear1": (1, 7, 4), "linear2": (5, 1, 1), "modulation_lin": (1, 3, 1)}
+    modules = {
+        f"lora_unet_double_blocks_{i}_{side}_{name}": sizes
+        for i in range(config.num_layers)
+        for side in ("img", "txt")
+        for name, sizes in double.items()
+    } | {
+        f"lora_unet_single_blocks_{i}_{name}": sizes
+        for i in numbers
+        for name, sizes in single.items()
+    }
+    wanted = {}
+    for module, (width_in, width_out, parts) in modules.items():
+        wanted[f"{module}.lora_down.weight"] = (parts * rank, width_in * one)
+        wanted[f"{module}.lora_up.weight"] = (width_out * one, parts * rank)
+        wanted[f"{module}.alpha"] = ()
+    assert {name: tuple(tensor.shape) for name, tensor in layers.items()} == wanted
+    for module, (_, _, parts) in modules.items():  # alpha / rank is the scale
+        assert layers[f"{module}.alpha"].item() == pytest.approx(scale * parts * rank)
+    assert {tensor.dtype for tensor in layers.values()} == {torch.float32}
+    name = "lora_unet_single_blocks_0_linear1"
+    down, up = (layers[f"{name}.lora_{direction}.weight"] for direction in ("down", "up"))
+    a, b = pairs["single_transformer_blocks.0.proj_mlp"]
+    assert torch.equal(down[3 * rank :], a)
+    assert torch.equal(up[3 * one :, 3 * rank :], b)
+    assert not up[: 3 * one, 3 * rank :].any()
+
+
 def test_layers_without_a_name_that_all_know_are_refused():
     pairs = {"proj_out": pair(1, 4, 4), "x_embedder": pair(1, 4, 4)}
     with pytest.raises(

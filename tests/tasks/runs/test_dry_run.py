@@ -1,6 +1,7 @@
 """A dry run tells what a start would make, and makes nothing."""
 
 import pytest
+from small_runs import Gamed
 
 from calligrapher.errors import ArtifactError
 from tasks.params.run_params import RunParams
@@ -88,3 +89,38 @@ def test_disk_counts_all_rollouts_and_the_weights_that_retention_keeps(values, t
     full = found.__class__(**{**found.__dict__, "free": 100})
     assert not full.fits
     assert "100 B free: too little" in full.text()
+
+
+def test_a_run_that_an_alarm_ended_has_no_rounds_left_until_the_switch_is_off(train):
+    evaluate = {"every": 1, "stop_on_alarm": True}
+    folder, summary = train("a", scorer=Gamed(), rounds=4, evaluate=evaluate)
+    assert summary["rounds"] == 1
+    found = dry_run(run_params(folder), folder)
+    assert (found.rounds, {s.state for s in found.steps}) == (1, {"there"})
+    told = found.text()
+    assert "has ended the run after 1 rounds (ocr_accuracy since the start); with false" in told
+    assert "time: nothing is left to do" in told
+    values = run_params(folder).resolved()
+    off = RunParams.model_validate(
+        values | {"evaluate": values["evaluate"] | {"stop_on_alarm": False}}
+    )
+    on = dry_run(off, folder)
+    assert (on.rounds, sum(s.kind == "update" and s.state == "missing" for s in on.steps)) == (4, 3)
+    assert "stop_on_alarm" not in on.text()
+
+
+def test_a_run_that_an_alarm_may_end_says_so_and_refills_make_time_a_range(train, tmp_path):
+    folder, _ = train("one")
+    values = run_params(folder).resolved()
+    changed = {
+        "rollout": values["rollout"] | {"refill": 2},
+        "evaluate": values["evaluate"] | {"every": 1, "stop_on_alarm": True},
+    }
+    found = dry_run(RunParams.model_validate(values | changed), folder.parent / "two")
+    seconds = {s.kind: s.seconds for s in found.steps}
+    rounds = found.rounds
+    assert found.at_most - found.seconds == pytest.approx(
+        2 * rounds * (seconds["rollout"] + seconds["score"])
+    )
+    assert "may end the run after any evaluation but the first" in found.text()
+    assert " with all refills" in found.text()

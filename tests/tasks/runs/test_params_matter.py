@@ -5,7 +5,7 @@ import socket
 
 import pytest
 import torch
-from small_runs import ALGORITHMS, HashScorer
+from small_runs import ALGORITHMS, Gamed
 
 from calligrapher.errors import DataError, ParamsError, RewardError
 from calligrapher.sampling.schedule import sigma_schedule
@@ -431,20 +431,6 @@ def test_a_round_of_equal_rewards_is_refilled(train, constant_scorer):
         changes = merged(SMALL, {"rollout": {"refill": refill}, "warmup": {"steps": 0}})
         _, summary = train(f"a{refill}", scorer=constant_scorer, **changes)
         assert summary["images"] == images
-
-
-class Gamed(HashScorer):
-    """Held-out pictures are read worse from evaluation to evaluation, for a higher reward."""
-
-    evaluations = 0
-
-    def score(self, images, cases):
-        rows = super().score(images, cases)
-        if len(images) == 2:
-            held_out = {"ocr_accuracy": 0.9 - self.evaluations / 10}
-            rows = [row | held_out | {"reward": self.evaluations / 10} for row in rows]
-            self.evaluations += 1
-        return rows
 
 
 def test_an_alarm_ends_the_run_and_the_switch_lets_it_go_on(train):
