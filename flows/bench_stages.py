@@ -3,7 +3,8 @@
 1. A run of the tiny model in so many processes is timed stage by stage; a rule gives the rewards.
 2. As many processes record the transformer's calls and the decoding that each rank had in a round,
    then repeat them side by side in a bare loop.
-3. A rollout that finds all its shards is called again and again: what is left is dispatch.
+3. A rollout that finds all its shards is called again and again: what is left is dispatch, the
+   median and the shortest, which other programs of the machine can lengthen least.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ from tasks.stages import rollout
 
 PARAMS, RULE = "tiny-nft", Path(__file__).parents[1] / "examples/rewards/text_size.py"
 STAGES = ("rollout", "update")
-DISPATCHES = 20
+DISPATCHES = 100
 PATIENCE_S = 600  # for a rank of the bare loop
 
 
@@ -57,7 +58,9 @@ def stage_costs(ranks: int, rounds: int, settings: list[str], folder: Path) -> s
     for stage in STAGES:
         wall = statistics.median(timed.seconds[stage][1:])
         lines.append(f"{stage:8} {wall:10.3f} {bare[stage]:13.3f} {wall / bare[stage]:6.3f}")
-    return "\n".join([*lines, f"dispatch of a stage: {1000 * dispatch:.1f} ms", ""])
+    median, shortest = 1000 * statistics.median(dispatch), 1000 * min(dispatch)
+    told = f"dispatch of a stage: {median:.1f} ms, shortest of {DISPATCHES} {shortest:.1f} ms"
+    return "\n".join([*lines, told, ""])
 
 
 def overrides(url: str) -> list[str]:
@@ -104,14 +107,14 @@ class Timed:
         self.launcher.committed(path)
 
 
-def _dispatch(launcher: Launcher, call: StageCall, run: Run, folder: Path) -> float:
-    """Return the median seconds of a call that finds its work done; the first one scores it."""
+def _dispatch(launcher: Launcher, call: StageCall, run: Run, folder: Path) -> list[float]:
+    """Return the seconds of calls that find their work done; one before them scores it."""
     call, out = replace(call, ahead=folder / "ahead"), run.folder.stage_path(call.name)
     launcher.run(call, out)
     again = Timed(launcher)
     for _ in range(DISPATCHES):
         again.run(call, out)
-    return statistics.median(again.seconds["rollout"])
+    return again.seconds["rollout"]
 
 
 class _Unheard(Ranks):
