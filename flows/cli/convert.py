@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from flows.cli.output import add_json, show
+
 
 def add_convert_commands(commands: argparse._SubParsersAction) -> None:
     """Add convert."""
@@ -54,6 +56,7 @@ def add_convert_commands(commands: argparse._SubParsersAction) -> None:
     convert.add_argument(
         "--runs-dir", type=Path, default=Path("runs"), help="where names are looked up"
     )
+    add_json(convert)
     convert.set_defaults(command=_convert)
 
 
@@ -91,6 +94,5 @@ def _convert(chosen: argparse.Namespace) -> int:
         written = convert(
             chosen.source, chosen.target, lora=chosen.lora, base=chosen.base, **options
         )
-    for path in written:
-        print(path)
+    show({"written": written}, lambda: "\n".join(map(str, written)), as_json=chosen.json)
     return 0

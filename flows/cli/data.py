@@ -46,6 +46,7 @@ def add_data_commands(commands: argparse._SubParsersAction) -> None:
         default="text",
         help="cases with the same one are on one side (default: text)",
     )
+    add_json(split)
     split.set_defaults(command=_split)
 
     draw = data.add_parser("draw", help="draw cases, with targets, from fonts and words")
@@ -62,6 +63,7 @@ def add_data_commands(commands: argparse._SubParsersAction) -> None:
         help="width of each letter; 15 for the embedded model; default: as the font has it",
     )
     draw.add_argument("--seed", type=count, default=0)
+    add_json(draw)
     draw.set_defaults(command=_draw)
 
     make = data.add_parser("make", help="make training cases from pictures that show text; resumes")
@@ -80,6 +82,7 @@ def add_data_commands(commands: argparse._SubParsersAction) -> None:
         "--self-reference", action="store_true", help="the text itself is the reference"
     )
     make.add_argument("--max-cases", type=positive, help="stop after so many")
+    add_json(make)
     make.set_defaults(command=_make, resumes=True)
 
 
@@ -167,7 +170,8 @@ def _split(chosen: argparse.Namespace) -> int:
         raise ParamsError(f"--held-out must lie between 0 and 1. Got {chosen.held_out:g}.")
     path, kind = (chosen.path, chosen.kind) if chosen.kind else detect(Path(chosen.path))
     cases = load_cases(path, kind, chosen.runs_dir / "data" / "pictures", chosen.columns)
-    print(split_cases(cases, chosen.out, share=chosen.held_out, by=chosen.by).text())
+    found = split_cases(cases, chosen.out, share=chosen.held_out, by=chosen.by)
+    show(found, found.text, as_json=chosen.json)
     return 0
 
 
@@ -178,7 +182,7 @@ def _draw(chosen: argparse.Namespace) -> int:
     drawn = draw_cases(
         chosen.fonts, chosen.words, chosen.out, num_cases=chosen.num, sheet=sheet, seed=chosen.seed
     )
-    print(drawn.text())
+    show(drawn, drawn.text, as_json=chosen.json)
     return 0
 
 
@@ -207,5 +211,5 @@ def _make(chosen: argparse.Namespace) -> int:
         rules=rules,
         max_cases=chosen.max_cases,
     )
-    print(made.text())
+    show(made, made.text, as_json=chosen.json)
     return 0

@@ -7,6 +7,7 @@ from typing import Any
 from calligrapher.durable import atomic_path
 from calligrapher.errors import DataError, ParamsError
 from flows.cli.data import add_columns
+from flows.cli.output import add_json, show
 
 _FILES = {"source": "image", "mask": "mask", "reference": "reference"}  # role -> option
 _SINGLE = (*_FILES.values(), "text")
@@ -71,6 +72,7 @@ def add_generate_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of the results"
     )
+    add_json(parser)
     parser.set_defaults(command=_generate, resumes=True)
 
 
@@ -128,7 +130,8 @@ def _generate(chosen: argparse.Namespace) -> int:
     variant = chosen.variant or (TRAINED if TRAINED in painter.variants else BASE)
     if variant == "warm-up":  # as it is spelt in prose
         variant = WARMUP
-    print("\n".join(map(str, paint_cases(painter, variant, cases, how, chosen.out))))
+    painted = paint_cases(painter, variant, cases, how, chosen.out)
+    show({"painted": painted}, lambda: "\n".join(map(str, painted)), as_json=chosen.json)
     return 0
 
 

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from flows.cli.output import add_json, show
+
 MACHINES = ("48", "80", "2x80", "4x48", "8x24", "8x48", "8x80")  # the usual ones, offered by shells
 ALGORITHMS = ("nft", "grpo")  # those of tasks/planning/presets.py, which loads torch
 
@@ -21,6 +23,7 @@ def add_init_commands(commands: argparse._SubParsersAction) -> None:
         help="GB of a GPU (24, 40, 48, 80, 141), or how many x GB, such as 8x80",
     )
     init.add_argument("--algorithm", required=True, choices=ALGORITHMS)
+    add_json(init)
     init.set_defaults(command=_init)
 
 
@@ -29,6 +32,7 @@ def _init(chosen: argparse.Namespace) -> int:
     from tasks.planning.presets import write_preset
 
     file = Path(f"{check_run_name(chosen.name, 'NAME')}.yaml")
-    print(write_preset(file, chosen.machine, chosen.algorithm))
-    print(f"Set its paths of model and data, then: calligrapher doctor {file}")
+    needs = write_preset(file, chosen.machine, chosen.algorithm)
+    further = f"Set its paths of model and data, then: calligrapher doctor {file}"
+    show({"params": file, "needs": needs}, lambda: f"{needs}\n{further}", as_json=chosen.json)
     return 0

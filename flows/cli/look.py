@@ -36,6 +36,7 @@ def add_look_commands(commands: argparse._SubParsersAction) -> None:
     best.add_argument("--num", type=positive, default=48, help="images; default 48")
     best.add_argument("--out", type=Path, help="a PNG file; default: RUN/report/best/ROUND.png")
     best.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    add_json(best)
     best.set_defaults(command=_best)
 
     evaluate = commands.add_parser(
@@ -91,7 +92,7 @@ def _best(chosen: argparse.Namespace) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary:
         sheet.save(temporary, "PNG")
-    print(out)
+    show({"round": shown, "sheet": out}, lambda: str(out), as_json=chosen.json)
     return 0
 
 

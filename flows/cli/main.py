@@ -53,6 +53,7 @@ from flows.cli.generate import add_generate_commands
 from flows.cli.init import add_init_commands
 from flows.cli.look import add_look_commands
 from flows.cli.measures import add_measures_commands
+from flows.cli.output import add_json, show
 from flows.cli.plan import add_plan_commands
 from flows.cli.report import add_report_commands
 from flows.cli.runs import add_run_commands
@@ -144,6 +145,7 @@ def command_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--dry-run", action="store_true", help="only say what would be made, in what time and room"
     )
+    add_json(train)
     train.set_defaults(command=_train, resumes=True)
 
     commands.add_parser("reward-server", help="serve rewards (`calligrapher reward-server --help`)")
@@ -160,6 +162,7 @@ def command_parser() -> argparse.ArgumentParser:
         metavar="TRACKER",
         help="mlflow, tensorboard, wandb; default: the run's own (tracking.backends)",
     )
+    add_json(sync)
     sync.set_defaults(command=_sync)
 
     add_init_commands(commands)
@@ -222,7 +225,7 @@ def _train(chosen: argparse.Namespace) -> int:
         from tasks.runs.dry_run import dry_run
 
         found = dry_run(params, runs_dir / run)
-        print(found.text())
+        show(found, found.text, as_json=chosen.json)
         return 0 if found.fits else 1
     from flows.services.prefect_api import QUIET, prefect_api
 
@@ -239,7 +242,7 @@ def _train(chosen: argparse.Namespace) -> int:
     except (CalligrapherError, OSError):
         _keep_traceback(runs_dir / run)
         raise
-    print("\n".join(closing_lines(summary, runs_dir)))
+    show(summary, lambda: "\n".join(closing_lines(summary, runs_dir)), as_json=chosen.json)
     return 1 if summary.reward_hacking else 0
 
 
@@ -261,8 +264,9 @@ def _keep_traceback(folder: Path) -> None:
 def _sync(chosen: argparse.Namespace) -> int:
     from tasks.tracking.mirror import sync
 
-    for place in sync(chosen.run, chosen.uri, chosen.to):
-        print(f"{place} is complete.")
+    places = sync(chosen.run, chosen.uri, chosen.to)
+    complete = "\n".join(f"{place} is complete." for place in places)
+    show({"complete": places}, lambda: complete, as_json=chosen.json)
     return 0
 
 

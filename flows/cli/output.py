@@ -20,8 +20,8 @@ def show(found: Any, text: Callable[[], str], *, as_json: bool) -> None:
 
 
 def as_text(found: Any) -> str:
-    """Return models, dataclasses and lists of them as JSON."""
-    return json.dumps(_plain(found), indent=1)
+    """Return models, dataclasses and lists of them as JSON; a path is its text."""
+    return json.dumps(_plain(found), indent=1, default=str)
 
 
 def _plain(found: Any) -> Any:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from flows.cli.output import add_json, show
+
 
 def add_report_commands(commands: argparse._SubParsersAction) -> None:
     """Add report."""
@@ -16,6 +18,7 @@ def add_report_commands(commands: argparse._SubParsersAction) -> None:
     report.add_argument(
         "--runs-dir", type=Path, default=Path("runs"), help="where names are looked up"
     )
+    add_json(report)
     report.set_defaults(command=_report)
 
 
@@ -26,5 +29,10 @@ def _report(chosen: argparse.Namespace) -> int:
     folders = [locate(run, chosen.runs_dir)[0] for run in chosen.runs]
     out = chosen.out or folders[0] / REPORT_FILE
     write_report(folders, out)
-    print(f"The report is {out} ({out.stat().st_size / 1e6:.1f} MB).")
+    size = out.stat().st_size
+    show(
+        {"report": out, "bytes": size},
+        lambda: f"The report is {out} ({size / 1e6:.1f} MB).",
+        as_json=chosen.json,
+    )
     return 0

@@ -22,17 +22,20 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
         commands, "why", _why, "why a stage is not what the params would make now (exit status 1)"
     )
     _stage_and_settings(why, "params to compare with")
+    add_json(why)
 
-    _add(
+    verify = _add(
         commands,
         "verify",
         _verify,
         "read every byte of a run and name what is damaged (exit status 1)",
     )
+    add_json(verify)
 
     gc = _add(commands, "gc", _gc, "delete the weights that retention does not keep, and leftovers")
     gc.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as retention.keep_last=1")
     gc.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    add_json(gc)
 
     rerun = _add(commands, "rerun", _rerun, "make a stage anew, in a fork that shares the rest")
     _stage_and_settings(rerun, "changed params")
@@ -86,11 +89,16 @@ def _located(chosen: argparse.Namespace) -> tuple[Path, str | None]:
 
 def _status(chosen: argparse.Namespace) -> int:
     from tasks.reports.status import status
+    from tasks.reports.verify import verify
 
     folder, _ = _located(chosen)
     found = status(folder)
     show(found, found.text, as_json=chosen.json)
-    return _told_damage(folder, sys.stderr if chosen.json else sys.stdout) if chosen.verify else 0
+    if not chosen.verify:
+        return 0
+    read = verify(folder)
+    print(read.text(), file=sys.stderr if chosen.json else sys.stdout)
+    return 1 if read.problems else 0
 
 
 def _why(chosen: argparse.Namespace) -> int:
@@ -100,24 +108,15 @@ def _why(chosen: argparse.Namespace) -> int:
     if not (stage or named):
         raise ParamsError("why needs a stage, as round-0003/update.")
     found = why(folder, stage or named, overrides, folder.parent / "data")
-    print(found.text())
+    show(found, found.text, as_json=chosen.json)
     return 1 if found.reasons else 0
 
 
 def _verify(chosen: argparse.Namespace) -> int:
-    return _told_damage(_located(chosen)[0], sys.stdout)
-
-
-def _told_damage(folder: Path, where) -> int:
     from tasks.reports.verify import verify
 
-    found = verify(folder)
-    print(
-        f"{found.artifacts} artifacts, {found.files} files, {found.bytes} bytes were read.",
-        file=where,
-    )
-    for problem in found.problems:
-        print(f"damaged: {problem}", file=where)
+    found = verify(_located(chosen)[0])
+    show(found, found.text, as_json=chosen.json)
     return 1 if found.problems else 0
 
 
@@ -134,10 +133,14 @@ def _gc(chosen: argparse.Namespace) -> int:
     run_dir = RunDir(folder)
     with nullcontext() if chosen.dry_run else run_dir.lock():
         found = clean_up(run_dir, params.retention, dry_run=chosen.dry_run)
-    for garbage in found:
-        print(f"{garbage.freed:>12}  {garbage.why:<20}  {garbage.path}")
-    verb = "would be freed" if chosen.dry_run else "were freed"
-    print(f"{sum(garbage.freed for garbage in found)} bytes in {len(found)} files {verb}.")
+
+    def text() -> str:
+        verb = "would be freed" if chosen.dry_run else "were freed"
+        freed = sum(garbage.freed for garbage in found)
+        lines = [f"{garbage.freed:>12}  {garbage.why:<20}  {garbage.path}" for garbage in found]
+        return "\n".join([*lines, f"{freed} bytes in {len(found)} files {verb}."])
+
+    show(found, text, as_json=chosen.json)
     return 0
 
 

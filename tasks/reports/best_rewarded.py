@@ -47,8 +47,8 @@ def best_rewarded(
     """Draw the `num` images of a round with the highest rewards, best first.
 
     Below each stand the reference it was to follow, what was to be written and read, and what each
-    weighed component counted (`reward_parts`). cases: those of the round, by id. Raises
-    ArtifactError when no image of the round has a reward.
+    weighed component counted (`reward_parts`; nothing where rewards are made up). cases: those of
+    the round, by id. Raises ArtifactError when no image of the round has a reward.
     """
     rows = [row for row in _rows(rollout, scores) if row["reward"] is not None]
     if not rows:
@@ -74,7 +74,8 @@ def _cell(params: RewardParams, case: Case, row: dict[str, Any]) -> Image.Image:
     both = Image.new("RGB", (_SIDE, painted.height + reference.height + 2), "white")
     both.paste(painted, (0, 0))
     both.paste(reference, (0, painted.height + 2))
-    parts = reward_parts(params, row)
+    made_up = params.disable_reward_model  # of no component
+    parts = {} if made_up else reward_parts(params, row)
     counted = "  ".join(f"{short(name)} {value:.2f}" for name, value in parts.items())
     lines: list[Line] = [
         *CaptionedImage(both, row["text"], row["ocr_text"], row["reward"]).lines(),

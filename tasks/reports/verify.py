@@ -19,6 +19,11 @@ class Verified:
     bytes: int
     problems: list[str]
 
+    def text(self) -> str:
+        """What was read in a line, and a line for each problem."""
+        read = f"{self.artifacts} artifacts, {self.files} files, {self.bytes} bytes were read."
+        return "\n".join([read, *(f"damaged: {problem}" for problem in self.problems)])
+
 
 def verify(run_folder: Path) -> Verified:
     """Check every file's sha256, every manifest's own digests, and that each artifact's inputs are

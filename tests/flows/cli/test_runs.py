@@ -1,5 +1,6 @@
 """The commands on a run's folder, as a person calls them, without rewards and servers."""
 
+import argparse
 import json
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cli.main import main
+from flows.cli.main import command_parser, main
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,38 @@ def test_status_is_a_tree_for_people_and_json_for_programs(folder, capsys):
     found = json.loads(told.out)
     assert (status, found["state"], len(found["stages"])) == (0, "finished", 6)
     assert told.err.startswith("6 artifacts, ")
+
+
+def test_programs_get_json_of_what_a_run_holds_and_what_differs(folder, capsys):
+    status, told = run_command(capsys, "verify", folder, "--json")
+    found = json.loads(told.out)
+    assert (status, found["artifacts"], found["problems"]) == (0, 6, [])
+    status, told = run_command(
+        capsys, "why", folder, "round-0000/update", "nft.kl_coef=0.2", "--json"
+    )
+    found = json.loads(told.out)
+    assert (status, found["name"]) == (1, "round-0000/update")
+    assert any("nft.kl_coef" in reason for reason in found["reasons"])
+    status, told = run_command(capsys, "gc", folder, "--dry-run", "--json")
+    assert (status, json.loads(told.out)) == (0, [])
+    status, told = run_command(capsys, "best", folder, "--json", "--out", folder.parent / "b.png")
+    assert json.loads(told.out) == {"round": "round-0000", "sheet": str(folder.parent / "b.png")}
+
+
+def test_every_command_that_tells_something_tells_it_to_programs_too():
+    # Those that serve, print a script, or print JSON in any case have no need of it.
+    without = {"reward-server", "demo", "completion", "rerun", "replay", "pretrain", "cases"}
+    told = {name: parser.format_help() for name, parser in leaves(command_parser())}
+    assert {name for name, text in told.items() if "--json" not in text} == without
+
+
+def leaves(parser):
+    """Yield the name and the parser of every command that has no commands of its own."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                found = list(leaves(inner))
+                yield from found or [(name, inner)]
 
 
 def test_why_answers_with_its_exit_status(folder, capsys):
