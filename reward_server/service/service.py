@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 from PIL import Image
@@ -110,7 +111,12 @@ class RewardService:
             if not isinstance(scorer, OwnScorer):
                 self._probe_until_ready(scorer)
         for scorer in scorers:
-            batcher = Batcher(scorer, on_batch=self.metrics.count_batch, on_broken=self._broke)
+            batcher = Batcher(
+                scorer,
+                under_way=partial(self.admission.queued, scorer.name),
+                on_batch=self.metrics.count_batch,
+                on_broken=self._broke,
+            )
             self.metrics.watch_queue(scorer.name, batcher.__len__)
             self._batchers.append(batcher)
             if isinstance(scorer, OwnScorer):

@@ -6,6 +6,7 @@ A mask is bool [H, W]; boxes are float [4 corners, 2 px], clockwise from the tex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from statistics import median
 
 import cv2
 import numpy as np
@@ -191,7 +192,7 @@ def plain_line(rgb: np.ndarray, place: Place) -> Line | None:
     shapes = cv2.connectedComponentsWithStats(ink.astype(np.uint8), connectivity=8)[2][1:]
     heights, areas = shapes[:, cv2.CC_STAT_HEIGHT] / len(rows), shapes[:, cv2.CC_STAT_AREA]
     small = heights < _PART
-    if areas[small].sum() > _PARTS * areas.sum() or np.median(heights[~small]) < _ONE_ROW:
+    if areas[small].sum() > _PARTS * areas.sum() or median(heights[~small].tolist()) < _ONE_ROW:
         return None
     scale, room = place.height / len(ink), _ROOM * len(rows)
     top, bottom = max(rows[0] - room, 0), min(rows[-1] + 1 + room, len(ink))

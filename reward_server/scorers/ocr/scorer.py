@@ -77,6 +77,7 @@ class OCRScorer:
         self._recogniser = load_recogniser(
             engine, model_dir=model_dir, device=device, threads=num_threads
         )
+        self.pairs = self._recogniser.together > 1  # a line that is alone takes its own copy along
         self._detector = None
         if mode != "line":
             self._detector = load_detector(
