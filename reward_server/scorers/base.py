@@ -113,6 +113,11 @@ def pairs_items(scorer: Scorer) -> bool:
     return getattr(scorer, "pairs", False)
 
 
+def keeps_to_the_mask(scorer: Scorer) -> bool:
+    """Whether it looks at a picture no further around the mask than `surroundings.looked_at`."""
+    return getattr(scorer, "keeps_to_the_mask", False)
+
+
 def probe_item() -> Item:
     """Return the picture with which a scorer shows that it works.
 

@@ -15,8 +15,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 from PIL import Image
 
+from reward_server.client.failover import FILES, PARTS
 from reward_server.components import MEASURED_BY, NAMES, SEES_REFERENCE
-from reward_server.scorers.base import Item, Outcome, Scorer, failed, is_remote, probe_item
+from reward_server.scorers.base import (
+    Item,
+    Outcome,
+    Scorer,
+    failed,
+    is_remote,
+    keeps_to_the_mask,
+    probe_item,
+)
 from reward_server.scorers.own import OwnScorer
 from reward_server.scorers.safely import probe
 from reward_server.service.admission import Admission
@@ -96,6 +105,11 @@ class RewardService:
     def names(self) -> tuple[str, ...]:
         """Components that an item may ask for."""
         return (*NAMES, *self._own)
+
+    @property
+    def protocol(self) -> int:
+        """What a client may send: `PARTS` where all scorers keep to the mask."""
+        return PARTS if all(keeps_to_the_mask(one.scorer) for one in self._batchers) else FILES
 
     @property
     def ready(self) -> bool:
@@ -280,6 +294,8 @@ class RewardService:
 
     def _open(self, ask: Ask) -> Opened | Known | ItemError:
         """Return an item's pictures opened, or its answer when it was asked before."""
+        if ask.part is not None and self.protocol < PARTS:
+            return ItemError("the whole picture must be sent: a scorer here looks at all of it.")
         reference = self._looks_at_reference(ask)
         if self._answers.capacity:
             known = self._answers.get(ask.digest(reference=reference))

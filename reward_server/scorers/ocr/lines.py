@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from reward_server.scorers.ocr.ink import crossing, ink_of
+from reward_server.surroundings import Box, margin_around
 
 SIDE_LIMIT = 736  # px; the detector's input is never larger, whatever the picture
 _SMALL = 24  # px; a mask that is lower is enlarged before lines are looked for
@@ -117,7 +118,7 @@ def region_around(rgb: np.ndarray, place: Place) -> Region:
     """Return the place with a margin of half its shorter side: text that goes on is seen."""
     height, width = rgb.shape[:2]
     side = min(place.height, place.width)
-    margin = -(-side // 2)
+    margin = margin_around(Box(place.left, place.top, place.right, place.bottom))
     top, bottom = max(place.top - margin, 0), min(place.bottom + margin, height)
     left, right = max(place.left - margin, 0), min(place.right + margin, width)
     part = rgb[top:bottom, left:right]

@@ -53,6 +53,7 @@ class OCRScorer:
 
     name = "ocr"
     max_batch, max_wait_s = 8, 0.0
+    keeps_to_the_mask = True
 
     def __init__(
         self,
