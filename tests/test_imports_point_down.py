@@ -29,7 +29,7 @@ LAYERS = {
         {"settings"},
         {"scorer_files"},
         {"alphabet"},
-        {"components", "text", "style_scale"},
+        {"components", "text", "style_scale", "surroundings"},
     ),
     "tasks": (
         {"doctor"},

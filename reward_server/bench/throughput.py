@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import requests
 
 from reward_server.alphabet import Alphabet
 from reward_server.bench.pictures import SIZE, items, picture, pid_of, png, scenes, words
-from reward_server.client import RewardClient, RewardItem, encode_png
+from reward_server.client import RewardClient, RewardItem, encode_png, sending
 from reward_server.processes.process import LOCAL_PORTS, ServerProcess, local_server
 from reward_server.scorers.base import Item
 from reward_server.scorers.ocr.ctc import likelihood_per_character
@@ -37,24 +38,35 @@ def sizes(count: int, threads: int) -> dict:
     The line that is read is the same on all; what grows is the picture around it. Client and server
     encode and decode pictures that are in memory, or, as in a training, pictures that are PNG files
     already; each has the one mask and the one reference that its group shares. The bare loop is the
-    server's OCR itself on decoded pictures.
+    server's OCR itself on decoded pictures. `sent_whole`: where a client sends all of each picture
+    and not only the part that is looked at.
     """
     scorer = OCRScorer(num_threads=threads, mode="auto")
     found: dict[str, dict] = {}
     with local_server(ocr_threads=threads, flags=_FLAGS) as url:
-        for side, encoded in ((SIZE, False), ((512, 512), False), ((512, 512), True)):
+        pid = pid_of(url)
+        for side, encoded in (
+            (SIZE, False),
+            ((512, 512), False),
+            ((512, 512), True),
+            ((1024, 1024), True),
+        ):
             sent = scenes(count, side)
             if encoded:
                 sent = [replace(one, image=png(one.image)) for one in sent]
             decoded = [_decoded(item) for item in scenes(count, side)]
             _load(url, sent[:32], clients=4, chunk=8)  # warm up
-            bare, service = [], []
+            ask = partial(_load, url, sent, clients=8, chunk=8)
+            bare, service, whole = [], [], []
             for _ in range(_TURNS):
                 bare.append(_measure(partial(_score_all, scorer, decoded, threads), count))
-                service.append(_measure(partial(_load, url, sent, clients=8, chunk=8), count))
+                service.append(_measure(ask, count, pid))
+                with patch.object(sending, "WORTH", 0.0):
+                    whole.append(_measure(ask, count, pid))
             found[f"{side[0]}x{side[1]}{' PNG' if encoded else ''}"] = {
                 "bare_loop": _best(bare),
-                "service": _best(service)[_RATE],
+                "service": _best(service),
+                "sent_whole": _best(whole),
                 "of_bare_loop": statistics.median(
                     one[_RATE] / other[_RATE] for one, other in zip(service, bare, strict=True)
                 ),

@@ -22,8 +22,9 @@ log = logging.getLogger(__name__)
 
 # Header of every answer: a digest of what decides the server's scores (`fingerprint` of `/info`).
 FINGERPRINT_HEADER = "X-Reward-Fingerprint"
-# Header of every answer of a server that has `/score_files` and knows an item's `components`.
-PROTOCOL_HEADER, PROTOCOL = "X-Reward-Protocol", 2
+# Header of every answer of a server that has `/score_files` and knows an item's `components` (from
+# 2 on), and whose scorers all keep to the mask, so that an item may be a part of its picture (3).
+PROTOCOL_HEADER, FILES, PARTS = "X-Reward-Protocol", 2, 3
 REQUEST_ID_HEADER = "X-Request-Id"
 
 _CONNECT_S = 5.0

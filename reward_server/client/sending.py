@@ -1,6 +1,7 @@
 """Items as they travel: JSON with base64 PNG, or, where a server knows of it, files in a form.
 
-A picture that several items share is encoded once, and in a form it travels once.
+A picture that several items share is encoded once, and in a form it travels once. Where a server's
+scorers all keep to the mask, no more of a large picture travels than they look at.
 """
 
 import base64
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from reward_server.client.failover import Request
+from reward_server.client.failover import FILES, PARTS, Request
+from reward_server.surroundings import Box, looked_at
 from reward_server.text import Match
 
-_FILES = 2  # the protocol from which on a server has /score_files
+WORTH = 0.5  # of a picture: a part of it that is larger is not cut out
+_WHITE = 128  # of 255: from this on a mask is white
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Picture:
         self._picture, self._encode, self._lock = picture, encode, threading.Lock()
         self._base64: str | None = None
         self._file: bytes | None = None
+        self._cuts: dict[Box, bytes | None] = {}
 
     @property
     def size(self) -> int:
@@ -92,6 +96,48 @@ class Picture:
                 self._file = encode_file(self._picture)
             return self._file
 
+    def cut(self, box: Box, size: tuple[int, int]) -> bytes | None:
+        """Return a part of it, as a form holds it.
+
+        None where it is not of this size (width, height), or where a part might mean another thing
+        than it does in the whole: see `_plain`.
+        """
+        with self._lock:
+            if box not in self._cuts:
+                image = self._plain()
+                corners = (box.left, box.top, box.right, box.bottom)
+                fits = image is not None and image.size == size
+                self._cuts[box] = encode_file(image.crop(corners)) if fits else None
+            return self._cuts[box]
+
+    @cached_property
+    def white(self) -> tuple[Box, tuple[int, int]] | None:
+        """The box of a mask's white part, and the mask's width and height."""
+        with self._lock:
+            image = self._plain()
+        if image is None:
+            return None
+        box = image.convert("L").point(lambda level: 255 * (level >= _WHITE)).getbbox()
+        return None if box is None else (Box(*box), image.size)
+
+    def _plain(self) -> Any:
+        """Return it decoded; None of a damaged one, of which the server says what is wrong, and of
+        one with transparency or a palette.
+        """
+        from PIL import Image
+
+        image = self._picture
+        try:
+            if isinstance(image, bytes | bytearray | memoryview):
+                image = Image.open(io.BytesIO(image), formats=("PNG", "BMP"))
+            elif not isinstance(image, Image.Image):
+                image = Image.fromarray(image)
+            image.load()
+        except Exception:
+            return None
+        plain = image.mode in ("RGB", "L", "1") and not image.has_transparency_data
+        return image if plain else None
+
 
 @dataclass(frozen=True)
 class SentItem:
@@ -107,6 +153,21 @@ class SentItem:
         words = sum(len(word) for word in self.words.values())
         return words + sum(picture.size for picture in self.pictures.values())
 
+    def part(self) -> tuple[Box, tuple[int, int]] | None:
+        """What of its picture scorers look at who keep to the mask, and the whole's size.
+
+        None where all of it is to be sent: without a mask, or where a part is not worth it.
+        """
+        mask = self.pictures.get("mask")
+        if mask is None or mask.white is None:
+            return None
+        white, size = mask.white
+        box = looked_at(white, size)
+        if box.pixels > WORTH * size[0] * size[1]:
+            return None
+        cuts = (self.pictures[field].cut(box, size) for field in ("mask", "image"))
+        return None if None in cuts else (box, size)
+
 
 class Chunk:
     """The items of one request, encoded once for all attempts, in the way a server understands."""
@@ -121,7 +182,9 @@ class Chunk:
     def request_for(self, protocol: int) -> Request:
         """What a server of this protocol is asked."""
         with self._lock:
-            return self._form if protocol >= _FILES else self._json
+            if protocol >= PARTS:
+                return self._form_of_parts
+            return self._form if protocol >= FILES else self._json
 
     @cached_property
     def _json(self) -> Request:
@@ -133,20 +196,38 @@ class Chunk:
 
     @cached_property
     def _form(self) -> Request:
-        names: dict[Picture, str] = {}
+        return self._form_of([None] * len(self._items))
+
+    @cached_property
+    def _form_of_parts(self) -> Request:
+        return self._form_of([item.part() for item in self._items])
+
+    def _form_of(self, parts: Sequence[tuple[Box, tuple[int, int]] | None]) -> Request:
+        """Return the form; of an item with a part only that travels, and no reference."""
+        names: dict[tuple[Picture, Any], str] = {}
         items: list[dict[str, Any]] = []
-        for item in self._items:
+        for item, part in zip(self._items, parts, strict=True):
             named = {
-                field: names.setdefault(picture, f"p{len(names)}")
+                field: names.setdefault((picture, part), f"p{len(names)}")
                 for field, picture in item.pictures.items()
+                if part is None or field != "reference"
             }
-            asked = {} if item.components is None else {"components": item.components}
+            asked: dict[str, Any] = {}
+            if item.components is not None:
+                asked["components"] = item.components
+            if part is not None:
+                box, (width, height) = part
+                corner = {"left": box.left, "top": box.top}
+                asked["part"] = {**corner, "width": width, "height": height}
             items.append({**item.words, **named, **asked})
         boundary = uuid.uuid4().hex  # 122 random bits: no picture holds them
-        parts = [("items", json.dumps({"items": items}).encode())]
-        parts += [(name, picture.file()) for picture, name in names.items()]
+        contents = [("items", json.dumps({"items": items}).encode())]
+        contents += [
+            (name, picture.file() if part is None else picture.cut(*part))
+            for (picture, part), name in names.items()
+        ]
         body: list[bytes] = []
-        for name, content in parts:
+        for name, content in contents:
             head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'
             body += [head.encode(), content, b"\r\n"]
         body.append(f"--{boundary}--\r\n".encode())

@@ -108,6 +108,16 @@ def is_remote(scorer: Scorer) -> bool:
     return getattr(scorer, "remote", False)
 
 
+def pairs_items(scorer: Scorer) -> bool:
+    """Whether one item alone costs as much as two: `pairs = True` says so."""
+    return getattr(scorer, "pairs", False)
+
+
+def keeps_to_the_mask(scorer: Scorer) -> bool:
+    """Whether it looks at a picture no further around the mask than `surroundings.looked_at`."""
+    return getattr(scorer, "keeps_to_the_mask", False)
+
+
 def probe_item() -> Item:
     """Return the picture with which a scorer shows that it works.
 

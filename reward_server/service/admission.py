@@ -33,6 +33,10 @@ class Admission:
         """How many are in the longest queue."""
         return max(self._queued.values(), default=0)
 
+    def queued(self, name: str) -> int:
+        """How many were admitted to a queue and are not answered yet."""
+        return self._queued[name]
+
     def enter(self, places: Mapping[str, int] = _NONE, *, pixels: int = 0) -> None:
         """Take room or raise OverloadedError. An empty house admits any single request.
 

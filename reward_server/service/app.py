@@ -18,7 +18,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from reward_server.client.failover import FINGERPRINT_HEADER, PROTOCOL, PROTOCOL_HEADER
+from reward_server.client.failover import FINGERPRINT_HEADER, PROTOCOL_HEADER
 from reward_server.scorers.base import Scorer
 from reward_server.service.admission import OverloadedError
 from reward_server.service.forms import FormError, parts_of
@@ -186,7 +186,7 @@ def create_app(
 
     def _name_setup(response: Response) -> None:
         response.headers[FINGERPRINT_HEADER] = service.fingerprint
-        response.headers[PROTOCOL_HEADER] = str(PROTOCOL)
+        response.headers[PROTOCOL_HEADER] = str(service.protocol)
 
     @app.get("/livez")
     async def livez() -> Alive:

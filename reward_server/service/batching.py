@@ -7,11 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from reward_server.scorers.base import Item, Outcome, Scorer, failed, is_remote
+from reward_server.scorers.base import Item, Outcome, Scorer, failed, is_remote, pairs_items
 from reward_server.scorers.safely import probe, score_safely
 
 _SUSPECT = {"exception", "no_number"}  # kinds of errors that a broken scorer makes
 _CLOSE_S = 2.0  # how long the batches in hand may take once the server stops
+_COMPANY_S = 0.005  # how long an item that would cost as much as two waits for one that is coming
 
 
 @dataclass
@@ -25,20 +26,25 @@ class Batcher:
     """Feeds one scorer from a queue with `scorer.parallel` threads.
 
     A thread takes a batch when `max_batch` items wait or the oldest has waited `max_wait_s`.
-    Waiting items are shared out evenly between the threads. The queue's length is bounded by
-    whoever admits requests (`admission`). `on_batch(scorer, items, seconds, outcomes)` is called
-    after each batch; `on_broken(scorer, reason)` when an item failed for no reason of its own: the
-    probe picture fails too.
+    Waiting items are shared out evenly between the threads. Where one item costs as much as two
+    (`pairs_items`), none is taken alone while another waits or is coming: `under_way` says how many
+    were admitted and are not answered yet. The queue's length is bounded by whoever admits requests
+    (`admission`). `on_batch(scorer, items, seconds, outcomes)` is called after each batch;
+    `on_broken(scorer, reason)` when an item failed for no reason of its own: the probe picture
+    fails too.
     """
 
     def __init__(
         self,
         scorer: Scorer,
         *,
+        under_way: Callable[[], int] = lambda: 0,
         on_batch: Callable[[str, int, float, list[Outcome]], None] = lambda *_: None,
         on_broken: Callable[[str, str], None] = lambda *_: None,
     ):
         self.scorer = scorer
+        self._least = 2 if pairs_items(scorer) else 1  # items that a thread takes if it can
+        self._under_way, self._in_hand = under_way, 0
         self._on_batch, self._on_broken = on_batch, on_broken
         self._taken_at: dict[int, float] = {}  # thread -> since when it works on a batch
         self._waiting: deque[_Waiting] = deque()
@@ -90,12 +96,13 @@ class Batcher:
     def _work(self) -> None:
         while batch := self._take():
             # Whoever gave up has cancelled the future: nobody would read the score.
-            batch = [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
-            if not batch:
-                continue
-            outcomes = self._score([waiting.item for waiting in batch])
-            for waiting, outcome in zip(batch, outcomes, strict=True):
-                waiting.future.set_result(outcome)
+            wanted = [one for one in batch if one.future.set_running_or_notify_cancel()]
+            if wanted:
+                outcomes = self._score([waiting.item for waiting in wanted])
+                for waiting, outcome in zip(wanted, outcomes, strict=True):
+                    waiting.future.set_result(outcome)
+            with self._wake:
+                self._in_hand -= len(batch)
 
     def _score(self, items: list[Item]) -> list[Outcome]:
         me, started = threading.get_ident(), time.monotonic()
@@ -120,10 +127,17 @@ class Batcher:
                 if self._closed:
                     return []
                 # A batch waits for company, but never longer than its oldest item may.
-                patience = self._waiting[0].since + self.scorer.max_wait_s - time.monotonic()
+                few = len(self._waiting) < self._least
+                coming = self._under_way() > len(self._waiting) + self._in_hand
+                patience = self.scorer.max_wait_s
+                if few and coming:
+                    patience = max(patience, _COMPANY_S)
+                patience -= time.monotonic() - self._waiting[0].since
                 if len(self._waiting) >= self.scorer.max_batch or patience <= 0:
                     break
                 self._wake.wait(timeout=patience)
             # Rounded up, so that none is left over; a thread that took all would leave others idle.
-            share = -(-len(self._waiting) // self.scorer.parallel)
-            return [self._waiting.popleft() for _ in range(min(share, self.scorer.max_batch))]
+            share = max(-(-len(self._waiting) // self.scorer.parallel), self._least)
+            share = min(share, self.scorer.max_batch, len(self._waiting))
+            self._in_hand += share
+            return [self._waiting.popleft() for _ in range(share)]

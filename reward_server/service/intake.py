@@ -25,7 +25,8 @@ from reward_server.service.images import (
     open_png,
 )
 from reward_server.service.lru import LRU
-from reward_server.service.schema import MAX_PROMPT_CHARS, MAX_TEXT_CHARS, ScoreRequest
+from reward_server.service.schema import MAX_PROMPT_CHARS, MAX_TEXT_CHARS, Part, ScoreRequest
+from reward_server.surroundings import Box, looked_at
 from reward_server.text import Match, normalise, text_from_prompt
 
 Buffer = bytes | memoryview
@@ -47,6 +48,7 @@ class Ask:
     reference: Picture | None = None
     components: tuple[str, ...] | None = None  # None: all
     match: Match | None = None
+    part: Part | None = None  # where image and mask lie in the whole picture; None: they are whole
 
     @cached_property
     def image_digest(self) -> bytes:
@@ -67,7 +69,7 @@ class Ask:
         """Stands for all that decides the score; the reference where somebody looks at it."""
         seen = self.reference_digest if reference else b""
         pictures = self.image_digest, self.mask_digest, seen
-        return *pictures, self.text, self.prompt, self.components, self.match
+        return *pictures, self.text, self.prompt, self.components, self.match, self.part
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,17 @@ class Opened:
     mask: Image.Image | Mask | None
     # What is wrong with a reference costs those who look at it, not the whole item.
     reference: Image.Image | np.ndarray | ImageError | None
+    whole: tuple[int, int]  # width and height of the picture of which `image` may be a part
 
     @property
     def pixels(self) -> int:
         """How many the pictures have together; whether they were seen before changes no limit."""
-        pixels = 0
-        for one in (self.image, self.mask, self.reference):
-            if isinstance(one, np.ndarray):
-                pixels += one.shape[0] * one.shape[1]
-            elif one is not None and not isinstance(one, ImageError):
-                pixels += one.size[0] * one.size[1]
+        width, height = self.whole
+        pixels = width * height * (1 if self.mask is None else 2)
+        if isinstance(self.reference, np.ndarray):
+            pixels += self.reference.shape[0] * self.reference.shape[1]
+        elif isinstance(self.reference, Image.Image):
+            pixels += self.reference.width * self.reference.height
         return pixels
 
 
@@ -156,6 +159,7 @@ def ask_of(
         picture(request.reference),
         None if components is None else tuple(sorted(set(components))),
         request.match,
+        request.part,
     )
 
 
@@ -177,25 +181,40 @@ def open_pictures(ask: Ask, max_pixels: int, shared: LRU, *, reference: bool) ->
     try:
         image = _open(ask.image, field="image", max_pixels=max_pixels)
         if ask.mask is not None:
-            mask = shared.get(("mask", ask.mask_digest)) or _open(
+            mask = shared.get(("mask", ask.mask_digest, ask.part)) or _open(
                 ask.mask, field="mask", max_pixels=max_pixels
             )
+        whole = _whole(image, ask.part, max_pixels)
     except ImageError as error:
         return ItemError(str(error))
-    if mask is not None and mask.size != image.size:
+    wanted = whole if isinstance(mask, Mask) else image.size
+    if mask is not None and mask.size != wanted:
         return ItemError(
-            f"mask must be of the image's size {image.size}. Got {mask.size} (width, height)."
+            f"mask must be of the image's size {wanted}. Got {mask.size} (width, height)."
         )
     if ask.reference is None or not reference:
-        return Opened(image, mask, None)
+        return Opened(image, mask, None, whole)
     seen = shared.get(("reference", ask.reference_digest))
     if seen is not None:
-        return Opened(image, mask, seen)
+        return Opened(image, mask, seen, whole)
     try:
         opened = _open(ask.reference, field="reference", max_pixels=max_pixels)
     except ImageError as error:
-        return Opened(image, mask, error)
-    return Opened(image, mask, opened)
+        return Opened(image, mask, error, whole)
+    return Opened(image, mask, opened, whole)
+
+
+def _whole(image: Image.Image, part: Part | None, max_pixels: int) -> tuple[int, int]:
+    """Width and height of the picture of which an image may be a part. Raises ImageError."""
+    if part is None:
+        return image.size
+    right, bottom = part.left + image.width, part.top + image.height
+    if right > part.width or bottom > part.height or part.width * part.height > max_pixels:
+        raise ImageError(
+            f"part must lie in a whole picture of at most {max_pixels} pixels. Got an image that"
+            f" ends at {right}, {bottom} of {part.width} x {part.height}."
+        )
+    return part.width, part.height
 
 
 def decode(ask: Ask, opened: Opened, shared: LRU) -> Item:
@@ -204,9 +223,12 @@ def decode(ask: Ask, opened: Opened, shared: LRU) -> Item:
         image = decode_rgb(opened.image, field="image")
         mask = opened.mask
         if isinstance(mask, Image.Image):
-            white = decode_mask(mask)
+            white = _in_whole(decode_mask(mask), ask.part)
             mask = Mask(white, bounding_box(white))
-            shared.put(("mask", ask.mask_digest), mask)
+            shared.put(("mask", ask.mask_digest, ask.part), mask)
+        if ask.part is not None:
+            _check_part(opened.image.size, ask.part, mask)
+            image = _in_whole(image, ask.part)
     except ImageError as error:
         raise ItemError(str(error)) from None
     item = Item(image, image, ask.text, has_mask=False, prompt=ask.prompt, match=ask.match)
@@ -226,6 +248,28 @@ def decode(ask: Ask, opened: Opened, shared: LRU) -> Item:
         return replace(item, reference=reference)
     except ImageError as error:
         return replace(item, reference_error=str(error))
+
+
+def _in_whole(pixels: np.ndarray, part: Part | None) -> np.ndarray:
+    """Return a part [h, w, ...] where it lies in its whole picture, which is black elsewhere."""
+    if part is None:
+        return pixels
+    # Zeros that nobody looks at take no time and no memory.
+    whole = np.zeros((part.height, part.width, *pixels.shape[2:]), dtype=pixels.dtype)
+    high, wide = pixels.shape[:2]
+    whole[part.top : part.top + high, part.left : part.left + wide] = pixels
+    return whole
+
+
+def _check_part(size: tuple[int, int], part: Part, mask: Mask | None) -> None:
+    """Raise ImageError where a part is less of its picture than is looked at."""
+    if mask is None:
+        raise ImageError("part must come with a mask. Got none.")
+    top, bottom, left, right = mask.box
+    needed = looked_at(Box(left, top, right, bottom), (part.width, part.height))
+    sent = Box(part.left, part.top, part.left + size[0], part.top + size[1])
+    if not sent.holds(needed):
+        raise ImageError(f"part must hold what is looked at, {needed}. Got {sent}.")
 
 
 def _open(picture: Picture, *, field: str, max_pixels: int) -> Image.Image:

@@ -36,6 +36,15 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+class Part(Wire):
+    """Where a picture lies in the whole one that it was cut out of, in px."""
+
+    left: int = Field(ge=0, strict=True)
+    top: int = Field(ge=0, strict=True)
+    width: int = Field(ge=1, strict=True, description="of the whole picture")
+    height: int = Field(ge=1, strict=True, description="of the whole picture")
+
+
 class ScoreRequest(Wire):
     """One painted picture to be scored.
 
@@ -74,6 +83,13 @@ class ScoreRequest(Wire):
     match: Match | None = Field(
         None,
         description="exact: case and spaces count; loose: they do not; default: as the server's",
+    )
+    part: Part | None = Field(
+        None,
+        description=(
+            "image and mask are this part of their whole picture; only where an answer's"
+            " X-Reward-Protocol is 3 or more, and with all that OCR looks at"
+        ),
     )
     components: list[str] | None = Field(
         None,

@@ -10,12 +10,22 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 from PIL import Image
 
+from reward_server.client.failover import FILES, PARTS
 from reward_server.components import MEASURED_BY, NAMES, SEES_REFERENCE
-from reward_server.scorers.base import Item, Outcome, Scorer, failed, is_remote, probe_item
+from reward_server.scorers.base import (
+    Item,
+    Outcome,
+    Scorer,
+    failed,
+    is_remote,
+    keeps_to_the_mask,
+    probe_item,
+)
 from reward_server.scorers.own import OwnScorer
 from reward_server.scorers.safely import probe
 from reward_server.service.admission import Admission
@@ -97,6 +107,11 @@ class RewardService:
         return (*NAMES, *self._own)
 
     @property
+    def protocol(self) -> int:
+        """What a client may send: `PARTS` where all scorers keep to the mask."""
+        return PARTS if all(keeps_to_the_mask(one.scorer) for one in self._batchers) else FILES
+
+    @property
     def ready(self) -> bool:
         """True once every scorer has scored a probe picture, for as long as all of them work."""
         return self._state == "ok"
@@ -110,7 +125,12 @@ class RewardService:
             if not isinstance(scorer, OwnScorer):
                 self._probe_until_ready(scorer)
         for scorer in scorers:
-            batcher = Batcher(scorer, on_batch=self.metrics.count_batch, on_broken=self._broke)
+            batcher = Batcher(
+                scorer,
+                under_way=partial(self.admission.queued, scorer.name),
+                on_batch=self.metrics.count_batch,
+                on_broken=self._broke,
+            )
             self.metrics.watch_queue(scorer.name, batcher.__len__)
             self._batchers.append(batcher)
             if isinstance(scorer, OwnScorer):
@@ -274,6 +294,8 @@ class RewardService:
 
     def _open(self, ask: Ask) -> Opened | Known | ItemError:
         """Return an item's pictures opened, or its answer when it was asked before."""
+        if ask.part is not None and self.protocol < PARTS:
+            return ItemError("the whole picture must be sent: a scorer here looks at all of it.")
         reference = self._looks_at_reference(ask)
         if self._answers.capacity:
             known = self._answers.get(ask.digest(reference=reference))

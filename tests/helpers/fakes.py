@@ -18,13 +18,14 @@ class FakeScorer:
     fields = ("ocr_text", "ocr_confidence", "ocr_accuracy", "ocr_likelihood")
     info = {"engine": "fake"}  # noqa: RUF012
 
-    def __init__(self, *, parallel=1, max_batch=4, max_wait_s=0.0, delay_s=0.0):
+    def __init__(self, *, parallel=1, max_batch=4, max_wait_s=0.0, delay_s=0.0, pairs=False):
         self.parallel, self.max_batch, self.max_wait_s, self.delay_s = (
             parallel,
             max_batch,
             max_wait_s,
             delay_s,
         )
+        self.pairs = pairs  # one item costs as much as two
         self.batches: list[int] = []
         self.seen: list[str] = []
         self.closed = self.broken = False

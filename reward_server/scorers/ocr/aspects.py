@@ -77,8 +77,10 @@ class Seen:
 
 def aspects_of(lines: Sequence[Seen], place: Place, *, masked: bool) -> Aspects:
     """Return the aspects of all text found in a place; there must be some."""
-    areas = np.array([max(np.prod(sides(seen.line.boxes[0])), 1.0) for seen in lines])
-    shares = areas / areas.sum()
+    shares = np.ones(1)
+    if len(lines) > 1:
+        areas = np.array([max(np.prod(sides(seen.line.boxes[0])), 1.0) for seen in lines])
+        shares = areas / areas.sum()
     looks = np.array([look(seen.pixels, seen.text) for seen in lines])
     visibility, sharpness, unstruck = map(float, shares @ looks)
     upright = float(shares @ [_upright(seen) for seen in lines])
@@ -104,9 +106,9 @@ def look(pixels: np.ndarray, text: str = "") -> tuple[float, float, float]:
         cv2.Sobel(shade, cv2.CV_32F, 0, 1, scale=1 / 8),
     )
     # An edge is 1 to 2 px wide however sharp the picture is.
-    edge = max(
-        contrast / max(float(np.sort(slope, axis=None)[int(0.97 * slope.size)]), 1e-6) - 2, 0
-    ) / len(ink)
+    steep = int(0.97 * slope.size)
+    steepest = float(np.partition(slope, steep, axis=None)[steep])
+    edge = max(contrast / max(steepest, 1e-6) - 2, 0) / len(ink)
     unstruck = min(
         _rise(_strike(ink), _STRIKE),
         _rise(crossed(ink, text), _CROSSED),
@@ -145,4 +147,4 @@ def _size(lines: Sequence[Line], place: Place) -> float:
 
 def _rise(value: float, ends: tuple[float, float]) -> float:
     """0 at the first of `ends`, 1 at the second, linear between them."""
-    return float(np.clip((value - ends[0]) / (ends[1] - ends[0]), 0, 1))
+    return float(min(max((value - ends[0]) / (ends[1] - ends[0]), 0.0), 1.0))

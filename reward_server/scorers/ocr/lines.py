@@ -6,11 +6,13 @@ A mask is bool [H, W]; boxes are float [4 corners, 2 px], clockwise from the tex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from statistics import median
 
 import cv2
 import numpy as np
 
 from reward_server.scorers.ocr.ink import crossing, ink_of
+from reward_server.surroundings import Box, margin_around
 
 SIDE_LIMIT = 736  # px; the detector's input is never larger, whatever the picture
 _SMALL = 24  # px; a mask that is lower is enlarged before lines are looked for
@@ -116,7 +118,7 @@ def region_around(rgb: np.ndarray, place: Place) -> Region:
     """Return the place with a margin of half its shorter side: text that goes on is seen."""
     height, width = rgb.shape[:2]
     side = min(place.height, place.width)
-    margin = -(-side // 2)
+    margin = margin_around(Box(place.left, place.top, place.right, place.bottom))
     top, bottom = max(place.top - margin, 0), min(place.bottom + margin, height)
     left, right = max(place.left - margin, 0), min(place.right + margin, width)
     part = rgb[top:bottom, left:right]
@@ -191,7 +193,7 @@ def plain_line(rgb: np.ndarray, place: Place) -> Line | None:
     shapes = cv2.connectedComponentsWithStats(ink.astype(np.uint8), connectivity=8)[2][1:]
     heights, areas = shapes[:, cv2.CC_STAT_HEIGHT] / len(rows), shapes[:, cv2.CC_STAT_AREA]
     small = heights < _PART
-    if areas[small].sum() > _PARTS * areas.sum() or np.median(heights[~small]) < _ONE_ROW:
+    if areas[small].sum() > _PARTS * areas.sum() or median(heights[~small].tolist()) < _ONE_ROW:
         return None
     scale, room = place.height / len(ink), _ROOM * len(rows)
     top, bottom = max(rows[0] - room, 0), min(rows[-1] + 1 + room, len(ink))

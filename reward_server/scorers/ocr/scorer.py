@@ -53,6 +53,7 @@ class OCRScorer:
 
     name = "ocr"
     max_batch, max_wait_s = 8, 0.0
+    keeps_to_the_mask = True
 
     def __init__(
         self,
@@ -77,6 +78,7 @@ class OCRScorer:
         self._recogniser = load_recogniser(
             engine, model_dir=model_dir, device=device, threads=num_threads
         )
+        self.pairs = self._recogniser.together > 1  # a line that is alone takes its own copy along
         self._detector = None
         if mode != "line":
             self._detector = load_detector(

@@ -54,6 +54,51 @@ def test_waiting_items_are_shared_out_between_the_threads():
     batcher.close()
 
 
+def test_where_one_item_costs_as_much_as_two_the_first_waits_for_one_that_is_coming(monkeypatch):
+    monkeypatch.setattr("reward_server.service.batching._COMPANY_S", 5.0)
+    scorer = FakeScorer(parallel=2, max_batch=8, pairs=True)
+    batcher = Batcher(scorer, under_way=lambda: 2)
+    first = batcher.submit(item("a"))
+    time.sleep(0.1)
+    assert not first.done()
+    second = batcher.submit(item("b"))
+    assert first.result(2).values["ocr_text"] == "a"
+    assert second.result(2).values["ocr_text"] == "b"
+    assert scorer.batches == [2]  # one thread took both
+    batcher.close()
+
+
+def test_where_one_item_costs_as_much_as_two_a_lone_one_waits_for_nobody(monkeypatch):
+    monkeypatch.setattr("reward_server.service.batching._COMPANY_S", 5.0)
+    scorer = FakeScorer(pairs=True)
+    batcher = Batcher(scorer, under_way=lambda: 1)
+    started = time.monotonic()
+    batcher.submit(item("a")).result(5)
+    assert time.monotonic() - started < 2
+    batcher.close()
+    monkeypatch.undo()
+    batcher = Batcher(scorer, under_way=lambda: 2)  # the other one never comes
+    assert batcher.submit(item("a")).result(5).values["ocr_text"] == "a"
+    assert scorer.batches == [1, 1]
+    batcher.close()
+
+
+def test_items_in_hand_are_not_waited_for(monkeypatch):
+    monkeypatch.setattr("reward_server.service.batching._COMPANY_S", 5.0)
+    scorer = FakeScorer(parallel=2, max_batch=8, pairs=True)
+    scorer.gate.clear()
+    batcher = Batcher(scorer, under_way=lambda: 3)
+    in_hand = [batcher.submit(item("a")) for _ in range(2)]
+    time.sleep(0.1)
+    last = batcher.submit(item("b"))
+    time.sleep(0.1)
+    assert len(batcher) == 0  # the other thread took it at once
+    scorer.gate.set()
+    [future.result(5) for future in [*in_hand, last]]
+    assert sorted(scorer.batches) == [1, 2]
+    batcher.close()
+
+
 def test_one_bad_item_fails_alone():
     scorer = FakeScorer(max_batch=4, max_wait_s=0.05)
     batcher = Batcher(scorer)
