@@ -216,6 +216,7 @@ class Hebrew:
 
     characters = ("blank", *"\u05d0\u05d1\u05d2")
     info = {"model": "by hand"}  # noqa: RUF012
+    together = 1
 
     def probs(self, lines):
         return [np.eye(4, dtype=np.float32)[[3, 0, 2, 1]] for _ in lines]
