@@ -4,6 +4,7 @@ Run it with `python -m reward_server.bench WHAT`.
 
     throughput   images/s beside a bare loop and one blocking request at a time; latencies
     sizes        images/s beside a bare loop, for pictures of 96x32 and 512x512
+    tight        images/s of the OCR alone where a line fills its mask: read as a line, and found
     soak         memory, threads and descriptors of the server over many requests
     faults       one of three servers is killed while it scores
     heldout      OCR components of right, slightly wrong, mirrored and empty pictures
@@ -23,11 +24,12 @@ from reward_server.bench.cases import cases
 from reward_server.bench.draw import draw
 from reward_server.bench.endurance import faults, soak
 from reward_server.bench.heldout import heldout
-from reward_server.bench.throughput import sizes, throughput
+from reward_server.bench.throughput import sizes, throughput, tight
 
 _RUNS = {
     "throughput": (throughput, 512),
     "sizes": (sizes, 128),
+    "tight": (tight, 128),
     "soak": (soak, 20_000),
     "faults": (faults, 300),
     "heldout": (heldout, 200),

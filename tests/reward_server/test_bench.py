@@ -42,6 +42,14 @@ def test_labelled_pictures_are_counted_by_kind(capsys, tmp_path):
     assert found["likelihood_ordered"]["loose"] == {"pairs": 1, "share": 1}
 
 
+def test_a_tight_line_is_read_in_both_ways_by_turns(capsys):
+    found = run(capsys, "tight", "--count", "16", "--threads", "1")
+    assert found["images"] == 16
+    assert found["line"]["cpu_ms_per_image"] > 0
+    assert found["auto"]["images_per_s"] > 0
+    assert 0 < found["of_line"] < 2  # finding lines is more work, and no other kind of work
+
+
 def test_a_folder_without_labels_is_refused(capsys, tmp_path):
     with pytest.raises(SystemExit):
         main(["cases", str(tmp_path)])
