@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
 from calligrapher.model.policy import Policy, Weights
@@ -30,16 +29,6 @@ class Algorithm(Section, ABC):
     default_ema_decay: ClassVar[float]
     usual: ClassVar[dict[str, Any]] = {}  # what a plan assumes where it shows the algorithm
     update_version: ClassVar[int] = 1  # raise it when an update learns otherwise from the same
-
-    background_coef: float = Field(
-        0.0,
-        ge=0,
-        description=(
-            "Weight of the squared error to the source outside of the mask, which no reward sees;"
-            " there the policy's loss then has no gradient. 0: it covers the whole picture, as"
-            " published."
-        ),
-    )
 
     @property
     @abstractmethod
@@ -78,31 +67,13 @@ class Algorithm(Section, ABC):
         place (`TrainRows.places`), so that no draw depends on which rows share a batch.
         num_steps: of the rollout's schedule. old: the weights that sampled, where `needs_old`.
         reference: those RL started from, where `needs_reference`; None says that they are the same
-        as `old`, so that one forward serves as both. `trained_velocity` and `whole_loss` keep the
-        background.
+        as `old`, so that one forward serves as both.
         """
 
-    def trained_velocity(
-        self, policy: Policy, x: Tensor, sigma: Tensor, rows: TrainRows
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the velocity under the trained weights, and the error outside of the mask.
-
-        Where the background is held the velocity has no gradient there; elsewhere the error is
-        None.
-        """
-        velocity = policy.velocity(x, sigma, rows.conditioning)
-        if rows.background is None:
-            return velocity, None
-        return rows.background.apart(velocity, x, sigma)
-
-    def whole_loss(
-        self, loss: Tensor, metrics: dict[str, Tensor], background: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return a noise level's loss with its background's, and the metrics with both."""
-        if background is not None:
-            loss = loss + self.background_coef * background
-            metrics = metrics | {"background": background.detach()}
-        return loss, metrics | {"loss": loss.detach()}
+    @property
+    def holds_background(self) -> bool:
+        """Return whether rows come with their `background`, for a loss of its own."""
+        return False
 
     @property
     def decides_old(self) -> dict[str, Any]:

@@ -86,7 +86,9 @@ class AWMParams(ForwardProcess):
             if self.kl_coef > 0 and reference is not None:
                 with policy.use(reference):
                     velocity_ref = policy.velocity(at.x, at.sigma, rows.conditioning)
-            velocity, background = self.trained_velocity(policy, at.x, at.sigma, rows)
+            velocity, outside = self.trained_velocity(
+                policy, at.x, at.sigma, rows.conditioning, rows.background
+            )
             loss, metrics = awm_loss(
                 surrogate(velocity, target, at.sigma, self.weighting),
                 rows.advantages,
@@ -95,7 +97,7 @@ class AWMParams(ForwardProcess):
                 velocity=velocity,
                 velocity_ref=velocity_ref,
             )
-            loss, metrics = self.whole_loss(loss, metrics, background)
+            loss, metrics = self.whole_loss(loss, metrics, outside)
             yield loss / count, metrics
 
 

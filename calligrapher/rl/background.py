@@ -7,9 +7,11 @@ drifts. But what belongs there is known: the source. Legend: B rows, L image tok
 from dataclasses import dataclass
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from calligrapher.model.policy import Conditioning
+from calligrapher.model.policy import Conditioning, Policy
+from calligrapher.params import Section
 
 
 @dataclass(frozen=True)
@@ -42,3 +44,46 @@ class Background:
         squared = (reached - self.x0.float()) ** 2
         error = (squared * self.outside).sum() / self.outside.sum().clamp(min=1)
         return inside, error
+
+
+class HeldBackground(Section):
+    """The weight of the background's loss. Base of an algorithm's section that has such a loss."""
+
+    background_coef: float = Field(
+        0.0,
+        ge=0,
+        description=(
+            "Weight of the squared error to the source outside of the mask, which no reward sees;"
+            " there the policy's loss then has no gradient. 0: it covers the whole picture, as"
+            " published."
+        ),
+    )
+
+    @property
+    def holds_background(self) -> bool:
+        return self.background_coef > 0
+
+    def trained_velocity(
+        self,
+        policy: Policy,
+        x: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        background: Background | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the velocity under the trained weights, and the error outside of the mask.
+
+        Where the background is held the velocity has no gradient there; elsewhere the error is
+        None.
+        """
+        velocity = policy.velocity(x, sigma, conditioning)
+        return (velocity, None) if background is None else background.apart(velocity, x, sigma)
+
+    def whole_loss(
+        self, loss: Tensor, metrics: dict[str, Tensor], error: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return a noise level's loss with its background's, and the metrics with both."""
+        if error is not None:
+            loss = loss + self.background_coef * error
+            metrics = metrics | {"background": error.detach()}
+        return loss, metrics | {"loss": loss.detach()}

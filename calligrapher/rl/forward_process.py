@@ -16,6 +16,7 @@ from torch import Tensor
 from calligrapher.errors import InputError
 from calligrapher.params import Positive
 from calligrapher.rl.algorithm import Algorithm
+from calligrapher.rl.background import HeldBackground
 from calligrapher.rl.ema import OldPolicy, old_policy_decay
 from calligrapher.rl.kl import KLToReference
 from calligrapher.rl.rows import TrainRows, noised
@@ -35,7 +36,7 @@ class Noised:
     noise: Tensor  # [B, L, D]
 
 
-class ForwardProcess(KLToReference, Algorithm):
+class ForwardProcess(HeldBackground, KLToReference, Algorithm):
     """The settings of an algorithm that noises the rollouts' images anew."""
 
     kl_coef: float = Field(

@@ -13,13 +13,14 @@ from torch import Tensor
 from calligrapher.errors import InputError
 from calligrapher.model.policy import Policy, Weights
 from calligrapher.rl.algorithm import Algorithm, Losses
+from calligrapher.rl.background import HeldBackground
 from calligrapher.rl.kl import KLToReference
 from calligrapher.rl.rows import TrainRows
 from calligrapher.sampling.exploration import Exploration, stochastic_step, window_length
 from calligrapher.sampling.schedule import sigma_schedule
 
 
-class GRPOParams(Exploration, KLToReference, Algorithm):
+class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
     """The settings of Flow-GRPO. The learning rate, batch sizes and passes belong to the update
     stage."""
 
@@ -140,7 +141,9 @@ class GRPOParams(Exploration, KLToReference, Algorithm):
                 with policy.use(reference):
                     velocity_ref = policy.velocity(x, sigma, rows.conditioning)
                     _, mean_ref, _ = _score(velocity_ref, x, x_next, *levels, self)
-            velocity, background = self.trained_velocity(policy, x, sigma, rows)
+            velocity, outside = self.trained_velocity(
+                policy, x, sigma, rows.conditioning, rows.background
+            )
             log_prob, mean, std = _score(velocity, x, x_next, *levels, self)
             loss, metrics = grpo_loss(
                 log_prob,
@@ -155,7 +158,7 @@ class GRPOParams(Exploration, KLToReference, Algorithm):
                 velocity=velocity,
                 velocity_ref=velocity_ref,
             )
-            loss, metrics = self.whole_loss(loss, metrics, background)
+            loss, metrics = self.whole_loss(loss, metrics, outside)
             yield loss / steps, metrics
 
     def old_policy_decay(self, step: int, round_index: int) -> float:

@@ -78,7 +78,9 @@ class NFTParams(ForwardProcess):
             elif reference is not None:
                 with policy.use(reference):
                     velocity_ref = policy.velocity(at.x, at.sigma, rows.conditioning)
-            velocity, background = self.trained_velocity(policy, at.x, at.sigma, rows)
+            velocity, outside = self.trained_velocity(
+                policy, at.x, at.sigma, rows.conditioning, rows.background
+            )
             loss, metrics = nft_loss(
                 velocity,
                 rows.advantages,
@@ -89,7 +91,7 @@ class NFTParams(ForwardProcess):
                 x=at.x,
                 sigma=at.sigma,
             )
-            loss, metrics = self.whole_loss(loss, metrics, background)
+            loss, metrics = self.whole_loss(loss, metrics, outside)
             yield loss / count, metrics
 
 

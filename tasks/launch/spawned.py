@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, start_processes
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from tasks.launch.channel import Invitation, Switchboard
 from tasks.launch.failures import log_of
@@ -58,6 +59,10 @@ class Spawned:
                 envs=environments,
                 logs_specs=_OwnLogs(),
             )
+        except SignalException as error:  # it came while the launcher's own handlers stood
+            _handle(ours)
+            signal.raise_signal(error.sigval)
+            raise
         finally:
             _handle(ours)
 

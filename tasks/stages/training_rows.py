@@ -88,7 +88,7 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
         picked = [cases[case_ids[i]] for i in index]
         conditioning = resources.conditioning.batch(picked)
         background = None
-        if resources.params.rl.background_coef:
+        if resources.params.rl.holds_background:
             background = Background.of(resources.conditioning.sources(picked), conditioning)
         return TrainRows(
             x0=rows(x0),
