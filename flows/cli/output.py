@@ -2,8 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -28,7 +28,9 @@ def _plain(found: Any) -> Any:
     if isinstance(found, BaseModel):
         return found.model_dump(mode="json")
     if is_dataclass(found) and not isinstance(found, type):
-        return asdict(found)
+        return {field.name: _plain(getattr(found, field.name)) for field in fields(found)}
+    if isinstance(found, Mapping):  # a Counter among them, of which `asdict` makes pairs
+        return {key: _plain(value) for key, value in found.items()}
     if isinstance(found, Sequence) and not isinstance(found, str):
         return [_plain(item) for item in found]
     return found

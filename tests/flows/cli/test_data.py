@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import matplotlib
@@ -9,6 +10,8 @@ import pytest
 
 from calligrapher.tiny.world import write_bench
 from flows.cli.main import main
+from flows.cli.output import show
+from tasks.data.make import MadeCases
 
 
 @pytest.fixture
@@ -86,6 +89,26 @@ def test_drawn_cases_are_split_and_checked(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["samples"] == 8
     assert main(["data", "split", str(drawn), str(lists), "--held-out", "1"]) == 2
     assert "--held-out must lie between 0 and 1. Got 1." in capsys.readouterr().err
+
+
+def test_programs_get_json_of_what_was_made_drawn_and_split(tmp_path, capsys):
+    made = MadeCases(tmp_path, 3, 2, Counter({"no text": 1}), Counter(), ("a.png",))
+    show(made, made.text, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["path"], found["cases"], found["skipped"]) == (str(tmp_path), 2, {"no text": 1})
+    assert (found["left_out"], found["unreadable"]) == ({}, ["a.png"])
+    (tmp_path / "words.txt").write_text("\n".join(f"WORD{i}" for i in range(9)))
+    font = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    drawn, lists = str(tmp_path / "drawn"), str(tmp_path / "lists")
+    assert (
+        main(["data", "draw", str(font), f"{tmp_path}/words.txt", drawn, "--num", "12", "--json"])
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert (found["path"], found["cases"], found["words"]) == (drawn, 12, 9)
+    assert main(["data", "split", drawn, lists, "--held-out", "0.4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["train_cases"], found["evaluation_cases"]) == (8, 4)
 
 
 def test_columns_are_named_on_the_command_line(folder, capsys):

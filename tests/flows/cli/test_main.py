@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import logging
 from contextlib import nullcontext
 
@@ -189,4 +190,11 @@ def test_a_dry_run_prints_and_neither_asks_prefect_nor_makes_the_run(monkeypatch
     assert main(["train", "tiny-nft", "--dry-run", "rounds=2", f"runs_dir={tmp_path}/r"]) == 0
     told = capsys.readouterr().out
     assert f"{tmp_path}/r/tiny-nft: nft, 2 rounds, 0 of 14 artifacts are there" in told
+    assert (
+        main(["train", "tiny-nft", "--dry-run", "--json", "rounds=2", f"runs_dir={tmp_path}/r"])
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert (found["run"], found["rounds"]) == (f"{tmp_path}/r/tiny-nft", 2)
+    assert [step["state"] for step in found["steps"]] == ["missing"] * 14
     assert list(tmp_path.iterdir()) == []
