@@ -54,8 +54,8 @@ class HeldBackground(Section):
         ge=0,
         description=(
             "Weight of the squared error to the source outside of the mask, which no reward sees;"
-            " there the policy's loss then has no gradient. 0: it covers the whole picture, as"
-            " published."
+            " there the policy's loss and KL then have no gradient. 0: they cover the whole"
+            " picture, as published."
         ),
     )
 

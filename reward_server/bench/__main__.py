@@ -3,7 +3,7 @@
 Run it with `python -m reward_server.bench WHAT`.
 
     throughput   images/s beside a bare loop and one blocking request at a time; latencies
-    sizes        images/s beside a bare loop, for pictures of 96x32 and 512x512
+    sizes        images/s beside a bare loop, for pictures of 96x32 to 1024x1024
     tight        images/s of the OCR alone where a line fills its mask: read as a line, and found
     soak         memory, threads and descriptors of the server over many requests
     faults       one of three servers is killed while it scores

@@ -133,7 +133,7 @@ class Picture:
             elif not isinstance(image, Image.Image):
                 image = Image.fromarray(image)
             image.load()
-        except Exception:
+        except Exception:  # decoders raise all kinds; sent whole, the server's word counts
             return None
         plain = image.mode in ("RGB", "L", "1") and not image.has_transparency_data
         return image if plain else None
