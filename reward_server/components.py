@@ -52,6 +52,23 @@ class Measured:
     )
 
 
+@dataclass(frozen=True)
+class Letter:
+    """One character of the target as a picture shows it: how likely it is, and where it stands.
+
+    likelihood: 0..1, the highest probability that the recogniser gives it where the likeliest
+    alignment puts it. The box is upright, in px of the whole picture.
+    """
+
+    likelihood: float
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+LETTERS = "ocr_letters"  # the field of an answer that has one for each character, where asked for
+
 _FACTS = {one.name: one.metadata for one in fields(Measured)}
 NAMES = tuple(_FACTS)
 # Component -> the option with which a server measures it.

@@ -20,7 +20,7 @@ from reward_server.client.failover import (
     Servers,
 )
 from reward_server.client.sending import Chunk, RewardItem, SentItem, encode_png, sent_items
-from reward_server.components import NAMES, Measured
+from reward_server.components import LETTERS, NAMES, Letter, Measured
 
 __all__ = [
     "TOKEN_VARIABLE",
@@ -47,7 +47,8 @@ TOKEN_VARIABLE = "CALLIGRAPHER_REWARD_TOKEN"
 class RewardResult(Measured):
     """What one picture was measured to be; None exactly where `errors` says why, by field name.
 
-    own: components that scorers of the user's own measure.
+    own: components that scorers of the user's own measure. ocr_letters: of each character of the
+    target, where the item asked for them and OCR could tell.
     """
 
     own: dict[str, float | None] = field(default_factory=dict)
@@ -55,6 +56,7 @@ class RewardResult(Measured):
     # Field -> of what kind its error is (`kinds` of an answer); empty from a server of before.
     kinds: dict[str, str] = field(default_factory=dict)
     reward_model_disabled: bool = False
+    ocr_letters: tuple[Letter, ...] | None = None
 
     def components(self) -> dict[str, float | str | None]:
         """Return every component by name, the user's own last."""
@@ -273,6 +275,10 @@ def _result(one: dict) -> RewardResult:
         )
     score = one["score"]
     known = {name: score[name] for name in _RESULT if name in score}
+    if known.get(LETTERS) is not None:
+        known[LETTERS] = tuple(
+            Letter(**{name: one[name] for name in _LETTER}) for one in known[LETTERS]
+        )
     # A number, or null with a reason, that this client has no field for is a component.
     own = {
         name: value
@@ -288,3 +294,4 @@ def _why(result: RewardResult | None, names: set[str]) -> str:
 
 
 _RESULT = {one.name for one in fields(RewardResult)} - {"own"}
+_LETTER = [one.name for one in fields(Letter)]

@@ -35,6 +35,7 @@ class RewardItem:
     text: str | None = None
     reference: Any = None
     match: Match | None = None  # whether case and spaces count; None = as the server is set up
+    letters: bool = False  # ask about each character of the text; where `/info` says `letters`
 
 
 def encode_png(picture: Any) -> str:
@@ -143,14 +144,14 @@ class Picture:
 class SentItem:
     """One item: its words, and its pictures by field."""
 
-    words: dict[str, str]
+    words: dict[str, str | bool]
     pictures: dict[str, Picture]
     components: tuple[str, ...] | None = None  # what is to be measured; None: all
 
     @property
     def size(self) -> int:
         """Bytes that it takes in a request, at most."""
-        words = sum(len(word) for word in self.words.values())
+        words = sum(len(str(word)) for word in self.words.values())
         return words + sum(picture.size for picture in self.pictures.values())
 
     def part(self) -> tuple[Box, tuple[int, int]] | None:
@@ -252,6 +253,8 @@ def sent_items(
     for item in items:
         said = {"prompt": item.prompt, "text": item.text, "match": item.match}
         words = {name: word for name, word in said.items() if word is not None}
+        if item.letters:
+            words["letters"] = True
         pictures = {"image": once(item.image)}
         if item.mask is not None:
             pictures["mask"] = once(item.mask)

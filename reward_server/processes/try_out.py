@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from reward_server.client import RewardClient, RewardClientError, RewardItem
-from reward_server.components import NAMES
+from reward_server.components import LETTERS, NAMES
 from reward_server.processes.serve import EXIT_SCORERS_FAILED, EXIT_USAGE, add_flags, parse_settings
 from reward_server.settings import Settings
 
@@ -65,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def table(measured: Mapping[str, Any]) -> str:
-    """A line for each component: its value, or of what kind its error is, and why."""
+    """A line for each component: its value, or of what kind its error is, and why.
+
+    And one of how likely each letter is, where it is known.
+    """
     lines = []
     for name in _names(measured):
         value = measured[name]
@@ -75,6 +78,9 @@ def table(measured: Mapping[str, Any]) -> str:
         else:
             told = repr(value) if isinstance(value, str) else f"{value:.3f}"
         lines.append(f"{name:<16} {told}\n")
+    if measured.get(LETTERS):
+        told = " ".join(f"{letter['likelihood']:.2f}" for letter in measured[LETTERS])
+        lines.append(f"{LETTERS:<16} {told}\n")
     if measured["reward_model_disabled"]:
         lines.append("made-up numbers: the reward model is disabled\n")
     return "".join(lines)
@@ -113,7 +119,8 @@ def _here(
     from reward_server.service.service import RewardService
 
     # Before the models are loaded: what is wrong with the pictures is told at once.
-    ask = read_item({**words, **{name: name for name in pictures}}, pictures)
+    asked = {**words, **{name: name for name in pictures}, "letters": True}
+    ask = read_item(asked, pictures)
     shared = shared_pictures(0)
     opened = open_pictures(ask, settings.max_pixels, shared, reference=True)
     if not isinstance(opened, Opened):
@@ -140,6 +147,7 @@ def _there(url: str, words: Mapping[str, str], pictures: Mapping[str, bytes]) ->
         pictures.get("mask"),
         words["text"],
         pictures.get("reference"),
+        letters=True,
     )
     try:
         with RewardClient([url], deadline_s=120, needed=()) as client:
@@ -148,6 +156,7 @@ def _there(url: str, words: Mapping[str, str], pictures: Mapping[str, bytes]) ->
         raise RuntimeError(str(error)) from error
     return {
         **result.components(),
+        LETTERS: result.ocr_letters and [vars(letter) for letter in result.ocr_letters],
         "errors": result.errors,
         "kinds": result.kinds,
         "reward_model_disabled": result.reward_model_disabled,
@@ -155,7 +164,7 @@ def _there(url: str, words: Mapping[str, str], pictures: Mapping[str, bytes]) ->
 
 
 def _names(measured: Mapping[str, Any]) -> list[str]:
-    rest = {"errors", "kinds", "reward_model_disabled", *NAMES}
+    rest = {"errors", "kinds", "reward_model_disabled", LETTERS, *NAMES}
     return [name for name in NAMES if name in measured] + [
         name for name in measured if name not in rest
     ]

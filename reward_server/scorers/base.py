@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from reward_server.components import Letter
 from reward_server.text import Match
 
 
@@ -24,6 +25,7 @@ class Item:
     reference_error: str | None = None
     prompt: str = ""  # what the model was told
     match: Match | None = None  # whether case and spaces count; None: as the server is set up
+    letters: bool = False  # whether each character of the text is asked about
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Outcome:
     # Kind of the errors (see KINDS); `kinds` names the fields whose error is of another.
     kind: str = "refused"
     kinds: dict[str, str] = field(default_factory=dict)
+    letters: list[Letter] | None = None  # of OCR, where the item asks for them
 
     def kind_of(self, field: str) -> str:
         """Kind of a field's error."""

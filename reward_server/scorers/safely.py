@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from reward_server.components import FACTORS, LOWEST
 from reward_server.scorers.base import (
@@ -50,7 +51,8 @@ def checked(outcome: Outcome) -> Outcome:
         return outcome
     values = {field: value for field, value in outcome.values.items() if field not in bad}
     kinds = {**outcome.kinds, **dict.fromkeys(bad, "no_number")}
-    return Outcome(values, {**outcome.errors, **bad}, outcome.kind, kinds)
+    errors = {**outcome.errors, **bad}
+    return replace(outcome, values=values, errors=errors, kinds=kinds)
 
 
 def probe(scorer: Scorer) -> Outcome:

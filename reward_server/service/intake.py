@@ -48,6 +48,7 @@ class Ask:
     reference: Picture | None = None
     components: tuple[str, ...] | None = None  # None: all
     match: Match | None = None
+    letters: bool = False  # whether each character of the text is asked about
     part: Part | None = None  # where image and mask lie in the whole picture; None: they are whole
 
     @cached_property
@@ -69,7 +70,8 @@ class Ask:
         """Stands for all that decides the score; the reference where somebody looks at it."""
         seen = self.reference_digest if reference else b""
         pictures = self.image_digest, self.mask_digest, seen
-        return *pictures, self.text, self.prompt, self.components, self.match, self.part
+        words = self.text, self.prompt, self.components, self.match, self.letters
+        return *pictures, *words, self.part
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ def ask_of(
         picture(request.reference),
         None if components is None else tuple(sorted(set(components))),
         request.match,
+        request.letters,
         request.part,
     )
 
@@ -231,7 +234,8 @@ def decode(ask: Ask, opened: Opened, shared: LRU) -> Item:
             image = _in_whole(image, ask.part)
     except ImageError as error:
         raise ItemError(str(error)) from None
-    item = Item(image, image, ask.text, has_mask=False, prompt=ask.prompt, match=ask.match)
+    asked = {"prompt": ask.prompt, "match": ask.match, "letters": ask.letters}
+    item = Item(image, image, ask.text, has_mask=False, **asked)
     if mask is not None:
         top, bottom, left, right = mask.box
         crop = image[top:bottom, left:right]

@@ -45,6 +45,16 @@ class Part(Wire):
     height: int = Field(ge=1, strict=True, description="of the whole picture")
 
 
+class LetterScore(Wire):
+    """One character of the target, as `components.Letter` says it."""
+
+    likelihood: Share
+    left: Number
+    top: Number
+    right: Number
+    bottom: Number
+
+
 class ScoreRequest(Wire):
     """One painted picture to be scored.
 
@@ -83,6 +93,11 @@ class ScoreRequest(Wire):
     match: Match | None = Field(
         None,
         description="exact: case and spaces count; loose: they do not; default: as the server's",
+    )
+    letters: bool = Field(
+        False,
+        strict=True,
+        description="whether `ocr_letters` is wanted; only where `/info` says so of itself",
     )
     part: Part | None = Field(
         None,
@@ -126,6 +141,14 @@ class ScoreResponse(Wire):
     )
     style_score: Cosine | None = Field(
         description="how alike the styles of crop and reference are, by SigLIP"
+    )
+    ocr_letters: list[LetterScore] | None = Field(
+        None,
+        description=(
+            "of each character of the target how likely it is, and its box in px of the whole"
+            " picture; null, without an error, unless `letters` was sent and ocr_likelihood is"
+            " there"
+        ),
     )
     errors: dict[str, str] = Field(description="field -> why it is null")
     kinds: dict[str, Kind] = Field(description="field -> of what kind its error is")
@@ -185,6 +208,7 @@ class Info(Wire):
         description="engine, model, versions and weight digests of each"
     )
     components: list[str] = Field(description="what is measured: fields of an answer")
+    letters: bool = Field(description="whether an item may ask for `letters`")
     limits: Limits
     reward_model_disabled: bool
     fingerprint: str = Field(

@@ -41,7 +41,7 @@ from reward_server.service.intake import (
 )
 from reward_server.service.lru import LRU
 from reward_server.service.metrics import Metrics
-from reward_server.service.schema import Health, Info, Limits, ScoreResponse
+from reward_server.service.schema import Health, Info, LetterScore, Limits, ScoreResponse
 from reward_server.settings import Settings
 from reward_server.text import RULE
 
@@ -205,6 +205,7 @@ class RewardService:
             version=_version(),
             scorers=self._scorers_info(),
             components=[name for one in self._batchers for name in one.scorer.fields],
+            letters=self.letters() is not None,
             limits=limits,
             reward_model_disabled=settings.disable_reward_model,
             fingerprint=self.fingerprint,
@@ -367,7 +368,9 @@ class RewardService:
         for scorer in not_asked:
             errors.update(dict.fromkeys(scorer.fields, "not asked for"))
             kinds.update(dict.fromkeys(scorer.fields, "not_asked"))
+        letters = None
         for outcome in outcomes:
+            letters = outcome.letters or letters
             for field, value in outcome.values.items():
                 values[field] = value
                 errors.pop(field, None)
@@ -376,6 +379,7 @@ class RewardService:
             kinds.update({field: outcome.kind_of(field) for field in outcome.errors})
         return ScoreResponse(
             **values,
+            ocr_letters=letters and [LetterScore(**vars(letter)) for letter in letters],
             errors=errors,
             kinds=kinds,
             reward_model_disabled=self.settings.disable_reward_model,

@@ -8,11 +8,15 @@ import time
 import numpy as np
 from PIL import Image
 
+from reward_server.components import Letter
 from reward_server.scorers.base import Outcome, ScorerUnavailableError
 
 
 class FakeScorer:
-    """Scores `text` by its length; obeys it: 'boom' raises, 'slow' waits, 'gone' is unavailable."""
+    """Scores `text` by its length; obeys it: 'boom' raises, 'slow' waits, 'gone' is unavailable.
+
+    Letters are as likely as they come late, and 1 px wide.
+    """
 
     name = "ocr"
     fields = ("ocr_text", "ocr_confidence", "ocr_accuracy", "ocr_likelihood")
@@ -56,7 +60,12 @@ class FakeScorer:
         values = {"ocr_text": item.text, "ocr_confidence": share, "ocr_accuracy": share}
         if item.text == "half":
             return Outcome(values, {"ocr_likelihood": "no alphabet"})
-        return Outcome({**values, "ocr_likelihood": share})
+        letters = [
+            Letter(place / len(item.text), place, 0.0, place + 1, item.image.shape[0])
+            for place in range(len(item.text))
+        ]
+        told = letters if item.letters else None
+        return Outcome({**values, "ocr_likelihood": share}, letters=told)
 
 
 def png(width=12, height=8, colour="white", mode="RGB") -> str:

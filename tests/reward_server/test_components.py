@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from reward_server.client import RewardResult
-from reward_server.components import LOWEST, MEASURED_BY, NAMES, WEIGHT_OF
+from reward_server.components import LETTERS, LOWEST, MEASURED_BY, NAMES, WEIGHT_OF
 from reward_server.scorers.debug import DebugScorer
 from reward_server.service.schema import ScoreResponse
 from reward_server.settings import Settings
@@ -12,7 +12,7 @@ from reward_server.settings import Settings
 
 def test_the_wire_type_has_every_component_in_its_range():
     properties = ScoreResponse.model_json_schema()["properties"]
-    assert set(properties) == {*NAMES, "errors", "kinds", "reward_model_disabled"}
+    assert set(properties) == {*NAMES, LETTERS, "errors", "kinds", "reward_model_disabled"}
     ranges = {
         name: (kind["minimum"], kind["maximum"])
         for name in NAMES

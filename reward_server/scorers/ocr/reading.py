@@ -18,9 +18,11 @@ from reward_server.scorers.ocr.lines import (
     lines_in,
     plain_line,
     region_around,
+    sides,
     whole_place,
 )
-from reward_server.scorers.ocr.models import Detector, Recogniser, rows_of
+from reward_server.scorers.ocr.models import Detector, Recogniser, padded_width, rows_of
+from reward_server.scorers.ocr.weights import LINE_HEIGHT
 from reward_server.text import picture_order
 
 
@@ -30,13 +32,43 @@ class Picture:
 
     masked: text was to be painted in one place (`mask`, all of the picture when it is None), so
     something is read there even where no line is found. search: lines are looked for; else the
-    picture is one line.
+    picture is one line. corner: left and top of it in the whole picture that it was cut out of.
     """
 
     rgb: np.ndarray  # uint8 [H, W, 3]
     mask: np.ndarray | None = None  # bool [H, W]
     masked: bool = False
     search: bool = False
+    corner: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A line in the way in which it was surest."""
+
+    text: str
+    confidence: float
+    probs: np.ndarray  # [T frames, C classes]
+    box: np.ndarray
+    pixels: np.ndarray
+    ways: int
+    turned: float | None = None
+
+    def frames(self) -> np.ndarray:
+        """Return what of the picture each frame shows: left, top, right and bottom in px, [T, 4].
+
+        What a line was padded by lies at its end.
+        """
+        high, wide = self.pixels.shape[:2]
+        # In px of the line; one that is squeezed fills its frames.
+        padded = max(padded_width(wide, high) * high / LINE_HEIGHT, wide)
+        at = np.linspace(0, padded, len(self.probs) + 1).clip(max=wide)[:, None] / wide  # [T + 1]
+        here, right, across, below = self.box
+        if (wide > high) != (sides(self.box)[0] > sides(self.box)[1]):
+            right, below = below, right  # a column, its letters side by side
+        edges = np.stack([here + at * (right - here), below + at * (across - below)], 1)
+        corners = np.concatenate([edges[:-1], edges[1:]], axis=1)  # [T, 4 corners, 2]
+        return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
 
 
 @dataclass(frozen=True)
@@ -46,11 +78,12 @@ class Reading:
     text: str  # rows joined by a space
     # Mean over the lines of the mean over their characters; 0 when nothing was read.
     confidence: float
-    # [T frames, C classes] CTC output of each piece, in order, and whether a space goes before it
-    pieces: list[tuple[np.ndarray, bool]]
+    # The lines in order, and whether a space goes before each
+    pieces: list[tuple["Piece", bool]]
     rows: int
     aspects: Aspects | None  # None: no lines were looked for
     any_text: bool  # a text was read, legible or not
+    place: Place  # where text was to be painted
     boxes: list[np.ndarray] = field(default_factory=list)  # of the lines, [4 corners, 2 px]
 
 
@@ -62,19 +95,6 @@ class _Page:
     place: Place
     found: list[Line]
     read: list[Line]
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A line in the way in which it was surest."""
-
-    text: str
-    confidence: float
-    probs: np.ndarray  # [T frames, C classes]
-    box: np.ndarray
-    pixels: np.ndarray
-    ways: int
-    turned: float | None = None
 
 
 class Reader:
@@ -121,24 +141,22 @@ class Reader:
             return _Page(picture, place, lines, whole)
         return _Page(picture, place, lines, lines)
 
-    def _recognise(self, pages: Sequence[Sequence[Line]]) -> list[list[_Piece]]:
+    def _recognise(self, pages: Sequence[Sequence[Line]]) -> list[list[Piece]]:
         """Read each line in each of its ways; the surest counts."""
         asked = [way for lines in pages for line in lines for way in line.ways]
         outputs = iter(self._recogniser.probs(asked))
 
-        def best(line: Line) -> _Piece:
+        def best(line: Line) -> Piece:
             ways = []
             for pixels, box in zip(line.ways, line.boxes, strict=True):
                 probs = next(outputs)
                 text, confidence = self._recogniser.decode(probs)
-                ways.append(_Piece(text, confidence, probs, box, pixels, len(line.ways)))
+                ways.append(Piece(text, confidence, probs, box, pixels, len(line.ways)))
             return max(ways, key=lambda piece: piece.confidence)
 
         return [[best(line) for line in lines] for lines in pages]
 
-    def _turn(
-        self, pages: Sequence[_Page], pieces: Sequence[Sequence[_Piece]]
-    ) -> list[list[_Piece]]:
+    def _turn(self, pages: Sequence[_Page], pieces: Sequence[Sequence[Piece]]) -> list[list[Piece]]:
         """Read lines that are not surely upright once more, turned by 180 degrees."""
         unsure = [
             (one, other)
@@ -152,11 +170,11 @@ class Reader:
         for (a, b), probs in zip(unsure, self._recogniser.probs(turned), strict=True):
             piece = result[a][b]
             _, confidence = self._recogniser.decode(probs)
-            result[a][b] = _Piece(**{**vars(piece), "turned": confidence})
+            result[a][b] = Piece(**{**vars(piece), "turned": confidence})
         return result
 
 
-def _reading(page: _Page, pieces: Sequence[_Piece]) -> Reading:
+def _reading(page: _Page, pieces: Sequence[Piece]) -> Reading:
     boxes = [piece.box for piece in pieces]
     rows = rows_of(boxes)
     by_box = {id(piece.box): piece for piece in pieces}
@@ -170,16 +188,15 @@ def _reading(page: _Page, pieces: Sequence[_Piece]) -> Reading:
         column = len(words) == 1 and len(text.rpartition(" ")[2]) >= 1 and _single(told)
         text = words if not text else f"{text}{'' if column else ' '}{words}"
         told += [(piece, not (column and place == 0)) for place, piece in enumerate(row)]
-    pieces_told = [(piece.probs, space) for piece, space in told]
     shown = text if aspects is None or aspects.legible() else ""
-    return Reading(shown, confidence, pieces_told, len(rows), aspects, bool(text), boxes)
+    return Reading(shown, confidence, told, len(rows), aspects, bool(text), page.place, boxes)
 
 
-def _single(told: Sequence[tuple[_Piece, bool]]) -> bool:
+def _single(told: Sequence[tuple[Piece, bool]]) -> bool:
     return bool(told) and len(told[-1][0].text) == 1
 
 
-def _aspects(page: _Page, pieces: Sequence[_Piece]) -> Aspects:
+def _aspects(page: _Page, pieces: Sequence[Piece]) -> Aspects:
     """Aspects of what was read; of the lines found where their place was read in their stead."""
     if not any(piece.text for piece in pieces):
         return Aspects.of_nothing(masked=page.picture.masked)

@@ -15,11 +15,13 @@ import numpy as np
 from PIL import Image
 
 from reward_server.alphabet import Alphabet
+from reward_server.components import Letter
 from reward_server.scorers.base import Item, Outcome
 from reward_server.scorers.ocr.aspects import NAMES, Aspects
-from reward_server.scorers.ocr.ctc import likelihood_per_character
+from reward_server.scorers.ocr.ctc import align, likelihood_per_character
+from reward_server.scorers.ocr.lines import Place
 from reward_server.scorers.ocr.models import load_detector, load_recogniser
-from reward_server.scorers.ocr.reading import Picture, Reader, Reading
+from reward_server.scorers.ocr.reading import Picture, Piece, Reader, Reading
 from reward_server.text import Match, normalise, ocr_accuracy, picture_order
 
 # Raised with every change of what is read: part of a server's setup.
@@ -39,6 +41,7 @@ class OCRScore:
     aspects: Aspects | None = None  # None: no lines were looked for
     accuracy: float | None = None
     likelihood: float | None = None  # geometric mean per character of the target's CTC probability
+    letters: list[Letter] | None = None  # of the target, in order; None: not asked for
     errors: dict[str, str] = field(default_factory=dict)
 
 
@@ -126,7 +129,7 @@ class OCRScorer:
             )
         # Here and not in the pool: one lazy PIL image must not be loaded by two threads.
         asked = [
-            (Picture(_rgb(image), search=scene), target, self.match)
+            _Ask(Picture(_rgb(image), search=scene), target, self.match)
             for image, target in zip(images, targets, strict=True)
         ]
         batches = [
@@ -136,7 +139,10 @@ class OCRScorer:
 
     def score_items(self, items: Sequence[Item]) -> list[Outcome]:
         """See Scorer."""
-        asked = [(self._picture(item), item.text, item.match or self.match) for item in items]
+        asked = [
+            _Ask(self._picture(item), item.text, item.match or self.match, item.letters)
+            for item in items
+        ]
         return [_outcome(score) for score in self._score_batch(asked)]
 
     def boxes(self, item: Item) -> list[np.ndarray]:
@@ -148,59 +154,94 @@ class OCRScorer:
         self._pool.shutdown()
 
     def _picture(self, item: Item) -> Picture:
+        top, _, left, _ = item.box or (0, 0, 0, 0)
         if self.mode == "line":
-            return Picture(item.crop)
+            return Picture(item.crop, corner=(left, top))
         if item.has_mask and item.mask is None:
-            return Picture(item.crop, masked=True, search=True)
+            return Picture(item.crop, masked=True, search=True, corner=(left, top))
         return Picture(item.image, item.mask, masked=item.has_mask, search=True)
 
-    def _score_batch(self, asked: Sequence[tuple[Picture, str, Match]]) -> list[OCRScore]:
+    def _score_batch(self, asked: Sequence["_Ask"]) -> list[OCRScore]:
         """Score pictures with their targets. Order kept."""
-        for _, target, _ in asked:
-            if not normalise(target):
+        for ask in asked:
+            if not normalise(ask.target):
                 raise ValueError(
-                    f"text must hold at least one character that is not a space. Got {target!r}."
+                    "text must hold at least one character that is not a space. Got"
+                    f" {ask.target!r}."
                 )
-        readings = self._reader.read([picture for picture, _, _ in asked])
-        return [
-            self._compare(reading, target, match)
-            for reading, (_, target, match) in zip(readings, asked, strict=True)
-        ]
+        readings = self._reader.read([ask.picture for ask in asked])
+        return [self._compare(reading, ask) for reading, ask in zip(readings, asked, strict=True)]
 
-    def _compare(self, reading: Reading, target: str, match: Match) -> OCRScore:
-        alphabet = self._alphabets[match]
+    def _compare(self, reading: Reading, ask: "_Ask") -> OCRScore:
+        target, alphabet = ask.target, self._alphabets[ask.match]
         told = OCRScore(reading.text, reading.confidence, reading.aspects)
         absent = alphabet.missing(target)
         if absent:
             # What no picture can be read as is a failure, not a low score.
             reason = f"the recogniser's alphabet has no {' '.join(absent)!r}"
             return replace(told, errors={"ocr_accuracy": reason, "ocr_likelihood": reason})
-        told = replace(told, accuracy=ocr_accuracy(target, reading.text, match))
+        told = replace(told, accuracy=ocr_accuracy(target, reading.text, ask.match))
         if reading.rows > 1 and picture_order(target) != target:
             reason = "right-to-left text in several rows has no one order of frames"
             return replace(told, errors={"ocr_likelihood": reason})
-        probs = self._joined(reading.pieces, alphabet)
-        likelihood = likelihood_per_character(probs, picture_order(target), alphabet)
+        probs, frames = self._joined(reading.pieces, alphabet)
+        target = picture_order(target)
+        likelihood = likelihood_per_character(probs, target, alphabet)
         clarity = reading.aspects.clarity if reading.aspects and reading.any_text else 1.0
-        return replace(told, likelihood=likelihood * clarity)
+        told = replace(told, likelihood=likelihood * clarity)
+        if not ask.letters:
+            return told
+        left, top = ask.picture.corner
+        found = []
+        for one in align(probs, target, alphabet):
+            box = _around(frames[one.first : one.end], reading.place)
+            moved = (side + by for side, by in zip(box, (left, top, left, top), strict=True))
+            found.append(Letter(one.likelihood * clarity, *moved))
+        return replace(told, letters=found)
 
-    def _joined(self, pieces: Sequence[tuple[np.ndarray, bool]], alphabet: Alphabet) -> np.ndarray:
-        """One CTC output for all lines: a certain blank between them keeps their letters apart.
+    def _joined(
+        self, pieces: Sequence[tuple[Piece, bool]], alphabet: Alphabet
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One CTC output for all lines, and what of the picture its frames show, [T, 4].
 
-        Where spaces count, a certain space stands between words as well.
+        A certain blank between lines keeps their letters apart; where spaces count, a certain space
+        stands between words as well. They show nothing: NaN.
         """
         if len(pieces) == 1:
-            return pieces[0][0]
+            return pieces[0][0].probs, pieces[0][0].frames()
         blank = np.zeros((1, len(self._recogniser.characters)), dtype=np.float32)
         blank[0, 0] = 1
-        parts = [blank]
-        for place, (probs, space) in enumerate(pieces):
+        nowhere = np.full((1, 4), np.nan)
+        parts = [(blank, nowhere)]
+        for place, (piece, space) in enumerate(pieces):
             if place and space and alphabet.spaces:
                 between = np.zeros_like(blank)
                 between[0, alphabet.spaces[0]] = 1
-                parts += [between, blank]
-            parts += [probs, blank]
-        return np.concatenate(parts)
+                parts += [(between, nowhere), (blank, nowhere)]
+            parts += [(piece.probs, piece.frames()), (blank, nowhere)]
+        probs, frames = zip(*parts, strict=True)
+        return np.concatenate(probs), np.concatenate(frames)
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """A picture, what it should show, and what is asked about it."""
+
+    picture: Picture
+    target: str
+    match: Match
+    letters: bool = False
+
+
+def _around(boxes: np.ndarray, place: Place) -> list[float]:
+    """Left, top, right and bottom of what holds all boxes [N, 4]; of the place where none is known.
+
+    Frames between lines show nothing.
+    """
+    known = boxes[~np.isnan(boxes).any(axis=1)]
+    if not len(known):
+        return [float(side) for side in (place.left, place.top, place.right, place.bottom)]
+    return [*known[:, :2].min(axis=0).tolist(), *known[:, 2:].max(axis=0).tolist()]
 
 
 def _rgb(image: Image.Image | np.ndarray) -> np.ndarray:
@@ -220,4 +261,4 @@ def _outcome(score: OCRScore) -> Outcome:
             errors[f"ocr_{name}"] = "the item has no mask"
         else:
             values[f"ocr_{name}"] = value
-    return Outcome(values, errors)
+    return Outcome(values, errors, letters=score.letters)

@@ -19,7 +19,7 @@ from reward_server.client import (
     server_urls,
 )
 from reward_server.client.failover import Server
-from reward_server.components import NAMES
+from reward_server.components import NAMES, Letter
 
 PICTURE = b"\x89PNG not looked at by the client"
 
@@ -631,6 +631,19 @@ def test_a_client_may_ask_for_some_components_only(real_server):
         (result,) = client.score_batch([RewardItem(np.zeros((4, 6, 3), "uint8"), "p", text="a")])
     assert result.kinds["ocr_accuracy"] == "not_asked"
     assert result.kinds["vlm_score"] == "not_configured"
+
+
+def test_letters_come_along_where_an_item_asks_for_them(real_server):
+    pixels = np.zeros((4, 6, 3), "uint8")
+    asked = [RewardItem(pixels, "p", text="ab", letters=wanted) for wanted in (True, False)]
+    with RewardClient([real_server.url]) as client:
+        in_json = client.score_batch(asked)
+        client.info()
+        in_a_form = client.score_batch(asked)
+    for told, untold in (in_json, in_a_form):
+        assert told.ocr_letters == (Letter(0, 0, 0, 1, 4), Letter(0.5, 1, 0, 2, 4))
+        assert untold.ocr_letters is None
+        assert told.components() == untold.components()
 
 
 def test_a_server_that_was_set_back_to_an_older_one_is_asked_in_json():

@@ -45,6 +45,13 @@ def test_every_component_is_told_and_the_lines_are_drawn(files, capsys, monkeypa
     assert drawn[30, 30].tolist() == [255, 255, 255]
 
 
+def test_how_likely_each_letter_is_stands_in_a_line_of_its_own(files, capsys, monkeypatch):
+    monkeypatch.setattr(load, "load_scorers", lambda settings: [Finds()])
+    assert try_out(files, "--text=abcd") == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line)
+    assert lines["ocr_letters"] == "0.00 0.25 0.50 0.75"
+
+
 def test_a_server_that_runs_can_be_asked_instead(files, capsys):
     with local_server(disable_reward_model=True) as url:
         assert try_out(files, f"--url={url}", f"--out={files / 'o.png'}", mask=None) == 0

@@ -394,3 +394,26 @@ def test_half_a_body_is_let_go_and_keeps_nobody_out(tmp_path):
     assert all(b" 408 " in reply.split(b"\r\n")[0] for reply in replies)
     assert all(b"connection: close" in reply.lower() for reply in replies)
     assert time.monotonic() - started < 5
+
+
+def test_letters_are_told_to_who_asks_for_them(serve):
+    with serve(FakeScorer(), answer_cache=4) as client:
+        ask = lambda **words: client.post("/score", json={**GOOD, "text": "ab", **words}).json()  # noqa: E731
+        silent, told, again = ask(), ask(letters=True), ask()
+        wrong = client.post("/score", json={**GOOD, "text": "ab", "letters": "yes"})
+    height = told["ocr_letters"][0]["bottom"]
+    assert told["ocr_letters"] == [
+        {"likelihood": 0.0, "left": 0.0, "top": 0.0, "right": 1.0, "bottom": height},
+        {"likelihood": 0.5, "left": 1.0, "top": 0.0, "right": 2.0, "bottom": height},
+    ]
+    assert silent == again == told | {"ocr_letters": None}
+    assert "ocr_letters" not in silent["errors"]
+    assert wrong.status_code == 422
+
+
+def test_info_says_whether_letters_can_be_asked_about(serve):
+    reads = FakeScorer()
+    reads.characters = ["", "a", "b"]
+    for scorer, known in ((FakeScorer(), False), (reads, True)):
+        with serve(scorer) as client:
+            assert client.get("/info").json()["letters"] is known

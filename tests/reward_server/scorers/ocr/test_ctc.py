@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from reward_server.alphabet import Alphabet
-from reward_server.scorers.ocr.ctc import likelihood_per_character, log_likelihood
+from reward_server.scorers.ocr.ctc import align, likelihood_per_character, log_likelihood
 
 LETTERS = ["blank", "a", "A", "b", " "]
 
@@ -92,3 +92,50 @@ def test_a_letter_that_folds_to_two_is_spelled_by_its_own_class():
     assert Alphabet(["blank", "s"]).spell("\u00df") == ["s", "s"]
     certain = np.eye(3)[[2]]
     assert likelihood_per_character(certain, "\u00df", alphabet) == 1.0
+
+
+def by_the_best_path(probs: np.ndarray, text: str) -> list[int]:
+    """The frames of each letter on the likeliest alignment over blank+space, a+A, b."""
+    merged = np.stack([probs[:, 0] + probs[:, 4], probs[:, 1] + probs[:, 2], probs[:, 3]], axis=1)
+    best, found = -1.0, []
+    for path in product(range(3), repeat=len(probs)):
+        starts = [
+            place
+            for place, one in enumerate(path)
+            if one and (place == 0 or path[place - 1] != one)
+        ]
+        if "".join(" ab"[path[place]] for place in starts) != text:
+            continue
+        chance = float(np.prod([merged[frame, one] for frame, one in enumerate(path)]))
+        if chance > best:
+            best, found = chance, [(place, path[place]) for place in starts]
+    return found
+
+
+@pytest.mark.parametrize("text", ["a", "ab", "aa", "aba", "bb"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_letters_stand_where_the_likeliest_alignment_puts_them(text, seed):
+    probs = random_output(6, 5, seed=10 * seed + len(text))
+    merged = {"a": probs[:, 1] + probs[:, 2], "b": probs[:, 3]}
+    letters = align(probs, text, Alphabet(LETTERS))
+    assert [one.first for one in letters] == [at for at, _ in by_the_best_path(probs, text)]
+    for letter, one in zip(text, letters, strict=True):
+        assert one.likelihood == pytest.approx(merged[letter][one.first : one.end].max())
+
+
+def test_a_wrong_letter_is_unlikely_and_its_neighbours_are_not():
+    probs = np.full((7, 5), 0.01)
+    for frame, key in ((1, 1), (3, 3), (5, 1)):  # a b a
+        probs[frame, key] = 0.96
+    probs[[0, 2, 4, 6], 0] = 0.96
+    alphabet = Alphabet(LETTERS)
+    assert [one.likelihood for one in align(probs, "aba", alphabet)] == [0.97, 0.96, 0.97]
+    wrong = align(probs, "abb", alphabet)
+    assert [one.likelihood > 0.9 for one in wrong] == [True, True, False]
+    assert [(one.first, one.end) for one in wrong[:2]] == [(1, 2), (3, 4)]
+
+
+def test_a_text_with_more_letters_than_frames_has_none_that_is_likely():
+    letters = align(random_output(2, 5, seed=0), "aab", Alphabet(LETTERS))
+    assert [one.likelihood for one in letters] == [0, 0, 0]
+    assert all(0 <= one.first < one.end <= 2 for one in letters)
