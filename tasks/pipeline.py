@@ -86,7 +86,7 @@ STAGES: dict[str, Stage] = {
             version=1,
             inputs={"rollout": Input("rollout")},
             outside=("train_data",),
-            reads=("reward",),
+            reads=("reward", "letters"),
             decides=("scored_by",),
         ),
         Stage(
@@ -200,7 +200,7 @@ def _exploration(params: RunParams) -> dict[str, Any]:
 # Keys that came later, with the value that leaves results as they were: only another is read, so
 # that what was made before there was such a key is not stale.
 _LATER: dict[str, dict[str, Any]] = {
-    "advantage": {"combine": "sum", "drop_solved": False},
+    "advantage": {"combine": "sum", "drop_solved": False, "per_letter": False},
     "nft": {
         "sigmas": "schedule",
         "old_policy_interval": 1,
@@ -248,6 +248,8 @@ _DERIVED: dict[str, Callable[[RunParams], dict[str, Any]]] = {
     "algorithm_section": lambda params: _section(params, params.algorithm),
     "exploration": _exploration,
     "horizon": _horizon,
+    # Only where it is set: what was made before there was such a key is not stale.
+    "letters": lambda params: {"letters": True} if params.advantage.per_letter else {},
     "num_inference_steps": lambda params: {
         "num_inference_steps": params.rollout.num_inference_steps
     },

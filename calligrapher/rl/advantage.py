@@ -3,6 +3,7 @@
 Legend: P groups (one case each), G members of a group. No history is kept between rounds.
 """
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import torch
@@ -13,6 +14,7 @@ from calligrapher.errors import InputError
 from calligrapher.params import Section
 
 STD_FLOOR = 1e-4  # added to the standard deviation, as in Flow-GRPO
+LETTER_STD_FLOOR = 0.05  # of letters' likelihoods: 0.99 beside 1 says next to nothing
 SAME_REWARD = 1e-6  # rewards closer than this are equal: weighted sums differ by rounding alone
 
 
@@ -50,6 +52,14 @@ class AdvantageParams(Section):
             "deviation over the round."
         ),
     )
+    per_letter: bool = Field(
+        False,
+        description=(
+            "Compare ocr_likelihood letter by letter: each place of a picture follows the advantage"
+            " of the letter that stands there. Needs combine: standardized, and reward servers that"
+            " tell where letters stand."
+        ),
+    )
     drop_solved: bool = Field(
         False,
         description=(
@@ -68,6 +78,11 @@ class AdvantageParams(Section):
             raise ValueError(
                 "advantage.baseline must be 'group' when advantage.combine is 'standardized', which"
                 " compares within groups. Got 'round'."
+            )
+        if self.per_letter and self.combine != "standardized":
+            raise ValueError(
+                "advantage.combine must be 'standardized' where advantage.per_letter is true, for"
+                f" a letter has one component alone. Got {self.combine!r}."
             )
         return self
 
@@ -123,25 +138,64 @@ def standardized_advantages(
     valid ones, enter no statistic and get 0. Raises InputError as `group_advantages` does.
     Source: GDPO, arXiv 2601.05242; TRL's `normalize_then_sum`.
     """
+    total, valid = _combined(components, weights, valid)
+    if not global_std or not valid.any():
+        return total
+    everything = total[valid]
+    whitened = (total - everything.mean()) / (everything.std() + STD_FLOOR)
+    # A group in which nothing has spread teaches nothing; whitening would only add rounding.
+    return torch.where(valid & (total != 0).any(1, keepdim=True), whitened, 0.0)
+
+
+def letter_advantages(
+    letters: Sequence[Tensor],
+    weight: float,
+    components: Tensor,
+    weights: Tensor,
+    *,
+    global_std: bool = True,
+    valid: Tensor,
+) -> list[Tensor]:
+    """Return the advantage of each letter, [G, N] float64 of each group; N letters in its text.
+
+    letters: [G, N] of each group, how good each letter is; rows of members that are not valid are
+    not looked at. The rest as in `standardized_advantages`, K may be 0. A letter has `S + weight *
+    (l - mean) / (std + 0.05)`, compared with the same letter of the other valid members; with
+    global_std all are divided by their own standard deviation + 1e-4. An image as a whole has the
+    mean of its letters. They add up to 0 in each group, as `S` does.
+    """
+    total, valid = _combined(components, weights, valid)
+    found = []
+    for own, values, counts in zip(total, letters, valid, strict=True):
+        known = values[counts].double()
+        compared = torch.zeros(values.shape, dtype=torch.float64)
+        if len(known) >= 2:
+            spread = known.amax(0) - known.amin(0) > SAME_REWARD
+            apart = torch.where(spread, known - known.mean(0), 0.0)
+            compared[counts] = apart / (known.std(0) + LETTER_STD_FLOOR)
+        found.append(own[:, None] + weight * compared)
+    if not global_std or not valid.any():
+        return found
+    everything = [one[counts].flatten() for one, counts in zip(found, valid, strict=True)]
+    return [one / (torch.cat(everything).std() + STD_FLOOR) for one in found]
+
+
+def _combined(components: Tensor, weights: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return `S` of `standardized_advantages`, [P, G], and which images it is compared for."""
     checked = [_checked(component, valid) for component in components]
-    valid = checked[0][1]
+    valid = checked[0][1] if checked else valid
     valid = valid & (valid.sum(1, keepdim=True) >= 2)
-    if not valid.any():
-        return torch.zeros(valid.shape, dtype=torch.float64)
-    counts = valid.sum(1, keepdim=True).clamp(min=2)
     total = torch.zeros(valid.shape, dtype=torch.float64)
+    if not valid.any():
+        return total, valid
+    counts = valid.sum(1, keepdim=True).clamp(min=2)
     for (component, measured), weight in zip(checked, weights.double(), strict=True):
         values = torch.where(valid, component, 0.0)
         centred = torch.where(valid, values - values.sum(1, keepdim=True) / counts, 0.0)
         std = ((centred**2).sum(1, keepdim=True) / (counts - 1)).sqrt()
         spread = ~zero_spread(component, measured)[:, None]
         total += weight * torch.where(spread, centred / (std + STD_FLOOR), 0.0)
-    if not global_std:
-        return total
-    everything = total[valid]
-    whitened = (total - everything.mean()) / (everything.std() + STD_FLOOR)
-    # A group in which nothing has spread teaches nothing; whitening would only add rounding.
-    return torch.where(valid & (total != 0).any(1, keepdim=True), whitened, 0.0)
+    return total, valid
 
 
 def solved(rewards: Tensor, highest: float, valid: Tensor | None = None) -> Tensor:

@@ -50,6 +50,11 @@ class Algorithm(Section, ABC):
     def old_is_start(self) -> bool:
         """Return whether the policy that samples stays the one that RL started from."""
 
+    @property
+    def credits_places(self) -> bool:
+        """Return whether the losses heed `TrainRows.credit`."""
+        return True
+
     @abstractmethod
     def losses(
         self,

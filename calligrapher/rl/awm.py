@@ -13,6 +13,7 @@ from torch import Tensor
 from calligrapher.errors import InputError
 from calligrapher.model.policy import Policy, Weights
 from calligrapher.rl.algorithm import Losses
+from calligrapher.rl.credit import credited, gain
 from calligrapher.rl.forward_process import Following, ForwardProcess
 from calligrapher.rl.rows import TrainRows
 
@@ -89,13 +90,18 @@ class AWMParams(ForwardProcess):
             velocity, outside = self.trained_velocity(
                 policy, at.x, at.sigma, rows.conditioning, rows.background
             )
+            judged = velocity
+            if rows.credit is not None:
+                credit = rows.credit.clamp(-self.adv_clip_max, self.adv_clip_max)
+                judged = credited(velocity, credit)
             loss, metrics = awm_loss(
-                surrogate(velocity, target, at.sigma, self.weighting),
+                surrogate(judged, target, at.sigma, self.weighting),
                 rows.advantages,
                 self,
                 old_log_prob=old_log_prob,
                 velocity=velocity,
                 velocity_ref=velocity_ref,
+                is_credited=rows.credit is not None,
             )
             loss, metrics = self.whole_loss(loss, metrics, outside)
             yield loss / count, metrics
@@ -132,6 +138,7 @@ def awm_loss(
     old_log_prob: Tensor | None,  # [B], None only without a clip range
     velocity: Tensor,  # [B, ...] the trained policy's, with gradient
     velocity_ref: Tensor | None,  # [B, ...], None only when kl_coef == 0
+    is_credited: bool = False,  # log_prob is one of a `credited` velocity
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return `policy + kl_coef * mean((v - v_ref)^2)`, a scalar, and detached 0-d metrics.
 
@@ -146,14 +153,19 @@ def awm_loss(
     advantages = advantages.detach().float().clamp(-params.adv_clip_max, params.adv_clip_max)
     metrics = {"surrogate_mean": log_prob.mean()}
     if params.clip_range is None:
-        policy = loss = (-advantages * log_prob).mean()
+        policy = loss = -gain(advantages, log_prob, is_credited=is_credited).mean()
     else:
         if old_log_prob is None:
             raise InputError(f"clip_range = {params.clip_range} needs old_log_prob. Got None.")
         ratio = (log_prob - old_log_prob.detach()).exp()
-        clipped = ratio.clamp(1.0 - params.clip_range, 1.0 + params.clip_range)
-        policy = loss = torch.maximum(-advantages * ratio, -advantages * clipped).mean()
         deviation = (ratio - 1.0).abs()
+        if is_credited:
+            beyond = (deviation > params.clip_range) & (advantages * (ratio - 1.0) > 0)
+            per_row = (-gain(advantages, ratio, is_credited=True)).masked_fill(beyond, 0.0)
+        else:
+            clipped = ratio.clamp(1.0 - params.clip_range, 1.0 + params.clip_range)
+            per_row = torch.maximum(-advantages * ratio, -advantages * clipped)
+        policy = loss = per_row.mean()
         metrics |= {
             "clip_fraction": (deviation > params.clip_range).float().mean(),
             "ratio_mean": ratio.mean(),

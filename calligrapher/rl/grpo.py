@@ -14,6 +14,7 @@ from calligrapher.errors import InputError
 from calligrapher.model.policy import Policy, Weights
 from calligrapher.rl.algorithm import Algorithm, Losses
 from calligrapher.rl.background import HeldBackground
+from calligrapher.rl.credit import credited, gain
 from calligrapher.rl.kl import KLToReference
 from calligrapher.rl.rows import TrainRows
 from calligrapher.sampling.exploration import Exploration, stochastic_step, window_length
@@ -88,6 +89,10 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
         return "guard" if self.guard else self.trust_region
 
     @property
+    def credits_places(self) -> bool:
+        return self.bounds != "guard"  # its exponent has a gradient beside the log-probability's
+
+    @property
     def keeps_means(self) -> bool:
         return self.bounds != "clip"
 
@@ -145,6 +150,9 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
                 policy, x, sigma, rows.conditioning, rows.background
             )
             log_prob, mean, std = _score(velocity, x, x_next, *levels, self)
+            if rows.credit is not None:
+                credit = rows.credit.clamp(-self.adv_clip_max, self.adv_clip_max)
+                log_prob, _, _ = _score(credited(velocity, credit), x, x_next, *levels, self)
             loss, metrics = grpo_loss(
                 log_prob,
                 old_log_prob,
@@ -157,6 +165,7 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
                 dt=sigma_next - sigma,
                 velocity=velocity,
                 velocity_ref=velocity_ref,
+                is_credited=rows.credit is not None,
             )
             loss, metrics = self.whole_loss(loss, metrics, outside)
             yield loss / steps, metrics
@@ -192,6 +201,7 @@ def grpo_loss(
     dt: float | Tensor | None = None,  # [] or [B], sigma_next - sigma (negative)
     velocity: Tensor | None = None,  # [B, ...] the trained policy's, with gradient
     velocity_ref: Tensor | None = None,  # [B, ...] the reference's
+    is_credited: bool = False,  # log_prob is one of a `credited` velocity
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`policy + kl_coef * kl`, a scalar with gradient, and detached 0-d metrics, for the rows of
     one step.
@@ -226,9 +236,13 @@ def grpo_loss(
         _need("trust_region 'dppo'", mean=mean, mean_old=mean_old, std=std)
         divergence = _distance(mean, mean_old) / (2.0 * _per_row(std, log_prob) ** 2)
         far = divergence.detach() > params.clip_range
-        per_row = (-advantages * ratio).masked_fill(far & (advantages * (ratio - 1.0) > 0), 0.0)
     else:
         far = deviation > params.clip_range
+    if params.bounds == "dppo" or is_credited:
+        beyond = far & (advantages * (ratio - 1.0) > 0)
+        gained = gain(advantages, ratio, is_credited=is_credited)
+        per_row = (-gained).masked_fill(beyond, 0.0)
+    else:
         clipped = ratio.clamp(1.0 - params.clip_range, 1.0 + params.clip_range)
         per_row = torch.maximum(-advantages * ratio, -advantages * clipped)
     policy = loss = (per_row * weight).mean()

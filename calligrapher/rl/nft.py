@@ -83,7 +83,7 @@ class NFTParams(ForwardProcess):
             )
             loss, metrics = nft_loss(
                 velocity,
-                rows.advantages,
+                rows.advantages if rows.credit is None else rows.credit,
                 self,
                 velocity_old=velocity_old,
                 velocity_ref=velocity_ref,
@@ -97,7 +97,7 @@ class NFTParams(ForwardProcess):
 
 def nft_loss(
     velocity: Tensor,  # [B, ...] the trained policy's, with gradient
-    advantages: Tensor,  # [B]
+    advantages: Tensor,  # [B], or [B, ...] by place
     params: NFTParams,
     *,
     velocity_old: Tensor,  # [B, ...]
@@ -121,10 +121,10 @@ def nft_loss(
             " to 0."
         )
     rows = velocity.shape[0]
-    if sigma.shape != (rows,) or advantages.shape != (rows,):
+    if sigma.shape != (rows,) or advantages.shape not in ((rows,), velocity.shape):
         raise InputError(
-            f"sigma and advantages must be [{rows}]. Got {tuple(sigma.shape)} and"
-            f" {tuple(advantages.shape)}."
+            f"sigma must be [{rows}], and advantages the same or {list(velocity.shape)}. Got"
+            f" {list(sigma.shape)} and {list(advantages.shape)}."
         )
     velocity, x = velocity.float(), x.detach().float()
     velocity_old, x0 = velocity_old.detach().float(), x0.detach().float()
@@ -133,9 +133,9 @@ def nft_loss(
 
     # Written as old +- beta * (v - old), so that both branches are bit-equal at v == old.
     offset = params.nft_beta * (velocity - velocity_old)
-    positive = _normalised_error(x - sigma * (velocity_old + offset), x0)
-    negative = _normalised_error(x - sigma * (velocity_old - offset), x0)
-    per_row = (r * positive + (1.0 - r) * negative) / params.nft_beta * params.adv_clip_max
+    positive = _weighed_error(x - sigma * (velocity_old + offset), x0, r)
+    negative = _weighed_error(x - sigma * (velocity_old - offset), x0, 1.0 - r)
+    per_row = (positive + negative) / params.nft_beta * params.adv_clip_max
     policy = loss = per_row.mean()
     metrics = {
         "policy_loss": policy,
@@ -151,7 +151,7 @@ def nft_loss(
 
 
 def reward_weight(advantages: Tensor, params: NFTParams) -> Tensor:
-    """Return r in [0, 1], the weight of the positive branch, of each advantage; [B] -> [B].
+    """Return r in [0, 1], the weight of the positive branch, of each advantage.
 
     0.5 is indifferent.
     """
@@ -169,11 +169,13 @@ def reward_weight(advantages: Tensor, params: NFTParams) -> Tensor:
     return (clipped / c / 2.0 + 0.5).clamp(0.0, 1.0)
 
 
-def _normalised_error(x0_hat: Tensor, x0: Tensor) -> Tensor:
-    """Return the squared error over the row's detached mean absolute error, [B, ...] -> [B].
+def _weighed_error(x0_hat: Tensor, x0: Tensor, r: Tensor) -> Tensor:
+    """Return r times the squared error over the row's detached mean absolute error, [B].
 
-    Computed in float64.
+    x0_hat, x0: [B, ...]; r: [B], or as they are. Computed in float64.
     """
     error = (x0_hat - x0).flatten(1).double()
     weight = error.detach().abs().mean(1).clamp(min=1e-5)
-    return (error**2).mean(1) / weight
+    if r.ndim == 1:
+        return r * ((error**2).mean(1) / weight)
+    return (r.flatten(1) * error**2).mean(1) / weight

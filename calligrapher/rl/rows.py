@@ -23,6 +23,7 @@ class TrainRows:
     window: Window | None = None  # GRPO only
     places: Tensor | None = None  # [B, 2] group and member; what is drawn for a row derives from it
     background: Background | None = None  # None: the policy's loss covers the whole picture
+    credit: Tensor | None = None  # [B, L, D] advantages by place; None: the row's is everywhere
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -36,6 +37,7 @@ class TrainRows:
         )
         places = self.places[index] if self.places is not None else None
         background = self.background.pick(index) if self.background else None
+        credit = self.credit[index] if self.credit is not None else None
         return TrainRows(
             self.x0[index],
             self.conditioning.rows(index),
@@ -43,6 +45,7 @@ class TrainRows:
             window,
             places,
             background,
+            credit,
         )
 
 

@@ -33,6 +33,8 @@ from calligrapher.errors import ArtifactError
 from calligrapher.tables.schema import (
     ADVANTAGE_COLUMNS,
     IMAGE,
+    LETTER_ADVANTAGES,
+    LETTER_SCORES,
     ROLLOUT_COLUMNS,
     SCHEMA_VERSION,
     SCORE_COLUMNS,
@@ -120,7 +122,8 @@ def read_shard(path: str | Path, columns: Sequence[str] | None = None) -> dict[s
 
 
 def write_scores(path: str | Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    """Write a score table: all columns of SCORE_COLUMNS, then what else was measured, as numbers.
+    """Write a score table: all columns of SCORE_COLUMNS, then what else was measured, as numbers,
+    and `ocr_letters` where letters were asked about.
 
     Raises ArtifactError when a row has neither a reward nor a reason, or both.
     """
@@ -131,14 +134,19 @@ def write_scores(path: str | Path, columns: Mapping[str, Sequence[Any]]) -> None
             raise ArtifactError(
                 f"{path}: {sample} must have a reward or a reason. Got {reward=}, {reason=}."
             )
-    further = [pa.field(name, pa.float64()) for name in columns if name not in SCORE_COLUMNS.names]
+    further = [
+        LETTER_SCORES if name == LETTER_SCORES.name else pa.field(name, pa.float64())
+        for name in columns
+        if name not in SCORE_COLUMNS.names
+    ]
     _write_table(path, pa.schema([*SCORE_COLUMNS, *further]), columns)
 
 
 def write_advantages(path: str | Path, columns: Mapping[str, Sequence[Any]]) -> None:
     """Write an advantage table.
 
-    It has all columns of ADVANTAGE_COLUMNS; the rows kept have an advantage.
+    It has all columns of ADVANTAGE_COLUMNS, and `letters` where they were compared; the rows kept
+    have an advantage.
     """
     for sample, advantage, kept in zip(
         columns["sample_id"], columns["advantage"], columns["kept"], strict=True
@@ -148,7 +156,8 @@ def write_advantages(path: str | Path, columns: Mapping[str, Sequence[Any]]) -> 
                 f"{path}: {sample} must have an advantage if kept, else none. Got {advantage=},"
                 f" {kept=}."
             )
-    _write_table(path, ADVANTAGE_COLUMNS, columns)
+    further = [LETTER_ADVANTAGES] if LETTER_ADVANTAGES.name in columns else []
+    _write_table(path, pa.schema([*ADVANTAGE_COLUMNS, *further]), columns)
 
 
 def read_table(path: str | Path, columns: Sequence[str] | None = None) -> dict[str, list[Any]]:

@@ -56,6 +56,14 @@ SCORE_COLUMNS = pa.schema(
         pa.field("reason", pa.string()),
     ]
 )
+_BOX = [pa.field(side, pa.float64()) for side in ("left", "top", "right", "bottom")]  # px
+# Further columns, where letters are compared: of each letter of the text, in order.
+LETTER_SCORES = pa.field(
+    "ocr_letters", pa.list_(pa.struct([pa.field("likelihood", pa.float64()), *_BOX]))
+)
+LETTER_ADVANTAGES = pa.field(
+    "letters", pa.list_(pa.struct([pa.field("advantage", pa.float64()), *_BOX]))
+)
 ADVANTAGE_COLUMNS = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),

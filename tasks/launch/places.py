@@ -182,10 +182,11 @@ def _servers_suffice(params: RunParams, size: int) -> None:
 def _servers_answer(params: RunParams, servers: list[str], size: int) -> None:
     """Raise RewardError unless there is a reward server for each rank, and nothing else."""
     reward = params.reward.model_copy(update={"server_urls": servers})
+    letters = params.advantage.per_letter
     missing = []
     for url in servers if size > 1 else ():
         try:
-            check_servers(reward.model_copy(update={"server_urls": [url]}))
+            check_servers(reward.model_copy(update={"server_urls": [url]}), letters=letters)
         except RewardError as error:
             if isinstance(error.__cause__, RewardUnavailableError) and not _listens(url):
                 missing.append(url)
@@ -197,7 +198,7 @@ def _servers_answer(params: RunParams, servers: list[str], size: int) -> None:
             f" {', '.join(missing)}. Start what is missing, or set launch.allow_fewer_servers=true:"
             " the others then score for the ranks without one, and take longer."
         )
-    check_servers(reward)  # also that they are set up alike
+    check_servers(reward, letters=letters)  # also that they are set up alike
 
 
 def _listens(url: str) -> bool:

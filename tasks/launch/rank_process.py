@@ -201,7 +201,9 @@ def resources_of_rank(
     files, cases = model_files(params.model, runs.path), Cases(params, runs.data)
     vars(files)["digest"] = setup["model_digest"]  # hashed once, by the parent
     canvas = Canvas(m.width, m.height, m.reference_context)
-    scorer = RewardScorer(params.reward, servers, canvas, rank=ranks.rank)
+    scorer = RewardScorer(
+        params.reward, servers, canvas, rank=ranks.rank, letters=params.advantage.per_letter
+    )
 
     def progress(label: str, total: int, unit: str, *, done: int = 0) -> RankProgress:
         return RankProgress(send, label, total, unit, done=done)

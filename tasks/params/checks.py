@@ -69,6 +69,7 @@ def check_all(params: Sections) -> None:
     refill_can_be_judged(params)
     trunk_is_shared(params)
     compares_equal_batches(params)
+    letters_have_a_share(params)
     reward_answers(params)
     evaluates(params)
     learning_rate_rises(params)
@@ -176,6 +177,26 @@ def trunk_is_shared(params: Sections) -> None:
             f" with rollout.shared_trunk and launch.strategy fsdp2. Got {size}, {group} and"
             f" {rollout.shard_size}: a batch of several groups has more calls where their windows"
             " lie apart, and ranks that share the weights out must make equally many."
+        )
+
+
+def letters_have_a_share(params: Sections) -> None:
+    if not params.advantage.per_letter:
+        return
+    if (
+        params.reward.disable_reward_model
+        or "ocr_likelihood" not in params.reward.component_weights
+    ):
+        raise ValueError(
+            "reward.likelihood_weight must be above 0 where advantage.per_letter is true, for it is"
+            " ocr_likelihood that each letter has for itself. Got"
+            f" {params.reward.component_weights or 'no reward'}."
+        )
+    if not params.rl.credits_places:
+        raise ValueError(
+            f"advantage.per_letter must be false with {params.rl.name} where the guard bounds an"
+            " update: its exponent has a gradient beside the log-probability's. Got true. Set"
+            " trust_region to clip or dppo."
         )
 
 

@@ -27,6 +27,7 @@ from reward_server.client import (
 from reward_server.components import (
     FACTORS,
     LESSENED,
+    LETTERS,
     NAMES,
     SEES_REFERENCE,
     STYLE,
@@ -51,7 +52,8 @@ class RewardScorer:
     """Scores pictures of one size on the servers `urls`.
 
     urls: or a function that starts the servers when they are first needed; with
-    `disable_reward_model` nobody is asked. identity_note: a file whose name stands for all that
+    `disable_reward_model` nobody is asked. letters: each letter of the text is asked about, and the
+    table gets a column `ocr_letters`. identity_note: a file whose name stands for all that
     decides what `identity` says, so that nothing need be started to know it.
     """
 
@@ -62,9 +64,10 @@ class RewardScorer:
         canvas: Canvas,
         *,
         rank: int = 0,
+        letters: bool = False,
         identity_note: Path | None = None,
     ):
-        self.params, self.canvas = params, canvas
+        self.params, self.canvas, self.letters = params, canvas, letters
         self._urls, self._rank, self._note = urls, rank, identity_note
         self._token = _token(params)
         self._checked = False
@@ -100,7 +103,7 @@ class RewardScorer:
         if self.client is None:
             return {"disabled": True}
         info = self._info()
-        _check_info(info, self.params)
+        _check_info(info, self.params, letters=self.letters)
         identity = {"scorers": info["scorers"]}
         if self._note is not None:
             self._note.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +129,7 @@ class RewardScorer:
                 prompt=case.prompt,
                 text=case.text,
                 match=case.ocr_match or self.params.ocr_match,
+                letters=self.letters,
                 **pictures[case],
             )
             for image, case in zip(images, cases, strict=True)
@@ -175,11 +179,16 @@ class RewardScorer:
         measured = [result.components() for result in results]
         # A refused item has none of the components that only a user's own scorers know of.
         names = list(dict.fromkeys(n for row in (*measured, self.params.weights) for n in row))
-        return [
+        rows = [
             (full := {name: row.get(name) for name in names})
             | reward_of(self.params, full, result.errors)
             for row, result in zip(measured, results, strict=True)
         ]
+        if self.letters:
+            for row, result in zip(rows, results, strict=True):
+                found = result.ocr_letters
+                row[LETTERS] = None if found is None else [vars(letter) for letter in found]
+        return rows
 
     def _pictures(self, case: Case) -> dict[str, bytes]:
         """Return what is sent with a picture of `case`: mask and, if anybody looks, reference."""
@@ -222,7 +231,7 @@ def reward_parts(params: RewardParams, row: Mapping[str, Any]) -> dict[str, floa
     What OCR read counts the product of `factors` times, style the product of `style_factors` (of
     what OCR read, as it counts); other components are as measured.
     """
-    factor = math.prod(row[name] for name in params.factors)
+    factor = lessening(params, row)
 
     def counted(name: str) -> float:
         if name == STYLE:
@@ -232,9 +241,14 @@ def reward_parts(params: RewardParams, row: Mapping[str, Any]) -> dict[str, floa
     return {name: counted(name) for name in params.component_weights}
 
 
+def lessening(params: RewardParams, row: Mapping[str, Any]) -> float:
+    """Return what `factors` leave of what OCR read, 0..1, for a row that lacks none of them."""
+    return math.prod(row[name] for name in params.factors)
+
+
 def measured_numbers(columns: Iterable[str]) -> list[str]:
     """Return the components among the columns of a score table that a reward could weigh."""
-    others = {*NAMES, "sample_id", "reward", "reason"}
+    others = {*NAMES, LETTERS, "sample_id", "reward", "reason"}
     columns = list(columns)
     own = [name for name in columns if name not in others]
     return [name for name in WEIGHABLE if name in columns] + own
@@ -273,10 +287,10 @@ def scorer_identities(params: RewardParams) -> dict[str, dict[str, str]]:
         raise ParamsError(f"reward.scorers: {error}") from None
 
 
-def check_servers(params: RewardParams) -> None:
+def check_servers(params: RewardParams, *, letters: bool = False) -> None:
     """Raise RewardError unless the servers that `params` names can score, or are loading.
 
-    Asks each once; without named servers there is nothing to ask.
+    Asks each once; without named servers there is nothing to ask. letters: as in RewardScorer.
     """
     if params.disable_reward_model or not params.server_urls:
         return
@@ -292,7 +306,7 @@ def check_servers(params: RewardParams) -> None:
                 " starts a server of its own."
             ) from error
     for info in infos:
-        _check_info(info, params)
+        _check_info(info, params, letters=letters)
 
 
 def served_alphabet(params: RewardParams, urls: Sequence[str], match: Match) -> Alphabet:
@@ -309,8 +323,11 @@ def served_alphabet(params: RewardParams, urls: Sequence[str], match: Match) -> 
     return Alphabet(characters, match)
 
 
-def _check_info(info: Mapping[str, Any], params: RewardParams) -> None:
-    """Raise RewardError unless a server with this `/info` measures what `params` weighs."""
+def _check_info(info: Mapping[str, Any], params: RewardParams, *, letters: bool) -> None:
+    """Raise RewardError unless a server with this `/info` measures what `params` weighs.
+
+    letters: it must also tell where letters stand.
+    """
     if info.get("reward_model_disabled"):
         raise RewardError(MADE_UP)
     if "scorers" not in info:
@@ -327,6 +344,11 @@ def _check_info(info: Mapping[str, Any], params: RewardParams) -> None:
                 f" {component}. Got {weight}. Set it to 0, or start them with"
                 f" {measured_by(component)}."
             )
+    if letters and not info.get("letters"):
+        raise RewardError(
+            "advantage.per_letter must be false where the reward servers do not tell where letters"
+            " stand. Got true. Set it to false, or run a newer version of the servers, with OCR."
+        )
     for component in params.needed:
         if component not in measured:
             key = "factors" if component in params.factors else "style_factors"

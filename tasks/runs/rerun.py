@@ -55,7 +55,7 @@ class Rerun:
         scored_by = [scores.manifest.extra["scored_by"] for scores in earlier]
         if any(s != scored_by[0] for s in scored_by):
             return None
-        suffices = all(can_reweigh(scores, self.params.reward) for scores in earlier)
+        suffices = all(can_reweigh(scores, self.params) for scores in earlier)
         return RecordedScorer(scored_by[0] if scored_by else {}) if suffices else None
 
 

@@ -11,16 +11,20 @@ from calligrapher.errors import RewardError
 from calligrapher.rl.advantage import (
     group_advantages,
     kept,
+    letter_advantages,
     solved,
     standardized_advantages,
     zero_spread,
 )
 from calligrapher.tables.parquet import read_table, write_advantages
+from reward_server.components import LETTERS
 from tasks.artifacts.artifact import Artifact
-from tasks.params.run_params import RunParams
-from tasks.resources.rewards import reward_parts
+from tasks.params.run_params import RewardParams, RunParams
+from tasks.resources.rewards import lessening, reward_parts
 
 ADVANTAGES_FILE = "advantages.parquet"
+LETTERWISE = "ocr_likelihood"  # the component that each letter has for itself
+SIDES = ("left", "top", "right", "bottom")
 
 
 @dataclass(frozen=True)
@@ -34,17 +38,23 @@ class Compared:
     keep: torch.Tensor  # [P, G] bool, may be trained on
     advantages: torch.Tensor  # [P, G] float64
     solved: torch.Tensor  # [P] bool, left out by `drop_solved`
+    # Of each image, a row of LETTER_ADVANTAGES for each letter; None where there is no such column.
+    letters: list[list[dict[str, float]]] | None
 
     @property
     def teaching_groups(self) -> int:
         """How many groups have an image to train on whose advantage differs from 0."""
-        return int((self.keep & (self.advantages != 0)).any(1).sum())
+        teaches = self.advantages != 0
+        if self.letters is not None:
+            of_letters = [any(letter["advantage"] for letter in one) for one in self.letters]
+            teaches |= torch.tensor(of_letters).reshape(teaches.shape)
+        return int((self.keep & teaches).any(1).sum())
 
 
 def compare(params: RunParams, tables: Sequence[Mapping[str, Sequence[Any]]]) -> Compared:
     """Compare the images of score tables, whole groups in order. tables: as `read_scores` reads."""
     settings = params.advantage
-    weights = params.reward.component_weights if settings.combine == "standardized" else {}
+    weights = dict(params.reward.component_weights) if settings.combine == "standardized" else {}
     rows = [
         dict(zip(table, values, strict=True))
         for table in tables
@@ -60,15 +70,29 @@ def compare(params: RunParams, tables: Sequence[Mapping[str, Sequence[Any]]]) ->
     rewards = grouped(given)
     valid = torch.tensor([r is not None for r in given]).reshape(rewards.shape)
     keep = kept(rewards, valid, baseline=settings.baseline)
+    letters = None
     if weights:
         # A row with a reward lacks no component and no factor, unless the reward is made up.
         parts = [{} if None in row.values() else reward_parts(params.reward, row) for row in rows]
-        advantages = standardized_advantages(
-            torch.stack([grouped([part.get(name) for part in parts]) for name in weights]),
-            torch.tensor(list(weights.values())),
-            global_std=settings.global_std,
-            valid=valid,
-        )
+        of_letters = weights.pop(LETTERWISE) if settings.per_letter else None
+        whole = [grouped([part.get(name) for part in parts]) for name in weights]
+        components = torch.stack(whole) if whole else torch.empty(0, *valid.shape)
+        shares = torch.tensor(list(weights.values()))
+        if of_letters is None:
+            advantages = standardized_advantages(
+                components, shares, global_std=settings.global_std, valid=valid
+            )
+        else:
+            spelled = letter_advantages(
+                _letters(params.reward, rows, valid),
+                of_letters,
+                components,
+                shares,
+                global_std=settings.global_std,
+                valid=valid,
+            )
+            advantages = torch.stack([one.mean(1) for one in spelled])
+            letters = _placed(rows, [image for group in spelled for image in group.tolist()])
     else:
         advantages = group_advantages(
             rewards, valid=valid, global_std=settings.global_std, baseline=settings.baseline
@@ -84,13 +108,58 @@ def compare(params: RunParams, tables: Sequence[Mapping[str, Sequence[Any]]]) ->
         keep=keep & ~is_solved[:, None],
         advantages=advantages,
         solved=is_solved,
+        letters=letters,
     )
+
+
+def _letters(
+    params: RewardParams, rows: Sequence[Mapping[str, Any]], valid: torch.Tensor
+) -> list[torch.Tensor]:
+    """Return how likely each letter is, as it counts, of each group [G, N]; 0 where not valid.
+
+    Raises RewardError where images of one text have unlike numbers of letters, or none.
+    """
+    size = valid.shape[1]
+    found = []
+    for group, counts in enumerate(valid):
+        members = rows[group * size : (group + 1) * size]
+        spelled = {
+            place: [lessening(params, row) * letter["likelihood"] for letter in row[LETTERS] or ()]
+            for place, (row, is_valid) in enumerate(zip(members, counts, strict=True))
+            if is_valid
+        }
+        lengths = {len(image) for image in spelled.values()}
+        if len(lengths) > 1 or 0 in lengths:
+            raise RewardError(
+                "Each image of a group must have a letter for every one of its text. Got"
+                f" {sorted(lengths)} letters for images of {members[0]['sample_id']} and its group."
+            )
+        values = torch.zeros(size, max(lengths, default=1), dtype=torch.float64)
+        for place, image in spelled.items():
+            values[place] = torch.tensor(image, dtype=torch.float64)
+        found.append(values)
+    return found
+
+
+def _placed(
+    rows: Sequence[Mapping[str, Any]], advantages: Sequence[Sequence[float]]
+) -> list[list[dict[str, float]]]:
+    """Return a row of LETTER_ADVANTAGES for each letter of each image, where it has any."""
+    return [
+        [
+            {"advantage": advantage} | {side: letter[side] for side in SIDES}
+            for letter, advantage in zip(row[LETTERS] or (), of_image, strict=False)
+        ]
+        for row, of_image in zip(rows, advantages, strict=True)
+    ]
 
 
 def read_scores(params: RunParams, path: Path) -> dict[str, list[Any]]:
     """Read the columns of a score table that advantages are made of."""
     weighs = params.advantage.combine == "standardized" and params.reward.component_weights
-    return read_table(path, ["sample_id", "reward", *(params.reward.needed if weighs else ())])
+    names = [*params.reward.needed] if weighs else []
+    names += [LETTERS] if params.advantage.per_letter else []
+    return read_table(path, ["sample_id", "reward", *names])
 
 
 def advantage(
@@ -131,7 +200,8 @@ def advantage(
             "group_std": column(std, scored_group),
             "advantage": column(found.advantages, keep),
             "kept": keep.flatten().tolist(),
-        },
+        }
+        | ({} if found.letters is None else {"letters": found.letters}),
     )
     compared = zero_spread(rewards, valid)[valid.sum(1) >= 2]
     further = {"solved_groups": int(found.solved.sum())} if settings.drop_solved else {}

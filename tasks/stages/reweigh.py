@@ -8,8 +8,9 @@ from typing import Any
 
 from calligrapher.errors import RewardError
 from calligrapher.tables.parquet import read_table, write_scores
+from reward_server.components import LETTERS
 from tasks.artifacts.artifact import Artifact
-from tasks.params.run_params import RewardParams
+from tasks.params.run_params import RewardParams, RunParams
 from tasks.resources.rewards import measured_numbers, reward_of
 
 
@@ -26,13 +27,18 @@ class RecordedScorer:
         raise RewardError("The recorded scores must suffice here. No reward server was started.")
 
 
-def can_reweigh(scores: Artifact, params: RewardParams) -> bool:
-    """Return whether `scores` has each component that `params` weighs, or the reason why not."""
-    if params.disable_reward_model or scores.params["reward"]["disable_reward_model"]:
+def can_reweigh(scores: Artifact, params: RunParams) -> bool:
+    """Return whether `scores` has each component that `params` weighs, or the reason why not.
+
+    And the letters, where they are compared.
+    """
+    reward = params.reward
+    if reward.disable_reward_model or scores.params["reward"]["disable_reward_model"]:
         return False
-    return all(
-        _row_suffices(row, params) for table in _tables(scores).values() for row in _rows(table)
-    )
+    tables = _tables(scores).values()
+    if params.advantage.per_letter and not all(LETTERS in table for table in tables):
+        return False
+    return all(_row_suffices(row, reward) for table in tables for row in _rows(table))
 
 
 def reweigh(scores: Artifact, params: RewardParams, out: Path) -> list[dict[str, list[Any]]]:

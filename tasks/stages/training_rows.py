@@ -5,13 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calligrapher.model.policy import Conditioning
 from calligrapher.rl.background import Background
+from calligrapher.rl.credit import letter_credit
 from calligrapher.rl.rows import TrainRows
 from calligrapher.sampling.exploration import Window
 from calligrapher.tables.parquet import read_shard, read_table
+from calligrapher.tables.schema import LETTER_ADVANTAGES
 from tasks.artifacts.artifact import Artifact
 from tasks.resources.resources import Resources
-from tasks.stages.advantage import ADVANTAGES_FILE
+from tasks.stages.advantage import ADVANTAGES_FILE, SIDES
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class RoundRows:
     parts: list[TrainRows]
     at: list[tuple[int, int]]  # of each row: its part, and which row of it
     kinds: list[tuple[int, int]] | None
-    advantages: list[float]
+    teaches: list[bool]  # whether an advantage of the row, or of a letter of it, differs from 0
     left_out: int
 
     def __len__(self) -> int:
@@ -45,7 +48,16 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
     Where lengths differ, rows share a batch that share their length and their shard: they have the
     neighbours that they had in the rollout.
     """
-    table = read_table(advantages.file(ADVANTAGES_FILE), ["sample_id", "advantage", "kept"])
+    per_letter = resources.params.advantage.per_letter
+    further = [LETTER_ADVANTAGES.name] if per_letter else []
+    table = read_table(
+        advantages.file(ADVANTAGES_FILE), ["sample_id", "advantage", "kept", *further]
+    )
+    letters = table[LETTER_ADVANTAGES.name] if per_letter else [[]] * len(table["kept"])
+    teaches = [
+        kept and (own != 0 or any(letter["advantage"] for letter in spelled))
+        for own, kept, spelled in zip(table["advantage"], table["kept"], letters, strict=True)
+    ]
     names = ["sample_id", "case_id", "group_id", "member", "x0"]
     explores = resources.params.rl.exploration
     if explores is not None:
@@ -64,7 +76,7 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
     kept = [i for i, k in enumerate(table["kept"]) if k]
     keep = kept
     if not resources.params.rl.needs_reference or resources.params.rollout.refill:
-        spread = {groups[i] for i in kept if table["advantage"][i] != 0}
+        spread = {groups[i] for i in kept if teaches[i]}
         keep = [i for i in kept if groups[i] in spread]
     x0, case_ids = column("x0"), column("case_id")
     by_length: dict[int, list[int]] = {}
@@ -90,6 +102,14 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
         background = None
         if resources.params.rl.holds_background:
             background = Background.of(resources.conditioning.sources(picked), conditioning)
+        credit = None
+        if per_letter:
+            size = resources.params.model.width, resources.params.model.height
+            found = [
+                _credit(letters[i], table["advantage"][i], conditioning, x0[i].shape[-1], size)
+                for i in index
+            ]
+            credit = torch.stack(found).to(device)
         return TrainRows(
             x0=rows(x0),
             conditioning=conditioning,
@@ -97,6 +117,7 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
             places=torch.tensor([(groups[i], members[i]) for i in index]),
             window=window,
             background=background,
+            credit=credit,
         )
 
     at = {i: (p, n) for p, index in enumerate(by_length.values()) for n, i in enumerate(index)}
@@ -108,6 +129,25 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
         [part(index) for index in by_length.values()],
         [at[i] for i in keep],
         kinds,
-        [table["advantage"][i] for i in keep],
+        [teaches[i] for i in keep],
         len(kept) - len(keep),
+    )
+
+
+def _credit(
+    letters: list[dict[str, float]],
+    own: float,
+    conditioning: Conditioning,
+    channels: int,
+    size: tuple[int, int],
+) -> Tensor:
+    """Return the advantage of each place of an image, [L, D]; size: its width and height in px."""
+    return letter_credit(
+        [letter["advantage"] for letter in letters],
+        [[letter[side] for side in SIDES] for letter in letters],
+        own,
+        image_ids=conditioning.image_ids,
+        channels=channels,
+        width=size[0],
+        height=size[1],
     )

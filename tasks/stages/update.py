@@ -74,7 +74,7 @@ def update(
         settings.gradient_accumulation_steps,
         settings.num_inner_epochs,
         f"{params.seed}/update/{round_index}",
-        teaches=[advantage != 0 for advantage in rows.advantages],
+        teaches=rows.teaches,
         kinds=rows.kinds,
     )
     untaken = len(replace(schedule, teaches=None).steps()) - len(schedule.steps())

@@ -13,6 +13,7 @@ from calligrapher.rl.advantage import (
     AdvantageParams,
     group_advantages,
     kept,
+    letter_advantages,
     solved,
     standardized_advantages,
     zero_spread,
@@ -214,3 +215,59 @@ def test_a_group_is_solved_when_it_is_high_and_narrow():
 def test_standardized_advantages_compare_within_groups():
     with pytest.raises(ValidationError, match=r"advantage\.baseline must be 'group'"):
         AdvantageParams(baseline="round", combine="standardized")
+
+
+LETTERS = [
+    f64([[0.9, 0.1], [0.1, 0.9], [0.5, 0.5]]),  # a word of two letters
+    f64([[0.2, 0.4, 0.6], [0.4, 0.4, 0.2], [0.9, 0.4, 0.1]]),
+]
+EVERYBODY = torch.ones(2, 3, dtype=torch.bool)
+
+
+def test_letters_worked_by_hand():
+    # Each column of the first word: mean 0.5, std 0.4 with Bessel's correction, and 0.05 more.
+    first, second = letter_advantages(
+        LETTERS, 2.0, torch.empty(0, 2, 3), torch.empty(0), global_std=False, valid=EVERYBODY
+    )
+    a = 2.0 * 0.4 / 0.45
+    torch.testing.assert_close(first, f64([[a, -a], [-a, a], [0, 0]]))
+    assert second[:, 1].eq(0).all()  # all alike: nothing to learn there
+    assert second[:, 0].argsort().tolist() == [0, 1, 2]
+
+
+def test_what_a_whole_picture_is_worth_is_added_to_each_of_its_letters():
+    style, weight = f64([[0.1, 0.5, 0.9], [0.3, 0.3, 0.9]]), torch.tensor([0.5])
+    alone = letter_advantages(
+        LETTERS, 2.0, torch.empty(0, 2, 3), torch.empty(0), global_std=False, valid=EVERYBODY
+    )
+    both = letter_advantages(LETTERS, 2.0, style[None], weight, global_std=False, valid=EVERYBODY)
+    whole = standardized_advantages(style[None], weight, global_std=False)
+    for one, added, own in zip(alone, both, whole, strict=True):
+        torch.testing.assert_close(added, one + own[:, None])
+
+
+def test_letters_of_a_round_add_up_to_nothing_in_each_group_and_have_one_spread():
+    style = f64([[0.1, 0.5, 0.9], [0.3, 0.3, 0.9]])
+    found = letter_advantages(LETTERS, 1.0, style[None], torch.ones(1), valid=EVERYBODY)
+    for one in found:
+        torch.testing.assert_close(one.sum(0), torch.zeros(one.shape[1], dtype=torch.float64))
+    assert torch.cat([one.flatten() for one in found]).std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_images_without_a_score_enter_no_letter():
+    valid = torch.tensor([[True, True, False], [True, False, False]])
+    damaged = [one.clone() for one in LETTERS]
+    damaged[0][2] = NAN
+    first, second = letter_advantages(
+        damaged, 1.0, torch.empty(0, 2, 3), torch.empty(0), global_std=False, valid=valid
+    )
+    # mean 0.5, std 0.8 / sqrt(2)
+    a = 0.4 / (0.8 / 2**0.5 + 0.05)
+    torch.testing.assert_close(first, f64([[a, -a], [-a, a], [0, 0]]))
+    assert second.eq(0).all()  # nobody to be compared with
+
+
+def test_letters_need_components_that_are_compared_within_groups():
+    with pytest.raises(ValidationError, match="combine must be 'standardized'"):
+        AdvantageParams(per_letter=True)
+    assert AdvantageParams(per_letter=True, combine="standardized").per_letter

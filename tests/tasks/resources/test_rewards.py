@@ -8,10 +8,11 @@ from PIL import Image
 from calligrapher.data.canvas import Canvas
 from calligrapher.data.case import Case
 from calligrapher.errors import RewardError
+from calligrapher.tables.parquet import read_table, write_scores
 from reward_server.client import RewardResult
-from reward_server.components import NAMES, WEIGHT_OF
+from reward_server.components import NAMES, WEIGHT_OF, Letter
 from tasks.params.run_params import RewardParams
-from tasks.resources.rewards import RewardScorer, check_servers, reward_of
+from tasks.resources.rewards import RewardScorer, check_servers, measured_numbers, reward_of
 
 
 class Client:
@@ -146,6 +147,39 @@ def test_named_servers_are_looked_at_before_a_run_starts():
     with pytest.raises(RewardError, match=r"reward\.vlm_weight must be 0"):
         check_servers(RewardParams(server_urls=[alive]))
     server.close()
+
+
+def test_servers_that_cannot_tell_letters_are_refused_where_letters_are_compared():
+    from scripted import Script
+
+    server = Script()
+    server.info = {"scorers": {}}
+    told = r"per_letter must be false .* tell where letters stand\. Got true\. .* newer version"
+    with pytest.raises(RewardError, match=told):
+        check_servers(RewardParams(server_urls=[server.url]), letters=True)
+    server.info = {"scorers": {}, "letters": True}
+    check_servers(RewardParams(server_urls=[server.url]), letters=True)
+    server.close()
+
+
+def test_letters_stand_in_a_column_of_their_own_only_where_they_are_asked_about(scorer, tmp_path):
+    letters = (Letter(0.25, 0, 1, 2, 3), Letter(1.0, 2, 1, 4, 3))
+    result = RewardResult(ocr_accuracy=0.5, ocr_likelihood=0.5, ocr_letters=letters)
+    client = Client(result)
+    asking = scorer(client)
+    asking.letters = True
+    (row,) = asking.score([b"png"], [case(tmp_path / "a", white=1)])
+    assert client.items[0].letters
+    assert row["ocr_letters"] == [vars(letter) for letter in letters]
+    write_scores(
+        tmp_path / "s.parquet",
+        {name: [value] for name, value in row.items()} | {"sample_id": ["0"]},
+    )
+    assert read_table(tmp_path / "s.parquet")["ocr_letters"] == [row["ocr_letters"]]
+    assert not {"ocr_letters"} & set(measured_numbers(row))
+    (row,) = scorer(client).score([b"png"], [case(tmp_path / "b", white=1)])
+    assert not client.items[-1].letters
+    assert "ocr_letters" not in row
 
 
 def test_made_up_numbers_are_no_rewards(scorer, tmp_path):

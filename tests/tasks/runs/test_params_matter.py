@@ -11,7 +11,7 @@ from calligrapher.errors import DataError, ParamsError, RewardError
 from calligrapher.sampling.schedule import sigma_schedule
 from calligrapher.tables.parquet import read_shard
 from reward_server.client import RewardResult
-from reward_server.components import NAMES
+from reward_server.components import NAMES, Letter
 from tasks.artifacts.artifact import Artifact
 from tasks.params.errors import valid_keys
 from tasks.params.run_params import RunParams
@@ -183,6 +183,7 @@ PLACES = {
         "test_the_share_of_unscored_images_decides_whether_a_round_goes_on"
     ),
     "rollout.shared_trunk": "test_a_shared_trunk_takes_fewer_rows_for_the_same_images",
+    "advantage.per_letter": "test_letters_that_are_compared_teach_otherwise_than_pictures",
     "advantage.drop_solved": "test_groups_that_can_hardly_do_better_are_left_out_and_counted",
     "reward.ocr_mode": "test_the_runs_own_server_is_told_how_to_read",
     "reward.ocr_match": "test_servers_are_asked_whether_case_and_spaces_count",
@@ -221,7 +222,8 @@ class HashClient:
         self.blind = blind
 
     def info(self):
-        return {"scorers": {"ocr": "hash"}, "components": [*NAMES, "ocr_visibility"]}
+        components = [*NAMES, "ocr_visibility"]
+        return {"scorers": {"ocr": "hash"}, "components": components, "letters": True}
 
     def score_batch(self, items):
         results = []
@@ -240,9 +242,18 @@ class HashClient:
                     vlm_score=value**3,
                     style_score=value**0.5,
                     own={"ocr_visibility": 0.5},
+                    ocr_letters=hashed_letters(item) if item.letters else None,
                 )
             )
         return results
+
+
+def hashed_letters(item):
+    """A letter in each half of the picture, as likely as some of its bytes say."""
+    return tuple(
+        Letter(item.image[-20 - place] / 256, 8.0 * place, 0.0, 8.0 * place + 8.0, 8.0)
+        for place in range(2)
+    )
 
 
 def merged(*parts):
@@ -278,7 +289,10 @@ def play(make_resources, values, tmp_path):
     def play(until, algorithm, changes, client=None):
         resources = make_resources(algorithm, **merged(values(algorithm), SMALL, changes))
         canvas = resources.conditioning.canvas
-        resources.scorer = RewardScorer(resources.params.reward, ["http://127.0.0.1:9"], canvas)
+        letters = resources.params.advantage.per_letter
+        resources.scorer = RewardScorer(
+            resources.params.reward, ["http://127.0.0.1:9"], canvas, letters=letters
+        )
         if resources.scorer.client is not None:
             resources.scorer.client = client or HashClient()
         calls = []
@@ -366,6 +380,20 @@ def test_a_shared_trunk_takes_fewer_rows_for_the_same_images(play, monkeypatch):
         play("rollout", "grpo", merged(SIX_STEPS, settings, {"grpo": {"noise": "group"}}))
         found[shared] = sum(rows)
     assert found[True] < found[False]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_letters_that_are_compared_teach_otherwise_than_pictures(play, algorithm):
+    weights = {"reward": {"ocr_weight": 0.0, "likelihood_weight": 1.0}}
+    found = {}
+    for per_letter in (False, True):
+        advantage = {"combine": "standardized", "per_letter": per_letter}
+        settings = merged(weights, {"advantage": advantage})
+        found[per_letter], _ = play("update", algorithm, settings)
+        again, _ = play("update", algorithm, settings)
+        assert again.digest == found[per_letter].digest
+    assert found[True].digest != found[False].digest
+    assert found[True].meta["grad_norm"] > 0
 
 
 @pytest.mark.parametrize("key", ERRORS)

@@ -3,7 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
+from pydantic import ValidationError
 
+from calligrapher.errors import RewardError
 from calligrapher.tables.parquet import read_table, write_scores
 from calligrapher.tables.schema import SCORE_COLUMNS
 from tasks.params.run_params import RunParams
@@ -92,3 +94,82 @@ def test_factors_are_part_of_what_made_an_advantage_only_where_they_are_set():
     assert reads(params(factors=["ocr_visibility"]), "advantage")["factors"] == ["ocr_visibility"]
     summed = params(combine="sum", factors=["ocr_visibility"])
     assert "factors" not in reads(summed, "advantage")
+
+
+def letter(likelihood, left):
+    return {"likelihood": likelihood, "left": left, "top": 2.0, "right": left + 4.0, "bottom": 9.0}
+
+
+SPELLED = [
+    [letter(0.9, 0.0), letter(0.2, 8.0)],
+    [letter(0.1, 1.0), letter(0.2, 9.0)],
+    [letter(0.5, 2.0), letter(0.2, 7.0)],
+]
+
+
+def table_of(tmp_path, chosen, letters=SPELLED, seen=(1.0, 1.0, 1.0)):
+    rows = [
+        {"ocr_likelihood": 0.5, "ocr_visibility": visible, "style_score": style}
+        for visible, style in zip(seen, (0.1, 0.2, 0.3), strict=True)
+    ]
+    rows = [
+        dict.fromkeys(SCORE_COLUMNS.names)
+        | row
+        | reward_of(chosen.reward, row, {})
+        | {"sample_id": f"s{i}", "ocr_letters": spelled}
+        for i, (row, spelled) in enumerate(zip(rows, letters, strict=True))
+    ]
+    write_scores(tmp_path / "scores.parquet", {key: [row[key] for row in rows] for key in rows[0]})
+    scores = SimpleNamespace(files=["scores.parquet"], file=lambda name: tmp_path / name)
+    advantage(chosen, 0, tmp_path, scores=scores)
+    return read_table(tmp_path / ADVANTAGES_FILE)
+
+
+def lettered(**reward) -> RunParams:
+    values = params().model_dump()
+    weights = {"ocr_weight": 0.0, "vlm_weight": 0.0, "likelihood_weight": 2.0, "style_weight": 1.0}
+    values["reward"] |= weights | reward
+    values["advantage"] |= {"per_letter": True}
+    values["grpo"] = values["awm"] = None
+    return RunParams.model_validate(values)
+
+
+def test_each_letter_has_the_advantage_of_its_own_and_of_the_picture(tmp_path):
+    table = table_of(tmp_path, lettered())
+    a = 2.0 * 0.4 / 0.45  # std 0.4 and the floor of 0.05
+    style = [-1.0, 0.0, 1.0]
+    for row, (first, own) in enumerate(zip((a, -a, 0.0), style, strict=True)):
+        one, other = table["letters"][row]
+        assert one["advantage"] == pytest.approx(first + own, abs=1e-2)
+        assert other["advantage"] == pytest.approx(own, abs=1e-2)  # the second is alike in all
+        assert table["advantage"][row] == pytest.approx(first / 2 + own, abs=1e-2)
+        place = SPELLED[row][1]
+        assert {side: other[side] for side in ("left", "top", "right", "bottom")} == {
+            side: place[side] for side in ("left", "top", "right", "bottom")
+        }
+
+
+def test_factors_lessen_letters_as_they_lessen_what_was_read(tmp_path):
+    table = table_of(tmp_path, lettered(factors=["ocr_visibility"]), seen=(0.0, 1.0, 1.0))
+    # 0, 0.1, 0.5: mean 0.2, std 0.2646
+    first = [letters[0]["advantage"] for letters in table["letters"]]
+    style = [-1.0, 0.0, 1.0]
+    wanted = [2.0 * (v - 0.2) / 0.3146 + s for v, s in zip((0, 0.1, 0.5), style, strict=True)]
+    assert first == pytest.approx(wanted, abs=1e-2)
+
+
+@pytest.mark.parametrize("lacking", [None, [], SPELLED[0][:1]])
+def test_an_image_that_lacks_a_letter_is_an_error_and_no_number(tmp_path, lacking):
+    with pytest.raises(RewardError, match="a letter for every one of its text"):
+        table_of(tmp_path, lettered(), letters=[*SPELLED[:2], lacking])
+
+
+def test_letters_are_compared_only_where_they_count_and_the_losses_heed_them():
+    with pytest.raises(ValidationError, match=r"reward\.likelihood_weight must be above 0"):
+        lettered(likelihood_weight=0.0)
+    values = lettered().model_dump() | {"nft": None, "grpo": {"guard": True}}
+    with pytest.raises(ValidationError, match="per_letter must be false with grpo"):
+        RunParams.model_validate(values)
+    assert reads(lettered(), "score")["letters"] is True
+    assert "letters" not in reads(params(), "score")
+    assert "per_letter" not in reads(params(), "advantage")["advantage"]
