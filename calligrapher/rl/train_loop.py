@@ -38,16 +38,28 @@ class OptimizerSettings(Protocol):
     max_grad_norm: float
 
 
+_DECAY = 0.25  # of the steps after the rise, the last
+
+
 def learning_rate_at(step: int, settings: OptimizerSettings, total_steps: int | None) -> float:
-    """The learning rate of step `step` (from 0): constant, linear or cosine, after a linear
-    rise."""
+    """Return the learning rate of step `step` (from 0), after a linear rise.
+
+    constant, linear, cosine, or as transformers' `warmup_stable_decay`, which falls linearly in the
+    last quarter of the steps.
+    """
     rise = settings.lr_warmup_steps
     if settings.lr_scheduler != "constant" and step < rise:
         return settings.learning_rate * (step + 1) / rise
     if settings.lr_scheduler in ("constant", "constant_with_warmup"):
         return settings.learning_rate
     done = min(1.0, (step - rise) / max(1, total_steps - rise))
-    factor = 1 - done if settings.lr_scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    match settings.lr_scheduler:
+        case "linear":
+            factor = 1 - done
+        case "warmup_stable_decay":
+            factor = min(1.0, (1 - done) / _DECAY)
+        case _:
+            factor = 0.5 * (1 + math.cos(math.pi * done))
     return settings.learning_rate * factor
 
 

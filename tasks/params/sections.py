@@ -24,7 +24,7 @@ from reward_server.components import (
 )
 from reward_server.scorer_files import ScorerFile, check_own_name
 
-Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
+Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "warmup_stable_decay"]
 # Seeds are stored and given to generators as signed 64-bit numbers; no count needs more.
 
 
@@ -161,7 +161,11 @@ class OptimizerParams(Section):
         1e-4, description="Peak learning rate of AdamW."
     )
     lr_scheduler: Scheduler = Field(
-        "constant", description="linear and cosine fall to 0 at the last step."
+        "constant",
+        description=(
+            "linear and cosine fall to 0 at the last step; warmup_stable_decay stays at the peak"
+            " until the last quarter of the steps, and falls to 0 in it."
+        ),
     )
     lr_warmup_steps: Count = Field(
         0, description="Steps of linear rise; needs a scheduler other than constant."
