@@ -16,6 +16,7 @@ from tasks.params.sections import (
     EvaluateParams,
     LaunchParams,
     ModelParams,
+    RetentionParams,
     RewardParams,
     RolloutParams,
     TrackingParams,
@@ -36,6 +37,7 @@ class Sections(Protocol):
     update: UpdateParams
     evaluate: EvaluateParams
     tracking: TrackingParams
+    retention: RetentionParams
     launch: LaunchParams
 
     @property
@@ -68,6 +70,8 @@ def check_all(params: Sections) -> None:
     solver_fits(params)
     refill_can_be_judged(params)
     trunk_is_shared(params)
+    stale_images_are_weighed(params)
+    stale_policies_are_kept(params)
     compares_equal_batches(params)
     reward_answers(params)
     evaluates(params)
@@ -176,6 +180,26 @@ def trunk_is_shared(params: Sections) -> None:
             f" with rollout.shared_trunk and launch.strategy fsdp2. Got {size}, {group} and"
             f" {rollout.shard_size}: a batch of several groups has more calls where their windows"
             " lie apart, and ranks that share the weights out must make equally many."
+        )
+
+
+def stale_images_are_weighed(params: Sections) -> None:
+    key = params.rl.lacks_for_stale
+    if params.rollout.staleness and key is not None:
+        raise ValueError(
+            f"{params.rl.name}.{key} must be a number with rollout.staleness"
+            f" {params.rollout.staleness}. Got null: the loss would take images of an older policy"
+            " for the newest one's (docs/algorithms.md). Set it, or rollout.staleness to 0."
+        )
+
+
+def stale_policies_are_kept(params: Sections) -> None:
+    least = 1 + params.rollout.staleness
+    if params.retention.keep_last < least:
+        raise ValueError(
+            f"retention.keep_last must be at least {least} with rollout.staleness"
+            f" {params.rollout.staleness}. Got {params.retention.keep_last}: the policy that"
+            " samples the next round would be deleted before."
         )
 
 

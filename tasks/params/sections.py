@@ -223,6 +223,14 @@ class RolloutParams(Section):
             " each: fewer forwards for the same images, but for last bits. Needs grpo.noise: group."
         ),
     )
+    staleness: Annotated[int, Field(ge=0, le=1)] = Field(
+        0,
+        description=(
+            "Rounds by which the policy that samples is older than the newest one: with 1 a round's"
+            " images do not wait for the update of the round before. GRPO needs importance_cap"
+            " then, AWM clip_range."
+        ),
+    )
     batch_size: Positive = Field(1, description="Images sampled at once.")
     shard_size: Positive = Field(
         16,

@@ -174,7 +174,8 @@ class Run:
         return pipeline.due_evaluation(self.params, rounds_done, last=last)
 
     def _inputs(self, name: str) -> dict[str, Artifact]:
-        return {key: self.folder.load(other) for key, other in pipeline.parents(name).items()}
+        made_from = pipeline.parents(name, self.params.rollout.staleness)
+        return {key: self.folder.load(other) for key, other in made_from.items()}
 
     def _call(self, name: str, inputs: dict[str, Artifact]) -> StageCall:
         call = StageCall(name, {key: artifact.path for key, artifact in inputs.items()})

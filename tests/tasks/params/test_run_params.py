@@ -136,6 +136,25 @@ def test_unequal_batches_serve_in_float32_and_where_the_rollout_does_not_explore
     load(EXPLORES[2], *batches)
 
 
+def test_images_of_an_older_policy_need_what_weighs_them_and_their_policy_kept(load):
+    stale = "rollout.staleness=1"
+    assert load(stale).rollout.staleness == 1  # nft's loss is relative to what sampled
+    with pytest.raises(
+        ParamsError, match=r"grpo\.importance_cap must be a number with .* Got null"
+    ):
+        load(*EXPLORES[:2], stale)
+    load("nft=null", "grpo={importance_cap: 2.0}", stale)
+    with pytest.raises(ParamsError, match=r"awm\.clip_range must be a number"):
+        load("nft=null", "awm={}", stale)
+    load("nft=null", "awm={clip_range: 1e-4}", stale)
+    with pytest.raises(ParamsError, match=r"retention\.keep_last must be at least 2 .* Got 1"):
+        load(stale, "retention.keep_last=1")
+    with pytest.raises(ParamsError, match=r"rollout\.staleness"):
+        load("rollout.staleness=2")
+    with pytest.raises(ParamsError, match=r"grpo\.importance_cap"):
+        load("nft=null", "grpo={importance_cap: 0.5}")
+
+
 def test_an_override_switches_the_algorithm(load):
     assert load("nft=null", "grpo={clip_range: 1e-4}").grpo.clip_range == 1e-4
 
@@ -355,6 +374,7 @@ def _changed(key, value):
         "awm.sigmas": "stratified",
         "grpo.kl_space": "velocity",
         "grpo.kl_target": 0.01,
+        "grpo.importance_cap": 2.0,
         "grpo.window": "progressive",
         "nft.kl_target": 0.01,
         "awm.kl_target": 0.01,
@@ -496,6 +516,8 @@ def test_every_parameter_that_decides_a_result_is_read_by_a_stage(load, algorith
     leaves.remove("rollout.shared_trunk")  # needs another key, see its own test
     if before.rl.exploration is not None:
         leaves.remove("rollout.solver")  # refused
+    if before.rl.lacks_for_stale is not None:
+        leaves.remove("rollout.staleness")  # refused, too
     assert len(leaves) > 70
     for key in leaves:
         values = before.resolved()

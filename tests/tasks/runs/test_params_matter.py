@@ -150,6 +150,7 @@ CALLS = {
     "rollout.batch_size": (3, "rollout"),
     "model.gradient_checkpointing": (True, "warmup"),
     "grpo.recompute_log_prob": (True, "update"),
+    "grpo.importance_cap": (2.0, "update"),
 }
 # Key -> (value, error, what it says).
 ERRORS = {
@@ -182,6 +183,7 @@ PLACES = {
     "reward.max_unscored_share": (
         "test_the_share_of_unscored_images_decides_whether_a_round_goes_on"
     ),
+    "rollout.staleness": "test_an_older_policy_samples_the_rounds_after_the_first",
     "rollout.shared_trunk": "test_a_shared_trunk_takes_fewer_rows_for_the_same_images",
     "advantage.drop_solved": "test_groups_that_can_hardly_do_better_are_left_out_and_counted",
     "reward.ocr_mode": "test_the_runs_own_server_is_told_how_to_read",
@@ -481,6 +483,20 @@ def test_a_progressive_window_moves_with_the_rounds(train, settings, places):
             assert all(
                 torch.equal(row, schedule[place : place + 2]) for row in rows["window_sigmas"]
             )
+
+
+def test_an_older_policy_samples_the_rounds_after_the_first(train):
+    changes = merged(SMALL, {"rounds": 2, "nft": {"old_policy": "copy"}})
+    fresh, stale = (
+        train(f"{age}", **merged(changes, {"rollout": {"staleness": age}}))[0] for age in (0, 1)
+    )
+    for number, same in ((0, True), (1, False)):
+        found = [
+            read_shard(path / f"round-000{number}/rollout/shard-0000.parquet", ["x0", "seed"])
+            for path in (fresh, stale)
+        ]
+        assert found[0]["seed"] == found[1]["seed"]
+        assert all(map(torch.equal, found[0]["x0"], found[1]["x0"])) == same
 
 
 def test_the_token_of_a_file_is_sent_to_the_servers(make_resources, tmp_path, monkeypatch):
