@@ -42,6 +42,7 @@ def rl_train(
             rollout = stages.rollout(training, round_index, old=policies[0])
             scores = stages.score(training, round_index, rollout=rollout)
             advantages = stages.advantage(training, round_index, scores=scores)
+            training.begin_rollout(round_index + 1)  # where ranks are set apart for it
             checkpoint = stages.update(
                 training,
                 round_index,

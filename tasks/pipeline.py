@@ -143,6 +143,8 @@ STAGES: dict[str, Stage] = {
 }
 ROUND = tuple(name for name in STAGES if name not in (WARMUP, EVALUATE))
 """The stages of every round, in order; the warm-up comes before them, evaluations between."""
+SAMPLED = ("rollout", "score")
+"""Those that ranks can do by themselves which are set apart for it (`launch.rollout_processes`)."""
 
 
 # What a stage reads --------------------------------------------------------------------------

@@ -35,6 +35,7 @@ class RunDir:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._whole: set[tuple[Path, str]] = set()  # made or read through by this process
+        self._begun: dict[Path, str] = {}  # work folder -> fingerprint
 
     @cached_property
     def fork(self) -> Fork | None:
@@ -116,7 +117,8 @@ class RunDir:
             return artifact
         partial = final.with_name(final.name + PARTIAL_SUFFIX)
         try:
-            _open_partial(partial, asked.fingerprint)
+            if self._begun.pop(partial, None) != asked.fingerprint:
+                _open_partial(partial, asked.fingerprint)
             if not (partial / MANIFEST).exists():
                 self._check(inputs)
                 started = time.monotonic()
@@ -131,6 +133,22 @@ class RunDir:
             raise disk_full(name, partial, error) from error
         _commit(partial, final)
         return Artifact.load(final)
+
+    def begin(
+        self, name: str, asked: Provenance, *, inputs: Iterable[Artifact] = ()
+    ) -> Path | None:
+        """Return the work folder of `name`, for others to fill before `ensure` is called for it.
+
+        None where there is nothing to do but to call `ensure`. Raises ArtifactError as it does.
+        """
+        final = self.stage_path(name)
+        partial = final.with_name(final.name + PARTIAL_SUFFIX)
+        if final.exists() or _manifested(partial) is not None:
+            return None
+        self._check(inputs)
+        _open_partial(partial, asked.fingerprint)
+        self._begun[partial] = asked.fingerprint
+        return partial
 
     def _check(self, inputs: Iterable[Artifact]) -> None:
         """Read every byte of what this process has not read before. Raises ArtifactError."""

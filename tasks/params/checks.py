@@ -79,6 +79,7 @@ def check_all(params: Sections) -> None:
     adapter_learns(params)
     tracking_has_a_store(params)
     ranks_have_places(params)
+    ranks_are_set_apart(params)
     servers_have_places(params)
 
 
@@ -334,6 +335,30 @@ def ranks_have_places(params: Sections) -> None:
         raise ValueError(
             f"model.device must be auto, cpu or cuda for {launch.size} ranks. Got {device!r}, which"
             " is one device. Choose GPUs with launch.gpu_ids."
+        )
+
+
+def ranks_are_set_apart(params: Sections) -> None:
+    launch = params.launch
+    if not launch.rollout_processes:
+        return
+    if not params.rollout.staleness:
+        raise ValueError(
+            "launch.rollout_processes must be 0 with rollout.staleness 0. Got"
+            f" {launch.rollout_processes}: a round's images are sampled after the update of the"
+            " round before, so these ranks or the others would always wait. Set one of the two."
+        )
+    if launch.rollout_processes >= launch.size:
+        raise ValueError(
+            "launch.rollout_processes must be less than the number of ranks that the params start,"
+            f" {launch.size}. Got {launch.rollout_processes}: none would be left for the update."
+            " Set launch.num_processes or gpu_ids (a launcher of your own cannot divide its ranks),"
+            " or launch.rollout_processes to 0."
+        )
+    if launch.strategy != "ddp":
+        raise ValueError(
+            f"launch.strategy must be ddp with launch.rollout_processes. Got {launch.strategy},"
+            " which shares the model out among all ranks."
         )
 
 

@@ -565,6 +565,13 @@ class LaunchParams(Section):
     num_processes: Positive | None = Field(
         None, description="Ranks; null = one for each of gpu_ids, or one."
     )
+    rollout_processes: Count = Field(
+        0,
+        description=(
+            "With rollout.staleness: so many of the ranks, the first ones, only sample and score,"
+            " the next round's images while the others update on this one's; 0 = all do all."
+        ),
+    )
     backend: Literal["inline", "accelerate", "ray"] | None = Field(
         None,
         description=(

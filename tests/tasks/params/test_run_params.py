@@ -513,7 +513,8 @@ def test_every_parameter_that_decides_a_result_is_read_by_a_stage(load, algorith
     leaves = [key for key, section in valid_keys(RunParams).items() if section is None]
     others = tuple(f"{name}." for name in algorithms(RunParams) if name != algorithm)
     leaves = [key for key in leaves if not key.startswith(others)]
-    leaves.remove("rollout.shared_trunk")  # needs another key, see its own test
+    for key in ("rollout.shared_trunk", "launch.rollout_processes"):
+        leaves.remove(key)  # needs another key, see its own test
     if before.rl.exploration is not None:
         leaves.remove("rollout.solver")  # refused
     if before.rl.lacks_for_stale is not None:
@@ -564,6 +565,9 @@ def test_gpus_are_listed_as_other_programs_take_them(load, written, ids):
     assert load(f"launch.gpu_ids={written}").launch.gpu_ids == ids
 
 
+APART = ("launch.rollout_processes=1", "launch.num_processes=2", "rollout.staleness=1")
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -581,8 +585,23 @@ def test_gpus_are_listed_as_other_programs_take_them(load, written, ids):
         ),
         (["launch.reward_gpu_ids=1", "reward.server_urls=[http://a:1]"], "Give one of the two."),
         (["launch.gpu_ids=a"], "launch.gpu_ids"),
+        (["launch.rollout_processes=1", "launch.num_processes=2"], "must be 0 with rollout.stale"),
+        (
+            ["launch.rollout_processes=2", "launch.num_processes=2", "rollout.staleness=1"],
+            "must be less than the number of ranks that the params start, 2. Got 2",
+        ),
+        (
+            [*APART, "launch.strategy=fsdp2"],
+            "launch.strategy must be ddp with launch.rollout_processes",
+        ),
     ],
 )
 def test_ranks_and_servers_that_have_no_place_are_refused(load, overrides, told):
     with pytest.raises(ParamsError, match=re.escape(told)):
         load(*overrides)
+
+
+def test_no_result_depends_on_which_ranks_sample(load):
+    apart, alone = load(*APART), load("rollout.staleness=1")
+    assert apart.launch.rollout_processes == 1
+    assert all(reads(apart, stage) == reads(alone, stage) for stage in STAGES)

@@ -198,6 +198,7 @@ PLACES = {
     "retention.keep_best": "test_the_best_round_keeps_its_weights_until_a_better_one",
     "launch.gpu_ids": "test_each_rank_has_a_server_of_its_own_from_host_and_port_on",
     "launch.num_processes": "test_the_launcher_follows_the_section_launch",
+    "launch.rollout_processes": "test_the_launcher_follows_the_section_launch",
     "launch.backend": "test_the_launcher_follows_the_section_launch",
     "launch.strategy": "test_the_launcher_follows_the_section_launch",
     "launch.reward_gpu_ids": "test_a_server_is_started_on_each_gpu_for_rewards",
@@ -641,13 +642,14 @@ def test_the_launcher_follows_the_section_launch(make_resources, tmp_path, monke
     for launch in (
         {},
         {"num_processes": 2, "timeout_s": 7, "strategy": "fsdp2"},
-        {"backend": "ray", "wait_s": 8},
+        {"num_processes": 3, "rollout_processes": 2, "backend": "ray", "wait_s": 8},
     ):
-        resources = make_resources(launch=launch, scorer=RewardScorer)
+        stale = {"staleness": int("rollout_processes" in launch)}
+        resources = make_resources(launch=launch, rollout=stale, scorer=RewardScorer)
         groups.append(ranks_of_run(resources, tmp_path / "a"))
     assert groups[0] is None
     assert isinstance(groups[1].backend, Spawned)
-    assert groups[1].size == 2
+    assert [(group.size, group.samplers) for group in groups[1:]] == [(2, 0), (3, 2)]
     assert groups[1]._timeout_s == 7
     assert groups[1].resources.params.launch.strategy == "fsdp2"  # told to the ranks with the rest
     assert groups[2].backend.wait_s == 8
