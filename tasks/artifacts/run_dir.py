@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ class RunDir:
                 raise stale(artifact, asked)
             return artifact
         partial = final.with_name(final.name + PARTIAL_SUFFIX)
-        try:
+        with _full_disk_told(name, partial):
             if self._begun.pop(partial, None) != asked.fingerprint:
                 _open_partial(partial, asked.fingerprint)
             if not (partial / MANIFEST).exists():
@@ -127,10 +127,6 @@ class RunDir:
                 seconds = time.monotonic() - started
                 manifest = write_manifest(partial, asked, meta=meta, seconds=seconds)
                 self._whole.add((final, manifest.digest))
-        except Exception as error:
-            if not is_disk_full(error, partial):
-                raise
-            raise disk_full(name, partial, error) from error
         _commit(partial, final)
         return Artifact.load(final)
 
@@ -146,7 +142,8 @@ class RunDir:
         if final.exists() or _manifested(partial) is not None:
             return None
         self._check(inputs)
-        _open_partial(partial, asked.fingerprint)
+        with _full_disk_told(name, partial):
+            _open_partial(partial, asked.fingerprint)
         self._begun[partial] = asked.fingerprint
         return partial
 
@@ -156,6 +153,16 @@ class RunDir:
             if (artifact.path, artifact.digest) not in self._whole:
                 artifact.verify()
                 self._whole.add((artifact.path, artifact.digest))
+
+
+@contextmanager
+def _full_disk_told(name: str, partial: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error, partial):
+            raise
+        raise disk_full(name, partial, error) from error
 
 
 def _open_partial(partial: Path, wanted: str) -> None:
