@@ -96,12 +96,19 @@ class Timed:
         self.calls: list[StageCall] = []
         self.seconds: dict[str, list[float]] = defaultdict(list)
 
+    @property
+    def samplers(self) -> int:
+        return self.launcher.samplers
+
     def run(self, call: StageCall, out: Path) -> StageAnswer:
         began = time.perf_counter()
         answer = self.launcher.run(call, out)
         self.seconds[stage_of(call.name)].append(time.perf_counter() - began)
         self.calls.append(call)
         return answer
+
+    def begin(self, call: StageCall, out: Path) -> None:
+        self.launcher.begin(call, out)
 
     def committed(self, path: Path) -> None:
         self.launcher.committed(path)

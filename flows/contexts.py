@@ -87,8 +87,10 @@ def opened_run(
         scorer = scorer or stack.enter_context(lazy_scorer(params, folder, runs.data, size=size))
         resources = resources_of(params, runs, scorer, progress=progress)
         group = ranks_of_run(resources, folder, launched)
-        launcher = None if group is None else stack.enter_context(closing(group))
-        yield stack.enter_context(open_run(resources, folder, launcher=launcher))
+        run = stack.enter_context(open_run(resources, folder, launcher=group))
+        if group is not None:  # gone before the run's lock is
+            stack.enter_context(closing(group))
+        yield run
 
 
 def ranks_of_run(
@@ -118,6 +120,7 @@ def ranks_of_run(
         resources,
         backend,
         size=size_of(resources.params, launched),
+        samplers=launch.rollout_processes,
         servers=lambda: resources.scorer.urls(),
         runs_dir=folder.parent,
         logs=logs,

@@ -35,22 +35,25 @@ def rl_train(
     Returns the summary that is also written to `summary.json`.
     """
     with training_run(params, overrides or [], run, Path(runs_dir)) as training:
-        start = checkpoint = old = stages.warmup(training)
+        start = checkpoint = stages.warmup(training)
+        policies = [start] * (1 + training.params.rollout.staleness)  # the first of them samples
         stages.evaluate(training, 0, checkpoint=checkpoint)
         for round_index in range(training.params.rounds):
-            rollout = stages.rollout(training, round_index, old=old)
+            rollout = stages.rollout(training, round_index, old=policies[0])
             scores = stages.score(training, round_index, rollout=rollout)
             advantages = stages.advantage(training, round_index, scores=scores)
+            training.begin_rollout(round_index + 1)  # where ranks are set apart for it
             checkpoint = stages.update(
                 training,
                 round_index,
                 previous=checkpoint,
                 start=start,
-                old=old,
+                old=policies[0],
                 rollout=rollout,
                 advantages=advantages,
             )
-            old = stages.refresh(training, round_index, old=old, updated=checkpoint)
+            old = stages.refresh(training, round_index, old=policies[-1], updated=checkpoint)
+            policies = [*policies[1:], old]
             stages.evaluate(training, round_index + 1, checkpoint=checkpoint)
             if training.over(round_index + 1, checkpoint):
                 break

@@ -2,7 +2,7 @@
 
 ```
 round_of("round-0003/update"), stage_of("round-0003/update")    # 3, "update"
-parents("round-0003/score")                                     # {"rollout": "round-0003/rollout"}
+parents("round-0003/score", staleness=0)                        # {"rollout": "round-0003/rollout"}
 planned(params)                                                 # every artifact of a run, in order
 ```
 
@@ -37,11 +37,12 @@ Sources = Mapping[str, Callable[[], Any]]
 class Input:
     """One artifact that a stage is made from: that of `stage`, some rounds ago.
 
-    Before round 0 that is the warm-up's.
+    Before round 0 that is the warm-up's. samples: `rollout.staleness` rounds before that.
     """
 
     stage: str
     rounds_ago: int = 0
+    samples: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Stage:
 
 
 _OLD = Input("refresh", rounds_ago=1)
+_SAMPLER = Input("refresh", rounds_ago=1, samples=True)
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -76,7 +78,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "rollout",
             version=1,
-            inputs={"old": _OLD},
+            inputs={"old": _SAMPLER},
             outside=("model", "train_data"),
             reads=("seed", "model", "rollout", "algorithm", "exploration", "refill_by"),
             decides=("round", "refilled_by"),
@@ -103,7 +105,7 @@ STAGES: dict[str, Stage] = {
             inputs={
                 "previous": Input("update", rounds_ago=1),
                 "start": Input(WARMUP),
-                "old": _OLD,
+                "old": _SAMPLER,
                 "rollout": Input("rollout"),
                 "advantages": Input("advantage"),
             },
@@ -141,6 +143,8 @@ STAGES: dict[str, Stage] = {
 }
 ROUND = tuple(name for name in STAGES if name not in (WARMUP, EVALUATE))
 """The stages of every round, in order; the warm-up comes before them, evaluations between."""
+SAMPLED = ("rollout", "score")
+"""Those that ranks can do by themselves which are set apart for it (`launch.rollout_processes`)."""
 
 
 # What a stage reads --------------------------------------------------------------------------
@@ -209,6 +213,7 @@ _LATER: dict[str, dict[str, Any]] = {
     },
     "grpo": {
         "background_coef": 0.0,
+        "importance_cap": None,
         "recompute_log_prob": False,
         "kl_space": "mean",
         "kl_target": None,
@@ -226,7 +231,7 @@ _LATER: dict[str, dict[str, Any]] = {
     "evaluate": {"num_inference_steps": None},
     "reward": {"weights": {}, "factors": [], "style_factors": [], "ocr_match": None},
     "update": {"adapter_learning_rate": None},
-    "rollout": {"solver": "euler", "refill": 0, "shared_trunk": False},
+    "rollout": {"solver": "euler", "refill": 0, "shared_trunk": False, "staleness": 0},
 }
 
 
@@ -385,23 +390,26 @@ def rounds_done(name: str) -> int:
     return 0 if round_index is None else round_index + 1
 
 
-def parents(name: str) -> dict[str, str]:
-    """Return input -> the artifact of the same run that it is; empty for the warm-up."""
+def parents(name: str, staleness: int) -> dict[str, str]:
+    """Return input -> the artifact of the same run that it is; empty for the warm-up.
+
+    staleness: the run's `rollout.staleness`.
+    """
     round_index = -1 if round_of(name) is None else round_of(name)
     return {
-        key: name_of(made_by.stage, round_index - made_by.rounds_ago)
-        for key, made_by in STAGES[stage_of(name)].inputs.items()
+        key: name_of(made.stage, round_index - made.rounds_ago - staleness * made.samples)
+        for key, made in STAGES[stage_of(name)].inputs.items()
     }
 
 
-def descendants(name: str, names: Iterable[str]) -> list[str]:
+def descendants(name: str, names: Iterable[str], staleness: int) -> list[str]:
     """Return `name` and all of `names` that are made from it, however indirectly.
 
-    names: in the order of `planned`.
+    names: in the order of `planned`. staleness: the run's `rollout.staleness`.
     """
     below = [name]
     for other in names:
-        if other != name and not set(parents(other).values()).isdisjoint(below):
+        if other != name and not set(parents(other, staleness).values()).isdisjoint(below):
             below.append(other)
     return below
 

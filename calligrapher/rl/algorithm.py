@@ -55,6 +55,17 @@ class Algorithm(Section, ABC):
         """Return whether the losses heed `TrainRows.credit`."""
         return True
 
+    @property
+    def old_is_trained(self) -> bool:
+        """Return whether a loss has for `old` the trained policy as the update begins, whichever
+        policy sampled."""
+        return False
+
+    @property
+    def lacks_for_stale(self) -> str | None:
+        """Return the key to set where an older policy than the newest samples; None: none."""
+        return None
+
     @abstractmethod
     def losses(
         self,
@@ -70,7 +81,8 @@ class Algorithm(Section, ABC):
 
         key: names this pass over the round. What is drawn for a row derives from it and the row's
         place (`TrainRows.places`), so that no draw depends on which rows share a batch.
-        num_steps: of the rollout's schedule. old: the weights that sampled, where `needs_old`.
+        num_steps: of the rollout's schedule. old: the weights that sampled, or with
+        `old_is_trained` those that the update begins with, where `needs_old`.
         reference: those RL started from, where `needs_reference`; None says that they are the same
         as `old`, so that one forward serves as both.
         """

@@ -59,6 +59,10 @@ class AWMParams(ForwardProcess):
     def needs_old(self) -> bool:
         return self.clip_range is not None
 
+    @property
+    def lacks_for_stale(self) -> str | None:
+        return "clip_range" if self.clip_range is None else None
+
     def losses(
         self,
         policy: Policy,

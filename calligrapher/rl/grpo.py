@@ -57,6 +57,16 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
     )
     adv_clip_max: float = Field(5.0, gt=0, description="Advantages are clipped to +- this.")
 
+    importance_cap: float | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Weigh each row by how much likelier its steps are under the policy that the update"
+            " begins with than under the one that sampled, at most so much, and bound the update"
+            " around the former; null = they are taken for one. For rollout.staleness. Costs as"
+            " recompute_log_prob."
+        ),
+    )
     recompute_log_prob: bool = Field(
         False,
         description=(
@@ -102,7 +112,8 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
 
     @property
     def needs_old(self) -> bool:
-        return self.recompute_log_prob  # else the rollout wrote down what is needed of it
+        # Else the rollout wrote down what is needed of it.
+        return self.recompute_log_prob or self.old_is_trained
 
     @property
     def needs_reference(self) -> bool:
@@ -111,6 +122,14 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
     @property
     def old_is_start(self) -> bool:
         return False
+
+    @property
+    def old_is_trained(self) -> bool:
+        return self.importance_cap is not None
+
+    @property
+    def lacks_for_stale(self) -> str | None:
+        return "importance_cap" if self.importance_cap is None else None
 
     def losses(
         self,
@@ -133,9 +152,10 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
             x, x_next = window.trajectory[:, j], window.trajectory[:, j + 1]
             sigma, sigma_next = window.sigmas[:, j], window.sigmas[:, j + 1]
             levels = sigma, sigma_next, sigma_max
-            old_log_prob, mean_old = window.log_prob[:, j], window.mean[:, j]
+            sampled_log_prob = old_log_prob = window.log_prob[:, j]
+            mean_old = window.mean[:, j]
             mean_ref = velocity_ref = None
-            if self.recompute_log_prob:
+            if self.needs_old:
                 with policy.use(old):
                     velocity_ref = policy.velocity(x, sigma, rows.conditioning)
                     old_log_prob, mean_old, _ = _score(velocity_ref, x, x_next, *levels, self)
@@ -166,6 +186,7 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
                 velocity=velocity,
                 velocity_ref=velocity_ref,
                 is_credited=rows.credit is not None,
+                sampled_log_prob=sampled_log_prob,
             )
             loss, metrics = self.whole_loss(loss, metrics, outside)
             yield loss / steps, metrics
@@ -188,13 +209,13 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
 
 def grpo_loss(
     log_prob: Tensor,  # [B] of the trained policy, with gradient
-    old_log_prob: Tensor,  # [B] from the rollout
+    old_log_prob: Tensor,  # [B] of the policy around which the update is bounded
     advantages: Tensor,  # [B]
     params: GRPOParams,
     *,
     mean: Tensor | None = None,  # [B, ...] the trained policy's step mean, with gradient
     mean_ref: Tensor | None = None,  # [B, ...] the reference's
-    mean_old: Tensor | None = None,  # [B, ...] the rollout's
+    mean_old: Tensor | None = None,  # [B, ...] that of old_log_prob's policy
     std: (
         float | Tensor | None
     ) = None,  # [] or [B], Step.std (that is S, the square root of -dt included)
@@ -202,6 +223,7 @@ def grpo_loss(
     velocity: Tensor | None = None,  # [B, ...] the trained policy's, with gradient
     velocity_ref: Tensor | None = None,  # [B, ...] the reference's
     is_credited: bool = False,  # log_prob is one of a `credited` velocity
+    sampled_log_prob: Tensor | None = None,  # [B] of the policy that sampled, for importance_cap
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`policy + kl_coef * kl`, a scalar with gradient, and detached 0-d metrics, for the rows of
     one step.
@@ -210,10 +232,11 @@ def grpo_loss(
     velocity the two velocities; the guard needs mean, mean_old, std and dt, dppo all of them but
     dt. Metrics: policy_loss, clip_fraction (rows whose ratio, with dppo whose divergence, lies
     outside the clip range), approx_kl = mean((log_prob - old_log_prob)^2) / 2, ratio_mean,
-    ratio_max_dev = max |ratio - 1|, kl (when computed). Before the first optimizer step of a round
+    ratio_max_dev = max |ratio - 1|, kl (when computed); with importance_cap importance_mean and
+    importance_max_dev, the same of the rows' weights. Before the first optimizer step of a round
     ratio == 1 and approx_kl == 0, exactly on the CPU. Raises InputError for missing or wrongly
     shaped inputs. Source: Flow-GRPO (arXiv 2505.05470), `train_flux.py`; GRPO-Guard (arXiv
-    2510.22319).
+    2510.22319); decoupled PPO as in AReaL (arXiv 2505.24298).
     """
     if not log_prob.ndim == 1 or not log_prob.shape == old_log_prob.shape == advantages.shape:
         raise InputError(
@@ -245,8 +268,18 @@ def grpo_loss(
     else:
         clipped = ratio.clamp(1.0 - params.clip_range, 1.0 + params.clip_range)
         per_row = torch.maximum(-advantages * ratio, -advantages * clipped)
+    importance = {}
+    if params.importance_cap is not None:
+        _need("importance_cap", sampled_log_prob=sampled_log_prob)
+        likelier = (old_log_prob.float() - sampled_log_prob.float()).detach().exp()
+        likelier = likelier.clamp(max=params.importance_cap)
+        weight = weight * likelier
+        importance = {
+            "importance_mean": likelier.mean(),
+            "importance_max_dev": (likelier - 1.0).abs().max(),
+        }
     policy = loss = (per_row * weight).mean()
-    metrics = {
+    metrics = importance | {
         "policy_loss": policy,
         "clip_fraction": far.float().mean(),
         "approx_kl": 0.5 * (log_ratio**2).mean(),

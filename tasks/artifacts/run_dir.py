@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class RunDir:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._whole: set[tuple[Path, str]] = set()  # made or read through by this process
+        self._begun: dict[Path, str] = {}  # work folder -> fingerprint
 
     @cached_property
     def fork(self) -> Fork | None:
@@ -115,8 +116,9 @@ class RunDir:
                 raise stale(artifact, asked)
             return artifact
         partial = final.with_name(final.name + PARTIAL_SUFFIX)
-        try:
-            _open_partial(partial, asked.fingerprint)
+        with _full_disk_told(name, partial):
+            if self._begun.pop(partial, None) != asked.fingerprint:
+                _open_partial(partial, asked.fingerprint)
             if not (partial / MANIFEST).exists():
                 self._check(inputs)
                 started = time.monotonic()
@@ -125,12 +127,25 @@ class RunDir:
                 seconds = time.monotonic() - started
                 manifest = write_manifest(partial, asked, meta=meta, seconds=seconds)
                 self._whole.add((final, manifest.digest))
-        except Exception as error:
-            if not is_disk_full(error, partial):
-                raise
-            raise disk_full(name, partial, error) from error
         _commit(partial, final)
         return Artifact.load(final)
+
+    def begin(
+        self, name: str, asked: Provenance, *, inputs: Iterable[Artifact] = ()
+    ) -> Path | None:
+        """Return the work folder of `name`, for others to fill before `ensure` is called for it.
+
+        None where there is nothing to do but to call `ensure`. Raises ArtifactError as it does.
+        """
+        final = self.stage_path(name)
+        partial = final.with_name(final.name + PARTIAL_SUFFIX)
+        if final.exists() or _manifested(partial) is not None:
+            return None
+        self._check(inputs)
+        with _full_disk_told(name, partial):
+            _open_partial(partial, asked.fingerprint)
+        self._begun[partial] = asked.fingerprint
+        return partial
 
     def _check(self, inputs: Iterable[Artifact]) -> None:
         """Read every byte of what this process has not read before. Raises ArtifactError."""
@@ -138,6 +153,16 @@ class RunDir:
             if (artifact.path, artifact.digest) not in self._whole:
                 artifact.verify()
                 self._whole.add((artifact.path, artifact.digest))
+
+
+@contextmanager
+def _full_disk_told(name: str, partial: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error, partial):
+            raise
+        raise disk_full(name, partial, error) from error
 
 
 def _open_partial(partial: Path, wanted: str) -> None:

@@ -58,10 +58,21 @@ class StageAnswer:
 
 
 class Launcher(Protocol):
-    """Has the processes that do the stages of a run."""
+    """Has the processes that do the stages of a run.
+
+    samplers: how many of them do rollouts and scores alone, beside the others; 0: all do all.
+    """
+
+    samplers: int
 
     def run(self, call: StageCall, out: Path) -> StageAnswer:
         """Do `call`: write the artifact's files into the work folder `out`."""
+
+    def begin(self, call: StageCall, out: Path) -> None:
+        """Begin with `call` in processes that are idle, for `run` to wait for.
+
+        Only where there are samplers.
+        """
 
     def committed(self, path: Path) -> None:
         """Take note that the files of the last call are the artifact in the folder `path` now."""

@@ -13,6 +13,8 @@ from tasks.resources.resources import Resources
 class InProcess:
     """Does every stage in this process, with these `resources`."""
 
+    samplers = 0
+
     def __init__(self, resources: Resources) -> None:
         self.resources = resources
 
@@ -23,6 +25,9 @@ class InProcess:
         torch.cuda.reset_peak_memory_stats()
         meta = do(call, self.resources, out)
         return StageAnswer(meta, {"gpu_peak_gib": torch.cuda.max_memory_allocated() / 2**30})
+
+    def begin(self, call: StageCall, out: Path) -> None:
+        raise NotImplementedError("one process does one thing after the other")
 
     def committed(self, path: Path) -> None:
         """Note that the weights in memory are those of the artifact in `path`, if it has any."""

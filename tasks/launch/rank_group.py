@@ -1,15 +1,16 @@
 """The launcher of a run in several processes: one call goes to all ranks, one answer comes back.
 
-The parent, which keeps lock, tracker and commits, holds no model. A rank that dies, hangs or raises
-ends the group; what it has finished stays in the work folder, and the next start goes on from
-there.
+The first ranks may be set apart to sample: a rollout that was begun goes on in them while the
+others do what comes before it. The parent, which keeps lock, tracker and commits, holds no model. A
+rank that dies, hangs or raises ends the group; what it has finished stays in the work folder, and
+the next start goes on from there.
 """
 
 import contextlib
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -26,7 +27,7 @@ from tasks.launch.channel import Invitation, Message, Switchboard
 from tasks.launch.dispatch import do
 from tasks.launch.failures import log_of, restored, tail
 from tasks.launch.places import threads_of_a_rank
-from tasks.pipeline import STAGES, stage_of
+from tasks.pipeline import SAMPLED, STAGES, stage_of
 from tasks.progress import Progress
 from tasks.resources.resources import Resources
 
@@ -66,7 +67,8 @@ class Backend(Protocol):
 class RankGroup:
     """Does the stages of a run in `size` ranks, which start with the first stage that needs them.
 
-    resources: the parent's own, whose model is never loaded. servers: the addresses of the reward
+    resources: the parent's own, whose model is never loaded. samplers: so many ranks do rollouts
+    and scores alone, and the others all else; 0: all do all. servers: the addresses of the reward
     servers, asked for when a rank first scores. logs: folder with the log of each rank.
     """
 
@@ -76,16 +78,19 @@ class RankGroup:
         backend: Backend,
         *,
         size: int,
+        samplers: int = 0,
         servers: Callable[[], list[str]],
         runs_dir: Path,
         logs: Path,
     ) -> None:
         self.resources, self.backend, self.size = resources, backend, size
-        self.logs = logs
+        self.samplers, self.logs = samplers, logs
         self._servers, self._runs_dir = servers, runs_dir
         self._timeout_s = resources.params.launch.timeout_s
         self._switchboard: Switchboard | None = None
         self._store: Any = None
+        self._begun: dict[str, _Asked] = {}
+        self._at_work: dict[int, _Asked] = {}
         self._heard: dict[int, float] = {}
         self._moved: dict[int, float] = {}
         self._places: dict[int, str] = {}
@@ -94,9 +99,10 @@ class RankGroup:
         compute_in(size, threads_of_a_rank(size))  # artifacts note what made them
 
     def run(self, call: StageCall, out: Path) -> StageAnswer:
-        """Do `call` with all ranks; meta is rank 0's, each cost that of the rank with the most.
+        """Do `call` with its ranks; meta is the first one's, each cost that of the rank with the
+        most.
 
-        Raises what a rank raised, or RankError.
+        What `begin` began is waited for. Raises what a rank raised, or RankError.
         """
         if STAGES[stage_of(call.name)].done_by != "ranks":
             return StageAnswer(do(call, self.resources, out))
@@ -109,16 +115,21 @@ class RankGroup:
                 logger.warning("%s\nThe ranks are started again.", error)
         raise AssertionError("the last attempt returns or raises")
 
+    def begin(self, call: StageCall, out: Path) -> None:
+        """Let the ranks that do `call` begin with it while others are asked for something else."""
+        with self._none_left_on_error():
+            self._begun[call.name] = self._put(call.name, *self._of(call, out))
+
     def committed(self, path: Path) -> None:
-        """Tell the ranks that the files of the last call are the artifact in `path` now."""
+        """Tell the ranks that made them that files of theirs are the artifact in `path` now."""
         if self._switchboard is not None:
-            self._send({"committed": str(path.absolute())})
+            self._send({"committed": str(path.absolute())}, self._ranks_of(path.name))
 
     def close(self) -> None:
-        """Let the ranks end; returns when no process is left."""
+        """Let the ranks end; returns when no process is left. What was begun is given up."""
         if self._switchboard is not None:
-            self._send({"end": True})
-            self._stop(_END_S)
+            self._send({"end": True}, range(self.size))
+            self._stop(0.0 if self._begun else _END_S)
         self.backend.close()
         compute_in(1, self._threads)
 
@@ -127,34 +138,63 @@ class RankGroup:
 
         Raises what a rank raised, or RankError.
         """
-        return [message["answer"] for message in self._ask("check", {"check": True})]
+        answers = self._ask("check", {"check": True}, range(self.size))
+        return [message["answer"] for message in answers]
+
+    def _ranks_of(self, name: str) -> range:
+        """Return the ranks that make the artifact `name`."""
+        if not self.samplers:
+            return range(self.size)
+        samples = stage_of(name) in SAMPLED
+        return range(self.samplers) if samples else range(self.samplers, self.size)
+
+    def _of(self, call: StageCall, out: Path) -> tuple[Message, range]:
+        message = {"call": _absolute(call).to_json(), "out": str(out.absolute())}
+        return message, self._ranks_of(call.name)
 
     def _run(self, call: StageCall, out: Path) -> StageAnswer:
-        message = {"call": _absolute(call).to_json(), "out": str(out.absolute())}
-        answers = self._ask(call.name, message)
+        answers = self._ask(call.name, *self._of(call, out))
         costs = [answer["cost"] for answer in answers]
         cost = {key: max(c.get(key, 0.0) for c in costs) for key in {k for c in costs for k in c}}
         return StageAnswer(answers[0]["answer"], cost)
 
-    def _ask(self, stage: str, asked: Message) -> list[Message]:
-        """Return the answer of each rank to `asked`; where there is none, no rank is left."""
+    def _ask(self, stage: str, message: Message, ranks: range) -> list[Message]:
+        """Return the answer of each of `ranks` to `message`; where there is none, no rank is
+        left."""
+        with self._none_left_on_error(), ExitStack() as stack:
+            asked = self._begun.get(stage) or self._put(stage, message, ranks)
+            bar = _Bar(self.resources.progress, stack, ranks)
+            while True:
+                while asked.progress:
+                    bar.tell(*asked.progress.pop(0))
+                if len(asked.answers) == len(ranks):
+                    break
+                self._hear()
+        self._begun.pop(stage, None)
+        return [asked.answers[rank] for rank in ranks]
+
+    def _put(self, stage: str, message: Message, ranks: range) -> "_Asked":
+        """Send `message` to `ranks`, which are idle, and say what they are at."""
+        self._start(stage)
+        asked = self._expect(stage, ranks, self._timeout_s)
+        self._send(message, ranks)
+        return asked
+
+    def _expect(self, stage: str, ranks: range, timeout_s: float) -> "_Asked":
+        asked = _Asked(stage, ranks, timeout_s)
+        self._at_work |= dict.fromkeys(ranks, asked)
+        self._heard |= dict.fromkeys(ranks, time.monotonic())
+        self._moved |= dict.fromkeys(ranks, time.monotonic())
+        self._places |= dict.fromkeys(ranks, "an unknown place")
+        return asked
+
+    @contextlib.contextmanager
+    def _none_left_on_error(self) -> Iterator[None]:
         try:
-            self._start(stage)
-            answers: dict[int, Message] = {}
-            with ExitStack() as stack:
-                bar = _Bar(self.resources.progress, stack, self.size)
-                self._send(asked)
-                for rank, message in self._replies(stage):
-                    if "answer" in message:
-                        answers[rank] = message
-                        if len(answers) == self.size:
-                            break
-                    elif not {"bar", "advance"}.isdisjoint(message):
-                        bar.tell(rank, message)
+            yield
         except BaseException:  # also Ctrl-C: nobody must go on with a stage that has no parent
             self._stop(0.0)
             raise
-        return [answers[rank] for rank in range(self.size)]
 
     def _start(self, stage: str) -> None:
         """Start the ranks unless they are there, and wait until all have joined the group."""
@@ -172,25 +212,22 @@ class RankGroup:
         invitations = [switchboard.invitation(rank) for rank in range(self.size)]
         self.backend.start(invitations, switchboard)
         self._await_arrival(switchboard)
-        self._heard.clear()
         params = self.resources.params
         setup = {
             "params": params.model_dump_json(),
             "runs_dir": str(self._runs_dir.absolute()),
             "model_digest": self.resources.files.digest,
-            "size": self.size,
             "store": [self.backend.host, self._store.port],
             "device": params.model.device,
             "timeout_s": self._timeout_s,
         }
-        self._send({"setup": setup})
-        ready: set[int] = set()
         # While modules are imported a process may say nothing for long.
-        for rank, message in self._replies(stage, max(self._timeout_s, _IMPORTS_S)):
-            if "ready" in message:
-                ready.add(rank)
-                if len(ready) == self.size:
-                    break
+        asked = self._expect(stage, range(self.size), max(self._timeout_s, _IMPORTS_S))
+        for ranks in dict.fromkeys(self._ranks_of(name) for name in STAGES):
+            group = {"first": ranks.start, "size": len(ranks)}
+            self._send({"setup": setup | group}, ranks)
+        while len(asked.answers) < self.size:
+            self._hear()
         hosts = sorted(set(switchboard.hosts.values()))
         logger.info("%d ranks on %s; their logs: %s", self.size, ", ".join(hosts), self.logs)
 
@@ -207,28 +244,24 @@ class RankGroup:
                 )
             time.sleep(0.02)
 
-    def _replies(self, stage: str, timeout_s: float | None = None) -> Iterator[tuple[int, Message]]:
-        """Yield (rank, message) while all are alive; raise what ended the first that is not.
-
-        timeout_s: of a silence; default, `launch.timeout_s`.
-        """
-        timeout_s = timeout_s or self._timeout_s
-        self._heard = dict.fromkeys(range(self.size), time.monotonic())
-        self._moved = dict(self._heard)
-        self._places = dict.fromkeys(self._heard, "an unknown place")
-        while True:
-            for rank, message in self._messages(_POLL_S):
-                if message is None or "error" in message:
-                    raise self._cause(rank, message, stage)
-                if "servers?" in message:
-                    self._send({"servers": self._servers()}, only=rank)
-                elif "log" in message:
-                    level, name, text = message["log"]
-                    logging.getLogger(name).log(level, "rank %d: %s", rank, text)
-                elif "alive" not in message:
-                    yield rank, message
-            self._refuse_silence(stage, timeout_s)
-            self._refuse_standstill(stage, timeout_s)
+    def _hear(self) -> None:
+        """Note what ranks have said, while all are alive; raise what ended the first that is
+        not."""
+        for rank, message in self._messages(_POLL_S):
+            if message is None or "error" in message:
+                raise self._cause(rank, message)
+            if "servers?" in message:
+                self._send({"servers": self._servers()}, [rank])
+            elif "log" in message:
+                level, name, text = message["log"]
+                logging.getLogger(name).log(level, "rank %d: %s", rank, text)
+            elif not {"answer", "ready"}.isdisjoint(message):
+                self._at_work.pop(rank).answers[rank] = message
+            elif "alive" not in message:
+                self._at_work[rank].progress.append((rank, message))
+        self._refuse_silence()
+        for asked in dict.fromkeys(self._at_work.values()):
+            self._refuse_standstill(asked)
 
     def _messages(self, timeout_s: float) -> Iterator[tuple[int, Message | None]]:
         assert self._switchboard is not None
@@ -240,37 +273,38 @@ class RankGroup:
                     self._moved[rank] = self._heard[rank]
             yield rank, message
 
-    def _refuse_silence(self, stage: str, timeout_s: float) -> None:
+    def _refuse_silence(self) -> None:
         now, before = time.monotonic(), self._polled
         self._polled = now
-        if now - before > timeout_s / 4:
+        if now - before > self._timeout_s / 4:
             # This process was elsewhere (it started servers, or stood still): what the ranks sent
             # meanwhile is to be read first.
             self._heard = dict.fromkeys(self._heard, now)
             self._moved = dict.fromkeys(self._moved, now)
-        for rank, heard in self._heard.items():
-            if now - heard > timeout_s:
+        for rank, asked in self._at_work.items():
+            if now - self._heard[rank] > asked.timeout_s:
                 raise RankLostError(
-                    f"{self._name(rank)} has given no sign of life for {timeout_s:g} s"
-                    f" (launch.timeout_s) in {stage}: its process stands still.\n"
+                    f"{self._name(rank)} has given no sign of life for {asked.timeout_s:g} s"
+                    f" (launch.timeout_s) in {asked.stage}: its process stands still.\n"
                     f"{tail(self._log(rank))}\nThe same command goes on from here."
                 )
 
-    def _refuse_standstill(self, stage: str, timeout_s: float) -> None:
+    def _refuse_standstill(self, asked: "_Asked") -> None:
         """Raise where all ranks are alive and none computes: one hangs, the others wait for it."""
-        if time.monotonic() - max(self._moved.values()) <= timeout_s:
+        if time.monotonic() - max(self._moved[rank] for rank in asked.ranks) <= asked.timeout_s:
             return
         places = "\n".join(
             f"{self._name(rank)} is in {self._places[rank]}; its log: {self._log(rank)}"
-            for rank in range(self.size)
+            for rank in asked.ranks
         )
         raise RankLostError(
-            f"The ranks are alive, but none has computed anything for {timeout_s:g} s"
-            f" (launch.timeout_s) in {stage}: one hangs, and the others wait for it.\n{places}\n"
+            f"The ranks are alive, but none has computed anything for {asked.timeout_s:g} s"
+            f" (launch.timeout_s) in {asked.stage}: one hangs, and the others wait for it.\n"
+            f"{places}\n"
             "The same command goes on from here; raise launch.timeout_s if a disk is that slow."
         )
 
-    def _cause(self, rank: int, message: Message | None, stage: str) -> Exception:
+    def _cause(self, rank: int, message: Message | None) -> Exception:
         """Return what ended the group; `message` of `rank` was the first that was heard of it.
 
         A rank that dies makes the collectives of the others fail, and they may be heard first.
@@ -285,6 +319,8 @@ class RankGroup:
                     events.append((other, later))
         own = [(r, m) for r, m in events if m is None or not m["error"]["lost"]]
         rank, message = own[0] if own else min(events, key=lambda event: event[0])
+        # One that dies while it has nothing to do is missed by those that are at work.
+        stage = (self._at_work.get(rank) or next(iter(self._at_work.values()))).stage
         if message is None:
             return self._death(rank, stage)
         where = f"({self._name(rank)}, in {stage}; its log: {self._log(rank)})"
@@ -309,11 +345,11 @@ class RankGroup:
     def _log(self, rank: int) -> Path:
         return log_of(self.logs, rank)
 
-    def _send(self, message: Message, only: int | None = None) -> None:
-        """Send to all, or one; who is gone is heard of when the answers are awaited."""
+    def _send(self, message: Message, ranks: Sequence[int]) -> None:
+        """Send to `ranks`; who is gone is heard of when the answers are awaited."""
         assert self._switchboard is not None
         for rank, channel in list(self._switchboard.channels.items()):
-            if only in (None, rank):
+            if rank in ranks:
                 with contextlib.suppress(OSError):
                     channel.send(message)
 
@@ -325,13 +361,26 @@ class RankGroup:
         finally:
             self._switchboard.close()
             self._switchboard = self._store = None
+            self._begun, self._at_work = {}, {}
+
+
+class _Asked:
+    """What `ranks` were asked for, and what they have said of it so far.
+
+    timeout_s: of a silence.
+    """
+
+    def __init__(self, stage: str, ranks: range, timeout_s: float) -> None:
+        self.stage, self.ranks, self.timeout_s = stage, ranks, timeout_s
+        self.answers: dict[int, Message] = {}
+        self.progress: list[tuple[int, Message]] = []
 
 
 class _Bar:
-    """One progress line for all ranks: images and shards add up, steps are the same on each."""
+    """One progress line for `ranks`: images and shards add up, steps are the same on each."""
 
-    def __init__(self, progress: Callable[..., Progress], stack: ExitStack, size: int) -> None:
-        self._progress, self._stack, self._size = progress, stack, size
+    def __init__(self, progress: Callable[..., Progress], stack: ExitStack, ranks: range) -> None:
+        self._progress, self._stack, self._ranks = progress, stack, ranks
         self._begun: dict[int, Message] = {}
         self._early: list[Message] = []
         self._bar: Progress | None = None
@@ -340,7 +389,7 @@ class _Bar:
         """Show what `rank` says of its progress, once all have said how much there is to do."""
         if "bar" in message:
             self._begun[rank] = message["bar"]
-            if len(self._begun) == self._size:
+            if len(self._begun) == len(self._ranks):
                 self._open()
         elif self._counts(rank):
             self._early.append(message)
@@ -351,10 +400,12 @@ class _Bar:
     def _open(self) -> None:
         counted = [bar for rank, bar in self._begun.items() if self._counts(rank)]
         sums = {key: sum(bar[key] for bar in counted) for key in ("total", "done")}
-        self._bar = self._stack.enter_context(self._progress(**(self._begun[0] | sums)))
+        self._bar = self._stack.enter_context(
+            self._progress(**(self._begun[self._ranks[0]] | sums))
+        )
 
     def _counts(self, rank: int) -> bool:
-        return rank == 0 or self._begun[rank]["unit"] != "step"
+        return rank == self._ranks[0] or self._begun[rank]["unit"] != "step"
 
 
 def _absolute(call: StageCall) -> StageCall:

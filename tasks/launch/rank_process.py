@@ -157,9 +157,12 @@ class RankServer:
 
 @contextlib.contextmanager
 def joined(setup: dict[str, Any], rank: int):
-    """Join the process group that `setup` describes until the block ends."""
+    """Join the process group that `setup` describes until the block ends.
+
+    It has `size` ranks from `first` on, which count from 0 among themselves.
+    """
     import torch
-    from torch.distributed import TCPStore
+    from torch.distributed import PrefixStore, TCPStore
 
     from calligrapher.ranks import Ranks
 
@@ -170,8 +173,10 @@ def joined(setup: dict[str, Any], rank: int):
         torch.cuda.set_device(device)
     timeout_s = _COLLECTIVE_PATIENCE * setup["timeout_s"]
     host, port = setup["store"]
+    first, size = setup["first"], setup["size"]
     store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_s))
-    with Ranks.join(rank, setup["size"], store, device=device, timeout_s=timeout_s) as ranks:
+    store = PrefixStore(f"from-{first}", store)
+    with Ranks.join(rank - first, size, store, device=device, timeout_s=timeout_s) as ranks:
         yield ranks
 
 
@@ -201,9 +206,9 @@ def resources_of_rank(
     files, cases = model_files(params.model, runs.path), Cases(params, runs.data)
     vars(files)["digest"] = setup["model_digest"]  # hashed once, by the parent
     canvas = Canvas(m.width, m.height, m.reference_context)
-    scorer = RewardScorer(
-        params.reward, servers, canvas, rank=ranks.rank, letters=params.advantage.per_letter
-    )
+    number = setup["first"] + ranks.rank
+    letters = params.advantage.per_letter
+    scorer = RewardScorer(params.reward, servers, canvas, rank=number, letters=letters)
 
     def progress(label: str, total: int, unit: str, *, done: int = 0) -> RankProgress:
         return RankProgress(send, label, total, unit, done=done)

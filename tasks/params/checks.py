@@ -16,6 +16,7 @@ from tasks.params.sections import (
     EvaluateParams,
     LaunchParams,
     ModelParams,
+    RetentionParams,
     RewardParams,
     RolloutParams,
     TrackingParams,
@@ -36,6 +37,7 @@ class Sections(Protocol):
     update: UpdateParams
     evaluate: EvaluateParams
     tracking: TrackingParams
+    retention: RetentionParams
     launch: LaunchParams
 
     @property
@@ -68,6 +70,8 @@ def check_all(params: Sections) -> None:
     solver_fits(params)
     refill_can_be_judged(params)
     trunk_is_shared(params)
+    stale_images_are_weighed(params)
+    stale_policies_are_kept(params)
     compares_equal_batches(params)
     letters_have_a_share(params)
     reward_answers(params)
@@ -76,6 +80,7 @@ def check_all(params: Sections) -> None:
     adapter_learns(params)
     tracking_has_a_store(params)
     ranks_have_places(params)
+    ranks_are_set_apart(params)
     servers_have_places(params)
 
 
@@ -197,6 +202,26 @@ def letters_have_a_share(params: Sections) -> None:
             f"advantage.per_letter must be false with {params.rl.name} where the guard bounds an"
             " update: its exponent has a gradient beside the log-probability's. Got true. Set"
             " trust_region to clip or dppo."
+        )
+
+
+def stale_images_are_weighed(params: Sections) -> None:
+    key = params.rl.lacks_for_stale
+    if params.rollout.staleness and key is not None:
+        raise ValueError(
+            f"{params.rl.name}.{key} must be a number with rollout.staleness"
+            f" {params.rollout.staleness}. Got null: the loss would take images of an older policy"
+            " for the newest one's (docs/algorithms.md). Set it, or rollout.staleness to 0."
+        )
+
+
+def stale_policies_are_kept(params: Sections) -> None:
+    least = 1 + params.rollout.staleness
+    if params.retention.keep_last < least:
+        raise ValueError(
+            f"retention.keep_last must be at least {least} with rollout.staleness"
+            f" {params.rollout.staleness}. Got {params.retention.keep_last}: the policy that"
+            " samples the next round would be deleted before."
         )
 
 
@@ -331,6 +356,30 @@ def ranks_have_places(params: Sections) -> None:
         raise ValueError(
             f"model.device must be auto, cpu or cuda for {launch.size} ranks. Got {device!r}, which"
             " is one device. Choose GPUs with launch.gpu_ids."
+        )
+
+
+def ranks_are_set_apart(params: Sections) -> None:
+    launch = params.launch
+    if not launch.rollout_processes:
+        return
+    if not params.rollout.staleness:
+        raise ValueError(
+            "launch.rollout_processes must be 0 with rollout.staleness 0. Got"
+            f" {launch.rollout_processes}: a round's images are sampled after the update of the"
+            " round before, so these ranks or the others would always wait. Set one of the two."
+        )
+    if launch.rollout_processes >= launch.size:
+        raise ValueError(
+            "launch.rollout_processes must be less than the number of ranks that the params start,"
+            f" {launch.size}. Got {launch.rollout_processes}: none would be left for the update."
+            " Set launch.num_processes or gpu_ids (a launcher of your own cannot divide its ranks),"
+            " or launch.rollout_processes to 0."
+        )
+    if launch.strategy != "ddp":
+        raise ValueError(
+            f"launch.strategy must be ddp with launch.rollout_processes. Got {launch.strategy},"
+            " which shares the model out among all ranks."
         )
 
 

@@ -227,6 +227,14 @@ class RolloutParams(Section):
             " each: fewer forwards for the same images, but for last bits. Needs grpo.noise: group."
         ),
     )
+    staleness: Annotated[int, Field(ge=0, le=1)] = Field(
+        0,
+        description=(
+            "Rounds by which the policy that samples is older than the newest one: with 1 a round's"
+            " images do not wait for the update of the round before. GRPO needs importance_cap"
+            " then, AWM clip_range."
+        ),
+    )
     batch_size: Positive = Field(1, description="Images sampled at once.")
     shard_size: Positive = Field(
         16,
@@ -560,6 +568,13 @@ class LaunchParams(Section):
     )
     num_processes: Positive | None = Field(
         None, description="Ranks; null = one for each of gpu_ids, or one."
+    )
+    rollout_processes: Count = Field(
+        0,
+        description=(
+            "With rollout.staleness: so many of the ranks, the first ones, only sample and score,"
+            " the next round's images while the others update on this one's; 0 = all do all."
+        ),
     )
     backend: Literal["inline", "accelerate", "ray"] | None = Field(
         None,

@@ -3,8 +3,9 @@
 The counts follow from params alone and are exact where every optimizer step has something to
 teach, all images have one shape and no image is left out; with `rollout.shared_trunk` those of the
 rollout are means over where windows may lie. Time is a lower bound made of them: every GPU at the
-given speed, nothing overlapped, and no time for encoders, VAE, rewards, optimizer and files
-(`docs/scale.md`). Refills are in `Price.at_most` alone: how many a round needs is not known before.
+given speed, nothing overlapped but what ranks that are set apart sample, and no time for encoders,
+VAE, rewards, optimizer and files (`docs/scale.md`). Refills are in `Price.at_most` alone: how many
+a round needs is not known before.
 """
 
 from collections.abc import Iterator
@@ -20,9 +21,13 @@ from tasks.planning.work import forwards, sampling
 
 @dataclass(frozen=True)
 class Cost:
-    """One round on `ranks` ranks. Rows are images of a call: a call of B images counts B."""
+    """One round on `ranks` ranks. Rows are images of a call: a call of B images counts B.
+
+    samplers: so many of them sample the next round while the others update; 0: all do all.
+    """
 
     ranks: int
+    samplers: int
     calls: dict[str, float]  # calls of the transformer by stage, of all ranks
     rows: dict[str, float]  # the same, each with its images
     busiest: dict[str, float]  # the same of the rank that ends last: what the stage waits for
@@ -30,31 +35,37 @@ class Cost:
     reduced: int  # bytes of gradients that a rank gives into the sum of each step; 0 alone
     tensors: int  # bytes of sampled tensors written per round, before compression
 
+    def at(self, stage: str) -> int:
+        """Return how many ranks do the stage `rollout` or `update`."""
+        if not self.samplers:
+            return self.ranks
+        return self.samplers if stage == "rollout" else self.ranks - self.samplers
+
     def efficiency(self, stage: str) -> float:
-        """Return the share of the ranks' time that is not spent on waiting for the busiest."""
-        return self.rows[stage] / (self.ranks * self.busiest[stage])
+        """Return the share of its ranks' time that is not spent on waiting for the busiest."""
+        return self.rows[stage] / (self.at(stage) * self.busiest[stage])
 
 
 @dataclass(frozen=True)
 class Price:
     """Seconds of a round by what they are spent on, GPU hours, and money.
 
-    at_most: seconds of a round that `rollout.refill` fills up as often and as far as it may.
+    total: of the round; the sum, or the longer of what goes on side by side. at_most: the same of a
+    round that `rollout.refill` fills up as often and as far as it may.
     """
 
     seconds: dict[str, float]
+    total: float
     at_most: float
     gpu_hours: float
     money: float | None
 
-    @property
-    def total(self) -> float:
-        return sum(self.seconds.values())
 
-
-def cost(params: RunParams, ranks: int | None = None) -> Cost:
-    """Reckon a round, from round 1 on; ranks: those of the params where None."""
+def cost(params: RunParams, ranks: int | None = None, samplers: int | None = None) -> Cost:
+    """Reckon a round, from round 1 on; ranks, samplers: those of the params where None."""
     ranks = ranks or params.launch.size
+    samplers = params.launch.rollout_processes if samplers is None else samplers
+    sampling_ranks, training_ranks = samplers or ranks, ranks - samplers
     model = meta_model(params)
     u, told = params.update, forwards(params)
     shards = sampling(params)
@@ -64,14 +75,18 @@ def cost(params: RunParams, ranks: int | None = None) -> Cost:
         for at in range(0, len(batches), u.gradient_accumulation_steps)
     ]
     a_row = told.trained + told.old + told.reference
-    sampled_by = [sum(shard.rows for shard in shards[rank::ranks]) for rank in range(ranks)]
+    sampled_by = [
+        sum(shard.rows for shard in shards[rank::sampling_ranks]) for rank in range(sampling_ranks)
+    ]
     trained_by_busiest = sum(
-        max(sum(step[rank::ranks]) for rank in range(min(ranks, len(step)))) for step in per_pass
+        max(sum(step[rank::training_ranks]) for rank in range(min(training_ranks, len(step))))
+        for step in per_pass
     )
     passes, images = u.num_inner_epochs, params.images_per_round
     whole = 4 * sum(p.numel() for p in model.policy.parameters.values())
     return Cost(
         ranks=ranks,
+        samplers=samplers,
         calls={
             "rollout": sum(shard.calls for shard in shards),
             "update": passes * a_row * len(batches),
@@ -82,7 +97,7 @@ def cost(params: RunParams, ranks: int | None = None) -> Cost:
             "update": passes * a_row * trained_by_busiest,
         },
         steps=passes * len(per_pass),
-        reduced=whole * (ranks > 1),
+        reduced=whole * (training_ranks > 1),
         tensors=images * row_bytes(params, model)["sampled"],
     )
 
@@ -114,13 +129,19 @@ def price(
         "update": (found.busiest["update"] * (linear + attention) + trained * backward) / rate,
     }
     if bandwidth is not None:
-        ring = 2 * (found.ranks - 1) / found.ranks
+        summing = found.at("update")
+        ring = 2 * (summing - 1) / summing
         seconds["all-reduce"] = found.steps * ring * found.reduced / (bandwidth * 1e9)
-    total = sum(seconds.values())
-    hours = found.ranks * total / 3600
+    updating = sum(seconds.values()) - seconds["rollout"]
+
+    def total(rollout: float) -> float:
+        return max(rollout, updating) if found.samplers else rollout + updating
+
+    hours = found.ranks * total(seconds["rollout"]) / 3600
     return Price(
         seconds,
-        at_most=total + params.rollout.refill * seconds["rollout"],
+        total=total(seconds["rollout"]),
+        at_most=total(seconds["rollout"] * (1 + params.rollout.refill)),
         gpu_hours=hours,
         money=None if hourly is None else hours * hourly,
     )

@@ -117,7 +117,7 @@ class RunPlan:
             return []
         batches = ", ".join(f"{n} in the {stage}" for stage, n in self.largest_batches.items())
         return [
-            f"{self.ranks} ranks, {self.strategy}: memory is that of rank 0, which holds the most.",
+            f"{self.ranks} ranks, {self.strategy}: memory is that of the one that holds the most.",
             f"  Images of one forward that fit a rank: {batches}.",
             "",
         ]

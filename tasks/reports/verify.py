@@ -1,5 +1,6 @@
 """Reads every byte of a run and names what is not as it was written."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +40,12 @@ def verify(run_folder: Path) -> Verified:
                 loaded[name] = Artifact.load(path.parent)
             except ArtifactError as error:
                 problems.append(str(error))
+    # Read as it is: a run of other params than are valid today can be looked at, too.
+    rollout = json.loads((run_folder / PARAMS).read_text())["rollout"]
+    staleness = rollout.get("staleness", 0)
     for name, artifact in loaded.items():
         problems += [f"{artifact.path / line}" for line in artifact.damage()]
-        problems += _chain(run_dir, name, loaded)
+        problems += _chain(run_dir, name, loaded, staleness)
     entries = [e for a in loaded.values() for n, e in a.files.items() if n not in a.pruned()]
     return Verified(len(loaded), len(entries), sum(entry.bytes for entry in entries), problems)
 
@@ -52,7 +56,7 @@ def _of_another_run(manifest: Path, run_folder: Path) -> bool:
     return any((folder / PARAMS).is_file() for folder in between)
 
 
-def _chain(run_dir: RunDir, name: str, loaded: dict[str, Artifact]) -> list[str]:
+def _chain(run_dir: RunDir, name: str, loaded: dict[str, Artifact], staleness: int) -> list[str]:
     """Problems between artifacts: one that was made from other bytes than its input has now."""
     artifact = loaded[name]
     if name in run_dir.shared:
@@ -60,6 +64,6 @@ def _chain(run_dir: RunDir, name: str, loaded: dict[str, Artifact]) -> list[str]
         return [] if same else [f"{artifact.path}: it is not what the fork shares with its parent"]
     return [
         f"{artifact.path}: it was made from another {parent} than the one that is there"
-        for key, parent in parents(name).items()
+        for key, parent in parents(name, staleness).items()
         if parent in loaded and artifact.inputs[key] != loaded[parent].digest
     ]

@@ -60,7 +60,8 @@ def _compare(
     run_dir: RunDir, name: str, params: RunParams, sources: Sources, answers: dict[str, Why]
 ) -> Why:
     path = run_dir.stage_path(name)
-    above = {key: answers[parent] for key, parent in parents(name).items() if parent in answers}
+    made_from = parents(name, params.rollout.staleness).items()
+    above = {key: answers[parent] for key, parent in made_from if parent in answers}
     if not path.exists():
         return _absent(run_dir, name, above)
     try:
@@ -87,7 +88,7 @@ def _compare(
         )
     changes = differences(artifact.provenance.as_dict(), asked.as_dict())
     notes = contents.explain(path, artifact.inputs, asked.inputs) + notes
-    reasons = [_with_parent(line, name) for line in changes] + reasons
+    reasons = [_with_parent(line, dict(made_from)) for line in changes] + reasons
     return Why(name, "stale" if reasons else "up to date", reasons, notes)
 
 
@@ -95,7 +96,8 @@ def _asked(
     run_dir: RunDir, name: str, params: RunParams, sources: Sources, artifact: Artifact
 ) -> Provenance:
     """Return what `name` would be made from now; who scored counts as unchanged."""
-    digests = {key: Artifact.load(run_dir.stage_path(p)).digest for key, p in parents(name).items()}
+    made_from = parents(name, params.rollout.staleness).items()
+    digests = {key: Artifact.load(run_dir.stage_path(p)).digest for key, p in made_from}
     scored_by = artifact.manifest.extra.get("scored_by")
     return provenance(name, params, {**sources, "scored_by": lambda: scored_by}, digests)
 
@@ -105,9 +107,9 @@ def _versions(artifact: Artifact) -> dict[str, str]:
     return {k: v for k, v in artifact.manifest.code.items() if k not in ("ranks", "threads", "cpu")}
 
 
-def _with_parent(line: str, name: str) -> str:
-    key = line.partition(":")[0]
-    parent = parents(name).get(key.removeprefix("inputs.")) if key.startswith("inputs.") else None
+def _with_parent(line: str, made_from: dict[str, str]) -> str:
+    section, _, key = line.partition(":")[0].partition(".")
+    parent = made_from.get(key) if section == "inputs" else None
     return f"{line} ({parent} has other bytes now)" if parent else line
 
 

@@ -130,7 +130,7 @@ class AfterStage:
         show_grid(self.tracker, done, artifact)
 
     def _parent(self, name: str, key: str) -> Artifact:
-        return self.folder.load(pipeline.parents(name)[key])
+        return self.folder.load(pipeline.parents(name, self.params.rollout.staleness)[key])
 
 
 def _prefixed(stage: str, metrics: dict[str, Any]) -> dict[str, Any]:

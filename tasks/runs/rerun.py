@@ -70,19 +70,19 @@ def prepare_rerun(
     """
     then, params = _params(parent, []), _params(parent, overrides)
     stage = artifact_name(stage, planned(params))
-    names = descendants(stage, planned(params)) if downstream else [stage]
+    below = _below(stage, then, params)
+    names = [n for n in planned(params) if n in below] if downstream else [stage]
     _must_matter(then, params, names)
     if not downstream and reads(then, stage_of(stage)) == reads(params, stage_of(stage)):
         refuse_idle(overrides, stage)
-    for needed in parents(stage).values():
+    for needed in parents(stage, params.rollout.staleness).values():
         artifact = RunDir(parent).load(needed)
         for gone in artifact.pruned():
             artifact.file(gone)
-    below = set(descendants(stage, planned(then)))
     shared = [n for n in planned(then) if n not in below and (parent / n).is_dir()]
     folder = fork(parent, name, params, overrides, shared, kind="rerun", stage=stage)
     params = _params(folder.path, [])  # of a fork that was there already: as it was made
-    names = descendants(stage, planned(params)) if downstream else [stage]
+    names = [n for n in planned(params) if n in below] if downstream else [stage]
     return Rerun(folder, params, names, downstream and stage_of(stage) != "evaluate")
 
 
@@ -115,6 +115,13 @@ def carry_out(
     if rerun.to_the_end:
         return asdict(run.summarise(run.newest_update()))
     return {"artifact": str(artifact.path), "digest": artifact.digest, "meta": artifact.meta}
+
+
+def _below(stage: str, then: RunParams, now: RunParams) -> set[str]:
+    """Return all that is made from `stage` in either run: they may differ in staleness."""
+    names = dict.fromkeys([*planned(now), *planned(then)])
+    ages = {params.rollout.staleness for params in (then, now)}
+    return {name for staleness in ages for name in descendants(stage, names, staleness)}
 
 
 def _params(run_folder: Path, overrides: list[str]) -> RunParams:

@@ -27,7 +27,7 @@ from tasks.artifacts.layout import (
     evaluation_name,
     round_number,
 )
-from tasks.artifacts.provenance import fingerprint
+from tasks.artifacts.provenance import Provenance, fingerprint
 from tasks.artifacts.run_dir import RunDir, stale
 from tasks.evaluation.alarm import Alarm
 from tasks.launch.calls import Launcher, StageCall
@@ -86,8 +86,7 @@ class Run:
         if name in self.folder.shared:
             artifact = self.folder.load(name)
         else:
-            digests = {key: artifact.digest for key, artifact in inputs.items()}
-            asked = pipeline.provenance(name, self.params, self.sources, digests)
+            asked = self._provenance(name, inputs)
             is_new = not self.has(name)
 
             def build(out: Path) -> dict[str, Any]:
@@ -113,22 +112,48 @@ class Run:
         Ends where the run is over, after the evaluation that is due then.
         """
         artifact = None
-        for name in pipeline.planned(self.params) if names is None else names:
+        names = pipeline.planned(self.params) if names is None else list(names)
+        for name in names:
             stage = pipeline.stage_of(name)
             if stage == pipeline.ROUND[0] and self._ended_before(name):
                 break
             if stage == EVALUATE:
                 checkpoint = self._inputs(name)["checkpoint"]
                 name = self.due_evaluation(pipeline.rounds_done(name), checkpoint) or name
+            if stage == "update":
+                following = pipeline.round_of(name) + 1
+                if pipeline.name_of("rollout", following) in names:
+                    self.begin_rollout(following)
             artifact = make(self, name) if make else self.make(name)
         return artifact
 
-    def finished(self, checkpoint: Artifact) -> bool:
-        """Whether `checkpoint` has `update.max_train_steps`: more rounds would change nothing."""
+    def begin_rollout(self, round_index: int) -> None:
+        """Let the ranks that only sample begin with a round whose `make` comes later.
+
+        The update of the round before may be missing. Nothing is begun where no rank is free for
+        it, or where that update may be the last.
+        """
+        name = pipeline.name_of("rollout", round_index)
+        if not self.launcher.samplers or round_index >= self.params.rounds:
+            return
+        newest = self.folder.load(pipeline.name_of("update", round_index - 2))
+        if self.finished(newest, after=self.params.updates_per_round):
+            return
+        inputs = self._inputs(name)
+        asked = self._provenance(name, inputs)
+        out = self.folder.begin(name, asked, inputs=inputs.values())
+        if out is not None:
+            self.launcher.begin(self._call(name, inputs), out)
+
+    def finished(self, checkpoint: Artifact, *, after: int = 0) -> bool:
+        """Whether `checkpoint` has `update.max_train_steps`: more rounds would change nothing.
+
+        after: so many more steps.
+        """
         limit = self.params.update.max_train_steps
         if limit is None or checkpoint.stage != "update":
-            return False
-        return json.loads(checkpoint.file(STATE).read_text())["step"] >= limit
+            return limit is not None and after >= limit
+        return json.loads(checkpoint.file(STATE).read_text())["step"] + after >= limit
 
     def over(self, rounds_done: int, checkpoint: Artifact) -> bool:
         """Whether no round follows the first `rounds_done`, whose last update is `checkpoint`."""
@@ -174,7 +199,12 @@ class Run:
         return pipeline.due_evaluation(self.params, rounds_done, last=last)
 
     def _inputs(self, name: str) -> dict[str, Artifact]:
-        return {key: self.folder.load(other) for key, other in pipeline.parents(name).items()}
+        made_from = pipeline.parents(name, self.params.rollout.staleness)
+        return {key: self.folder.load(other) for key, other in made_from.items()}
+
+    def _provenance(self, name: str, inputs: dict[str, Artifact]) -> Provenance:
+        digests = {key: artifact.digest for key, artifact in inputs.items()}
+        return pipeline.provenance(name, self.params, self.sources, digests)
 
     def _call(self, name: str, inputs: dict[str, Artifact]) -> StageCall:
         call = StageCall(name, {key: artifact.path for key, artifact in inputs.items()})

@@ -33,8 +33,9 @@ def update(
     """Optimise for `num_inner_epochs` passes over the kept images.
 
     previous: the last update, or the warm-up in round 0; the optimizer starts anew after the
-    warm-up. old: the policy that sampled. start: the warm-up, whose weights are the reference.
-    Neither is in memory where the loss does not ask for it: GRPO has no use for `old`, and
+    warm-up. old: the policy that sampled; a loss whose old policy is the trained one has that of
+    `previous` in its place. start: the warm-up, whose weights are the reference. Neither is in
+    memory where the loss does not ask for it: GRPO has no use for `old` unless it reckons anew, and
     `kl_coef` 0 none for the reference. No step is taken in which no advantage differs from 0.
     Files as in `warmup`, also where no step is taken at all. Meta: means; left_out (kept images of
     groups without spread, which teach nothing), untaken_steps. Where the weight of the KL follows a
@@ -43,6 +44,8 @@ def update(
     params = resources.params
     policy = resources.model.policy
     rl = params.rl
+    if rl.old_is_trained:
+        old = previous
     old_file, start_file = old_weights(old), start.file(TRAINED)
     # The same bytes are the same policy: one forward then serves as old and as reference.
     moved = old.files[old_file.name].sha256 != start.files[TRAINED].sha256

@@ -63,10 +63,12 @@ def expected_cosine(gradients: Tensor, groups: int) -> tuple[float, float]:
 def group_gradients(resources: Resources, run: RunDir, round_index: int) -> dict[str, Tensor]:
     """Return name of a weight -> gradient [G, N] of the loss of each group that can teach."""
     params, policy = resources.params, resources.model.policy
-    inputs = {k: run.load(n) for k, n in parents(name_of("update", round_index)).items()}
+    made_from = parents(name_of("update", round_index), params.rollout.staleness)
+    inputs = {key: run.load(name) for key, name in made_from.items()}
     rows = training_rows(resources, inputs["rollout"], inputs["advantages"])
     resources.load_trained(inputs["previous"])
-    old = resources.weights(old_weights(inputs["old"])) if params.rl.needs_old else None
+    old = inputs["previous" if params.rl.old_is_trained else "old"]
+    old = resources.weights(old_weights(old)) if params.rl.needs_old else None
     groups: dict[int, list[int]] = {}
     for i in range(len(rows)):
         groups.setdefault(int(rows.pick([i]).places[0, 0]), []).append(i)

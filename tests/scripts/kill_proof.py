@@ -2,13 +2,14 @@
 killed.
 
     python tests/scripts/kill_proof.py --runs 2 --seed 0 [--algorithm nft] [--no-mlflow]
-    python tests/scripts/kill_proof.py --ranks 2 --kills 20 [--seed 0] [--algorithm nft]
+    python tests/scripts/kill_proof.py --ranks 2 --kills 20 [--seed 0] [--algorithm nft] [--apart]
 
 The process sends itself each SIGKILL at a random one of the function calls that the stage makes in
 the run that is never killed: writes, renames and fsyncs among them. Then the same run starts again.
 Prints one JSON object; exit status 1 when a run ended otherwise than the one that was never killed.
 Imports once and forks a process per start: the imports take longer than a run.
-With `--ranks` the killed are the parent and the ranks of runs of several processes: `kill_ranks`.
+With `--ranks` the killed are the parent and the ranks of runs of several processes: `kill_ranks`;
+with `--apart` the first rank samples while the others update.
 """
 
 import argparse
@@ -52,12 +53,21 @@ tqdm.monitor_interval = 0
 
 
 def settings(
-    algorithm: str, model: Path, cases: Path, *, mlflow: bool, ranks: int = 1, server: str = ""
+    algorithm: str,
+    model: Path,
+    cases: Path,
+    *,
+    mlflow: bool,
+    ranks: int = 1,
+    server: str = "",
+    apart: bool = False,
 ) -> RunParams:
     """A run of seconds: two rounds of nine images, three optimizer steps each, all saved.
 
-    With several ranks each step has two batches, and the rewards are those of `server`.
+    With several ranks each step has two batches, and the rewards are those of `server`. apart: one
+    of the ranks samples beside the others, in three rounds.
     """
+    own = dict(ALGORITHMS[algorithm])
     given = {name: dict(v) if isinstance(v, dict) else v for name, v in SETTINGS.items()}
     weights = {"base": "flux-fill", "siglip": "siglip", "initial_adapter": "calligrapher.bin"}
     given["model"] |= {key: str(model / name) for key, name in weights.items()}
@@ -70,7 +80,12 @@ def settings(
         given["update"] |= {"batch_size": 2, "gradient_accumulation_steps": 2}
         given["reward"] |= {"server_urls": [server]}
         given["launch"] = {"num_processes": ranks, "allow_fewer_servers": True}
-    return RunParams.model_validate(given | {algorithm: ALGORITHMS[algorithm]})
+    if apart:
+        given["rounds"] = 3
+        given["rollout"] |= {"staleness": 1}
+        given["launch"] |= {"rollout_processes": 1}
+        own |= {"importance_cap": 2.0} if algorithm == "grpo" else {}
+    return RunParams.model_validate(given | {algorithm: own})
 
 
 def train(params: RunParams, runs: Path, name: str, victim: str | None, calls: int) -> None:
@@ -234,6 +249,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=2, help="killed runs per algorithm")
     parser.add_argument("--ranks", type=int, default=1, help="processes that share each run")
     parser.add_argument("--kills", type=int, default=20, help="with --ranks: of all algorithms")
+    parser.add_argument("--apart", action="store_true", help="with --ranks: the first one samples")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-mlflow", dest="mlflow", action="store_false")
     chosen = parser.parse_args()
@@ -256,7 +272,8 @@ def main() -> int:
                     import kill_ranks
 
                     server = stack.enter_context(kill_ranks.reward_server())
-                    params = settings(*given, mlflow=False, ranks=chosen.ranks, server=server)
+                    several = {"ranks": chosen.ranks, "server": server, "apart": chosen.apart}
+                    params = settings(*given, mlflow=False, **several)
                     kills = -(-chosen.kills // len(algorithms))
                     outcomes = kill_ranks.prove_all(params, runs, dice, kills)
                 else:

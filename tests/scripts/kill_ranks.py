@@ -64,13 +64,14 @@ def train(params: RunParams, runs: Path, name: str) -> None:
         resources,
         Spawned(runs / name / "logs", []),
         size=params.launch.size,
+        samplers=params.launch.rollout_processes,
         servers=lambda: params.reward.server_urls,
         runs_dir=runs,
         logs=runs / name / "logs",
     )
     with (
-        closing(group),
         open_run(resources, runs / name, launcher=group) as run,
+        closing(group),
         (runs / f"{name}.log").open("w") as log,
     ):
 

@@ -77,6 +77,36 @@ def test_the_clipped_loss_worked_by_hand():
     assert metrics["approx_kl"].item() == pytest.approx(squares / 10, rel=1e-5)
 
 
+def test_the_importance_weights_worked_by_hand():
+    # Ratios as above; where the update begins, the steps are 0.5, 1.2, 4, 1 and 0.8 times as likely
+    # as they were when they were sampled, 4 counts as the cap 2:
+    # -1.2 * 0.5 + 1.5 * 1.2 - 0.5 * 2 + 0.8 * 1 - 2.2 * 0.8 = -0.76.
+    log_ratio, begins = t(1.5, 1.5, 0.5, 0.5, 1.1).log(), torch.full((5,), -2.0)
+    sampled = begins - t(0.5, 1.2, 4.0, 1.0, 0.8).log()
+    params = GRPOParams(kl_coef=0.0, importance_cap=2.0)
+    log_prob = (begins + log_ratio).requires_grad_()
+    advantages = t(1, -1, 1, -1, 2)
+    loss, metrics = grpo_loss(log_prob, begins, advantages, params, sampled_log_prob=sampled)
+    assert loss.item() == pytest.approx(-0.76 / 5, rel=1e-5)
+    assert metrics["importance_mean"].item() == pytest.approx(5.5 / 5, rel=1e-5)
+    assert metrics["importance_max_dev"].item() == pytest.approx(1.0, rel=1e-5)
+    assert metrics["ratio_mean"].item() == pytest.approx(1.02, rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss, log_prob)  # -A ratio weight / 5, none where clipped
+    assert gradient.tolist() == pytest.approx([0, 1.5 * 1.2 / 5, -0.5 * 2 / 5, 0, -2.2 * 0.8 / 5])
+    with pytest.raises(InputError, match="Missing: sampled_log_prob"):
+        grpo_loss(log_prob, begins, advantages, params)
+
+
+def test_of_one_policy_all_importance_weights_are_one():
+    old, new, _ = rollout_and_update(moved=0.05)
+    given = (new.log_prob, old.log_prob, t(1.0, -2.0, 0.5))
+    plain, _ = grpo_loss(*given, NO_KL)
+    capped = GRPOParams(kl_coef=0.0, importance_cap=1.0)
+    loss, metrics = grpo_loss(*given, capped, sampled_log_prob=old.log_prob)
+    assert torch.equal(loss, plain)
+    assert metrics["importance_max_dev"] == 0
+
+
 def test_clipped_rows_have_no_gradient():
     log_prob = t(1.5, 1.5, 0.5, 0.5).log().requires_grad_()
     loss, _ = grpo_loss(log_prob, torch.zeros(4), t(1, -1, 1, -1), NO_KL)

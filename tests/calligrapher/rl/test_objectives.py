@@ -318,6 +318,22 @@ def test_recomputed_log_probs_are_those_of_the_policy_that_sampled():
     assert found[0][1][0]["ratio_max_dev"].item() > 1e-4
 
 
+def test_rows_that_an_older_policy_sampled_are_weighed_and_the_ratio_begins_at_one():
+    p, params = policy(), GRPOParams(window_size=2, kl_coef=0.0, importance_cap=1.0)
+    batch = rollout(p, params)
+    p.parameters["adapter.weight"].data += 0.01
+    now = p.snapshot()
+    assert params.needs_old
+    _, found = run(params.losses(p, batch, KEY, num_steps=STEPS, old=now, reference=None))
+    anew = GRPOParams(window_size=2, kl_coef=0.0)
+    _, plain = run(anew.losses(p, batch, KEY, num_steps=STEPS, old=None, reference=None))
+    for weighed, unweighed in zip(found, plain, strict=True):
+        assert weighed["ratio_max_dev"].item() == 0.0
+        assert unweighed["ratio_max_dev"].item() > 1e-4
+        # What is the ratio without it is the weight with it, but for those above the cap.
+        assert 0 < 1 - weighed["importance_mean"].item() < unweighed["ratio_max_dev"].item()
+
+
 @pytest.mark.parametrize(("kl_coef", "calls"), [(0.0, 1), (0.1, 2)])
 def test_grpo_runs_the_reference_only_for_a_kl(kl_coef, calls):
     p, params = policy(), GRPOParams(window_size=2, kl_coef=kl_coef)

@@ -59,6 +59,29 @@ def test_a_stage_is_built_once_and_then_found(run_dir):
     assert [a.path for a in run_dir.artifacts()] == [made.path]
 
 
+def test_work_that_was_begun_is_gone_on_with_as_it_is_and_ended_once(run_dir):
+    folder = run_dir.begin("round-0003/update", ASKED)
+    half = folder / ".writing-1-ab-weights.bin"
+    half.write_bytes(b"1")
+
+    def build(out):
+        assert (out, half.is_file()) == (folder, True)  # whoever works in it may be writing
+        half.unlink()
+        return build_two(out)
+
+    made = run_dir.ensure("round-0003/update", ASKED, build)
+    assert listing(made.path) == ["artifact.json", "shards/part-0.txt", "weights.bin"]
+    assert run_dir.begin("round-0003/update", ASKED) is None
+
+
+def test_work_that_was_begun_for_something_else_is_wiped(run_dir):
+    folder = run_dir.begin("a", ASKED)
+    (folder / "weights.bin").write_bytes(b"other")
+    with pytest.raises(AssertionError, match="must not be built"):
+        run_dir.ensure("a", replace(ASKED, params={"learning_rate": 2.0}), no_build)
+    assert not (folder / "weights.bin").exists()
+
+
 def test_equal_bytes_have_equal_digests_whatever_was_asked_for(run_dir):
     one = run_dir.ensure("a", ASKED, build_two)
     two = run_dir.ensure("b", replace(ASKED, params={"learning_rate": 2.0}), build_two)

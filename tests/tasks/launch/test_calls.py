@@ -31,6 +31,8 @@ def test_every_stage_of_the_pipeline_has_its_function():
 class ByMail:
     """Does each call with resources of its own, which know nothing of the run but the JSON."""
 
+    samplers = 0
+
     def __init__(self, make_resources):
         self.make_resources, self.letters = make_resources, []
 

@@ -15,6 +15,7 @@ from tasks.launch.rank_group import RankGroup
 from tasks.progress import Progress
 
 CALL = StageCall("round-0001/rollout", {"old": Path("old")}, ahead=Path("ahead"))
+UPDATE = StageCall("round-0000/update", {})
 
 
 def lost():
@@ -82,7 +83,7 @@ def group(make_resources, tmp_path):
     """`group(part, part, timeout_s=..)` -> the group of these ranks; closed at the end."""
     groups = []
 
-    def group(*parts, timeout_s=20.0, replaces=0, progress=Progress, servers=list):
+    def group(*parts, timeout_s=20.0, replaces=0, progress=Progress, servers=list, samplers=0):
         resources = make_resources(launch={"timeout_s": timeout_s})
         resources.progress = progress
         groups.append(
@@ -90,6 +91,7 @@ def group(make_resources, tmp_path):
                 resources,
                 Threads(*parts, replaces=replaces),
                 size=len(parts),
+                samplers=samplers,
                 servers=servers,
                 runs_dir=tmp_path,
                 logs=tmp_path / "logs",
@@ -363,3 +365,129 @@ def test_a_stranger_without_the_key_is_not_let_in(group):
 
     ranks.backend.start = start
     assert ranks.run(CALL, Path("out")).meta == {"images": 2}
+
+
+def test_a_rollout_that_was_begun_goes_on_beside_other_stages_and_is_asked_for_once(group):
+    asked, setups, done, shown = [], {}, threading.Event(), []
+
+    class Shown(Progress):
+        def __init__(self, label, total, unit, *, done=0):
+            super().__init__(label, total, unit, done=done)
+            shown.append((label, len(asked)))
+
+    def samples(player):
+        asked.append(StageCall.from_json(player.join()["call"]).name)
+        setups["samples"] = player.setup
+        player.channel.send({"bar": {"label": "begun", "total": 6, "unit": "img", "done": 0}})
+        done.wait()
+        player.answer(images=6)
+
+    def updates(player):
+        asked.append(StageCall.from_json(player.join()["call"]).name)
+        setups.setdefault("updates", []).append((player.setup["first"], player.setup["size"]))
+        player.channel.send({"bar": {"label": "update", "total": 2, "unit": "step", "done": 0}})
+        player.answer(steps=2)
+
+    ranks = group(samples, updates, updates, samplers=1, progress=Shown)
+    ranks.begin(CALL, Path("out"))
+    assert ranks.run(UPDATE, Path("out")).meta == {"steps": 2}
+    assert not done.is_set()
+    done.set()
+    assert ranks.run(CALL, Path("out")).meta == {"images": 6}
+    assert sorted(asked) == ["round-0000/update"] * 2 + ["round-0001/rollout"]
+    assert (setups["samples"]["first"], setups["samples"]["size"]) == (0, 1)
+    assert setups["updates"] == [(1, 2)] * 2
+    assert [label for label, _ in shown] == ["update", "begun"]
+
+
+def test_only_ranks_that_made_an_artifact_are_told_that_it_is_there(group):
+    told = {}
+
+    def part(name):
+        def part(player):
+            player.join()
+            told[name] = player.answer()
+
+        return part
+
+    ranks = group(part("samples"), part("updates"), samplers=1)
+    ranks.begin(CALL, Path("out"))
+    ranks.run(UPDATE, Path("out"))
+    ranks.committed(Path("round-0000/update"))
+    ranks.run(CALL, Path("out"))
+    ranks.close()
+    stop_at = time.monotonic() + 5
+    while len(told) < 2 and time.monotonic() < stop_at:
+        time.sleep(0.01)
+    assert told["updates"] == {"committed": str(Path("round-0000/update").absolute())}
+    assert told["samples"] == {"end": True}
+
+
+def silent(player):
+    player.join()
+    time.sleep(3)
+
+
+def fails(player):
+    player.join()
+    player.channel.send({"error": describe(DataError("test3_mask.png must be a picture."))})
+    player.channel.receive()
+
+
+def dies(player):
+    player.join()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "error", "told"),
+    [
+        (fails, DataError, "test3_mask.png must be a picture"),
+        (dies, RankLostError, "Rank 0 of 2 on .* was killed by SIGKILL in round-0001/rollout"),
+        (silent, RankLostError, "Rank 0 of 2 on .* for 0.6 s .* in round-0001/rollout"),
+        (alive(False, "a.load"), RankLostError, "computed anything for 0.6 s .* round-0001/rollo"),
+    ],
+)
+def test_what_ends_a_rollout_that_was_begun_ends_the_update_beside_it(group, sampler, error, told):
+    ranks = group(sampler, alive(True, "works"), samplers=1, timeout_s=0.6)
+    ranks.begin(CALL, Path("out"))
+    started = time.monotonic()
+    with pytest.raises(error, match=told):
+        ranks.run(UPDATE, Path("out"))
+    assert time.monotonic() - started < 4
+    assert ranks.backend.stopped == [0.0]
+
+
+def test_a_sampler_that_dies_with_nothing_to_do_ends_the_update(group):
+    def ends(player):
+        player.join()
+        player.answer()
+
+    ranks = group(ends, alive(True, "works"), samplers=1)
+    ranks.run(CALL, Path("out"))
+    ranks.committed(Path("round-0001/rollout"))
+    with pytest.raises(RankLostError, match=r"Rank 0 of 2 .* in round-0000/update"):
+        ranks.run(UPDATE, Path("out"))
+
+
+def test_where_ranks_are_started_again_a_rollout_that_was_begun_is_asked_for_again(group):
+    starts = []
+
+    def samples(player):
+        player.join()
+        starts.append(1)
+        if len(starts) == 1:
+            return
+        player.answer(images=6)
+
+    ranks = group(samples, alive(True, "works"), samplers=1, replaces=1)
+    ranks.begin(CALL, Path("out"))
+    ranks.run(UPDATE, Path("out"))
+    assert ranks.run(CALL, Path("out")).meta == {"images": 6}
+    assert (len(starts), ranks.backend.starts) == (2, 2)
+
+
+def test_what_was_begun_and_is_not_waited_for_is_given_up_at_once(group):
+    ranks = group(silent, idle, samplers=1)
+    ranks.begin(CALL, Path("out"))
+    ranks.close()
+    assert ranks.backend.stopped == [0.0, "closed"]

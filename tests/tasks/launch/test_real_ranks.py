@@ -18,6 +18,7 @@ from small_runs import ALGORITHMS, SETTINGS
 from calligrapher.errors import CalligrapherError, DataError, RankLostError
 from calligrapher.tiny.world import write_bench
 from flows.contexts import opened_run
+from tasks.artifacts.artifact import Artifact
 from tasks.params.run_params import RunParams
 from tasks.pipeline import planned
 
@@ -35,12 +36,15 @@ def server():
 
 @pytest.fixture(scope="module")
 def make_params(random_model, server, tmp_path_factory):
-    """`make_params(algorithm, cases_folder, num_processes=2, ...)` -> params of a small run."""
+    """`make_params(algorithm, cases_folder, num_processes=2, ...)` -> params of a small run.
+
+    With `staleness=1` one of three rounds, whose updates take longer than their rollouts.
+    """
     folder = tmp_path_factory.mktemp("cases")
     for split, count in (("train", 7), ("evaluation", 2)):
         write_bench(folder / split, num_cases=count, split=split, seed=1)
 
-    def make_params(algorithm="nft", cases=folder, **launch):
+    def make_params(algorithm="nft", cases=folder, staleness=0, **launch):
         given = {name: dict(v) if isinstance(v, dict) else v for name, v in SETTINGS.items()}
         names = {"base": "flux-fill", "siglip": "siglip", "initial_adapter": "calligrapher.bin"}
         given["model"] |= {key: str(random_model / name) for key, name in names.items()}
@@ -49,7 +53,13 @@ def make_params(random_model, server, tmp_path_factory):
         given["evaluate"] |= {"every": 2}
         given["reward"] |= {"server_urls": [server.url]}
         given["launch"] = {"allow_fewer_servers": True, **launch}
-        return RunParams.model_validate(given | {algorithm: ALGORITHMS[algorithm]})
+        own = dict(ALGORITHMS[algorithm])
+        if staleness:
+            given["rounds"] = 3
+            given["rollout"] |= {"staleness": staleness}
+            given["update"] |= {"num_inner_epochs": 6}
+            own |= {"importance_cap": 2.0} if algorithm == "grpo" else {}
+        return RunParams.model_validate(given | {algorithm: own})
 
     return make_params
 
@@ -115,14 +125,14 @@ def rank_processes():
 @pytest.fixture
 def broken_off(make_params, tmp_path):
     """`broken_off(at, strike)` -> (error, seconds): a run whose stage `at` is struck from outside
-    as soon as it has begun. Called again it goes on with the same run."""
+    as soon as it has begun. Called again it goes on with the same run; more arguments as in
+    `make_params`."""
     cases = tmp_path / "cases"
     for split, count in (("train", 7), ("evaluation", 2)):
         write_bench(cases / split, num_cases=count, split=split, seed=1)
-    params = make_params("nft", cases, num_processes=2, timeout_s=8)
 
-    def broken_off(at, strike):
-        struck = []
+    def broken_off(at, strike, **how):
+        params, struck = make_params("nft", cases, num_processes=2, timeout_s=8, **how), []
 
         def make(run, name):
             if name == at:
@@ -208,6 +218,55 @@ def test_what_one_rank_meets_is_raised_with_its_own_words(make_params, tmp_path)
     (note,) = caught.value.__notes__
     assert "in warmup; its log: " in note
     assert rank_processes() == {}
+
+
+def digests(folder):
+    manifests = sorted(folder.glob("**/artifact.json"))
+    return {str(p.relative_to(folder)): Artifact.load(p.parent).digest for p in manifests}
+
+
+APART = {"staleness": 1, "num_processes": 2, "rollout_processes": 1}
+
+
+@pytest.mark.parametrize("algorithm", ["nft", "grpo"])
+def test_rollouts_beside_updates_have_the_bits_of_one_process_that_does_both(
+    make_params, tmp_path, algorithm
+):
+    for name, how in (("one", {"staleness": 1}), ("apart", APART)):
+        with opened_run(make_params(algorithm, **how), tmp_path / name) as run:
+            run.make_planned()
+    one, apart = tmp_path / "one", tmp_path / "apart"
+    assert digests(apart) == digests(one)
+    for number in (0, 1):
+        ended = (apart / f"round-000{number}/update/state.json").stat().st_mtime
+        shards = (apart / f"round-000{number + 1}/rollout").glob("*.parquet")
+        assert max(path.stat().st_mtime for path in shards) < ended
+    logs = [(apart / f"logs/rank-{rank}.log").read_text() for rank in (0, 1)]
+    assert [("/rollout" in log, "/update" in log) for log in logs] == [(True, False), (False, True)]
+
+
+@pytest.mark.parametrize(("rank", "at"), [(0, "round-0001/rollout"), (1, "round-0000/update")])
+def test_a_rank_of_either_part_that_is_killed_ends_both_and_the_same_command_goes_on(
+    broken_off, make_params, tmp_path, rank, at
+):
+    error, seconds = broken_off(
+        "round-0000/update",
+        lambda cases, ranks: ranks[rank].send_signal(signal.SIGKILL),
+        staleness=1,
+        rollout_processes=1,
+    )
+    assert isinstance(error, RankLostError)
+    assert f"Rank {rank} of 2 on " in str(error)
+    assert f"was killed by SIGKILL in {at}" in str(error)
+    assert seconds < 10
+    assert not (tmp_path / "run/round-0000/update").exists()
+    assert not (tmp_path / "run/round-0001/rollout").exists()
+    assert (tmp_path / "run/round-0001/rollout.partial").is_dir()
+    assert broken_off("never", None, staleness=1, rollout_processes=1)[0] is None
+    whole = make_params("nft", tmp_path / "cases", staleness=1)
+    with opened_run(whole, tmp_path / "whole") as run:
+        run.make_planned()
+    assert digests(tmp_path / "run") == digests(tmp_path / "whole")
 
 
 def test_a_rank_imports_neither_an_orchestrator_nor_a_tracker():

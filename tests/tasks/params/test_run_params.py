@@ -136,6 +136,25 @@ def test_unequal_batches_serve_in_float32_and_where_the_rollout_does_not_explore
     load(EXPLORES[2], *batches)
 
 
+def test_images_of_an_older_policy_need_what_weighs_them_and_their_policy_kept(load):
+    stale = "rollout.staleness=1"
+    assert load(stale).rollout.staleness == 1  # nft's loss is relative to what sampled
+    with pytest.raises(
+        ParamsError, match=r"grpo\.importance_cap must be a number with .* Got null"
+    ):
+        load(*EXPLORES[:2], stale)
+    load("nft=null", "grpo={importance_cap: 2.0}", stale)
+    with pytest.raises(ParamsError, match=r"awm\.clip_range must be a number"):
+        load("nft=null", "awm={}", stale)
+    load("nft=null", "awm={clip_range: 1e-4}", stale)
+    with pytest.raises(ParamsError, match=r"retention\.keep_last must be at least 2 .* Got 1"):
+        load(stale, "retention.keep_last=1")
+    with pytest.raises(ParamsError, match=r"rollout\.staleness"):
+        load("rollout.staleness=2")
+    with pytest.raises(ParamsError, match=r"grpo\.importance_cap"):
+        load("nft=null", "grpo={importance_cap: 0.5}")
+
+
 def test_an_override_switches_the_algorithm(load):
     assert load("nft=null", "grpo={clip_range: 1e-4}").grpo.clip_range == 1e-4
 
@@ -355,6 +374,7 @@ def _changed(key, value):
         "awm.sigmas": "stratified",
         "grpo.kl_space": "velocity",
         "grpo.kl_target": 0.01,
+        "grpo.importance_cap": 2.0,
         "grpo.window": "progressive",
         "nft.kl_target": 0.01,
         "awm.kl_target": 0.01,
@@ -493,10 +513,12 @@ def test_every_parameter_that_decides_a_result_is_read_by_a_stage(load, algorith
     leaves = [key for key, section in valid_keys(RunParams).items() if section is None]
     others = tuple(f"{name}." for name in algorithms(RunParams) if name != algorithm)
     leaves = [key for key in leaves if not key.startswith(others)]
-    for key in ("rollout.shared_trunk", "advantage.per_letter"):
+    for key in ("rollout.shared_trunk", "launch.rollout_processes", "advantage.per_letter"):
         leaves.remove(key)  # needs another key, see its own test
     if before.rl.exploration is not None:
         leaves.remove("rollout.solver")  # refused
+    if before.rl.lacks_for_stale is not None:
+        leaves.remove("rollout.staleness")  # refused, too
     assert len(leaves) > 70
     for key in leaves:
         values = before.resolved()
@@ -543,6 +565,9 @@ def test_gpus_are_listed_as_other_programs_take_them(load, written, ids):
     assert load(f"launch.gpu_ids={written}").launch.gpu_ids == ids
 
 
+APART = ("launch.rollout_processes=1", "launch.num_processes=2", "rollout.staleness=1")
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -560,8 +585,23 @@ def test_gpus_are_listed_as_other_programs_take_them(load, written, ids):
         ),
         (["launch.reward_gpu_ids=1", "reward.server_urls=[http://a:1]"], "Give one of the two."),
         (["launch.gpu_ids=a"], "launch.gpu_ids"),
+        (["launch.rollout_processes=1", "launch.num_processes=2"], "must be 0 with rollout.stale"),
+        (
+            ["launch.rollout_processes=2", "launch.num_processes=2", "rollout.staleness=1"],
+            "must be less than the number of ranks that the params start, 2. Got 2",
+        ),
+        (
+            [*APART, "launch.strategy=fsdp2"],
+            "launch.strategy must be ddp with launch.rollout_processes",
+        ),
     ],
 )
 def test_ranks_and_servers_that_have_no_place_are_refused(load, overrides, told):
     with pytest.raises(ParamsError, match=re.escape(told)):
         load(*overrides)
+
+
+def test_no_result_depends_on_which_ranks_sample(load):
+    apart, alone = load(*APART), load("rollout.staleness=1")
+    assert apart.launch.rollout_processes == 1
+    assert all(reads(apart, stage) == reads(alone, stage) for stage in STAGES)

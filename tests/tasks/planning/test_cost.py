@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import product
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from calligrapher.sampling.calls import from_trunks
 from tasks.launch import dispatch
 from tasks.params.run_params import RunParams, load_params
-from tasks.planning.cost import cost
+from tasks.planning import scale
+from tasks.planning.cost import cost, price
+from tasks.planning.scale import scale_table
 from tasks.planning.work import forwards
 
 TENSORS = ("x0", "trajectory", "log_prob", "window_sigmas", "mean_old")
@@ -65,6 +68,39 @@ def test_the_busiest_rank_has_its_shards_and_its_batches_of_each_step(values):
     assert (one.busiest["update"], two.busiest["update"], many.busiest["update"]) == (18, 10, 10)
     assert (one.steps, one.reduced, two.efficiency("rollout")) == (2, 0, 27 / 30)
     assert two.reduced == many.reduced > 0
+
+
+def test_a_round_takes_as_long_as_the_longer_of_what_goes_on_side_by_side(values):
+    apart = {"num_processes": 4, "rollout_processes": 3}
+    params = RunParams.model_validate(values("nft", rollout={"staleness": 1}, launch=apart))
+    all_do_all, found = cost(params, 4, 0), cost(params)
+    # 9 images: shards of 4, 4 and 1 on three ranks; batches of 4, 4 and 1 on the one that is left.
+    assert (found.ranks, found.samplers, found.busiest["rollout"]) == (4, 3, 12)
+    assert found.busiest["update"] == cost(params, 1, 0).busiest["update"]
+    assert (all_do_all.reduced > 0, found.reduced) == (True, 0)
+    assert found.rows == all_do_all.rows
+    assert found.efficiency("rollout") == 27 / (3 * 12)
+    assert found.efficiency("update") == 1
+    both = price(params, found, tflops=1e-3, bandwidth=1.0)
+    seconds = both.seconds
+    assert seconds["all-reduce"] == 0
+    assert both.total == max(seconds["rollout"], seconds["update"])
+    assert both.gpu_hours == pytest.approx(4 * both.total / 3600)
+    turns = price(params, all_do_all, tflops=1e-3, bandwidth=1.0)
+    assert turns.total == pytest.approx(sum(turns.seconds.values()))
+
+
+def test_of_eight_gpus_four_sample_the_shipped_round_soonest(monkeypatch):
+    monkeypatch.setattr(scale, "SIZES", (4, 8))
+    given = (400.0, 100.0, None)
+    lines = scale_table(Path("params/nft.yaml"), ["rollout.staleness=1"], *given).splitlines()
+    assert [line.split()[0] for line in lines] == ["GPUs", "4", "8"]
+    assert lines[0].endswith("sample")
+    found = [[float(cell.strip("%")) for cell in line.split()] for line in lines[1:]]
+    assert [(row[-1], row[4]) for row in found] == [(0, 109.6), (4, 75.7)]
+    own = ["rollout.staleness=1", "launch.num_processes=8", "launch.rollout_processes=6"]
+    line = scale_table(Path("params/nft.yaml"), own, *given, own=True).splitlines()[-1].split()
+    assert (line[0], line[1], line[-1]) == ("8", "75.7", "6")  # 4 shards: 2 ranks have nothing
 
 
 @pytest.mark.parametrize(("batch_size", "shard_size"), [(3, 3), (2, 4), (5, 7), (9, 9)])

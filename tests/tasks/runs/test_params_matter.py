@@ -150,6 +150,7 @@ CALLS = {
     "rollout.batch_size": (3, "rollout"),
     "model.gradient_checkpointing": (True, "warmup"),
     "grpo.recompute_log_prob": (True, "update"),
+    "grpo.importance_cap": (2.0, "update"),
 }
 # Key -> (value, error, what it says).
 ERRORS = {
@@ -182,6 +183,7 @@ PLACES = {
     "reward.max_unscored_share": (
         "test_the_share_of_unscored_images_decides_whether_a_round_goes_on"
     ),
+    "rollout.staleness": "test_an_older_policy_samples_the_rounds_after_the_first",
     "rollout.shared_trunk": "test_a_shared_trunk_takes_fewer_rows_for_the_same_images",
     "advantage.per_letter": "test_letters_that_are_compared_teach_otherwise_than_pictures",
     "advantage.drop_solved": "test_groups_that_can_hardly_do_better_are_left_out_and_counted",
@@ -197,6 +199,7 @@ PLACES = {
     "retention.keep_best": "test_the_best_round_keeps_its_weights_until_a_better_one",
     "launch.gpu_ids": "test_each_rank_has_a_server_of_its_own_from_host_and_port_on",
     "launch.num_processes": "test_the_launcher_follows_the_section_launch",
+    "launch.rollout_processes": "test_the_launcher_follows_the_section_launch",
     "launch.backend": "test_the_launcher_follows_the_section_launch",
     "launch.strategy": "test_the_launcher_follows_the_section_launch",
     "launch.reward_gpu_ids": "test_a_server_is_started_on_each_gpu_for_rewards",
@@ -511,6 +514,20 @@ def test_a_progressive_window_moves_with_the_rounds(train, settings, places):
             )
 
 
+def test_an_older_policy_samples_the_rounds_after_the_first(train):
+    changes = merged(SMALL, {"rounds": 2, "nft": {"old_policy": "copy"}})
+    fresh, stale = (
+        train(f"{age}", **merged(changes, {"rollout": {"staleness": age}}))[0] for age in (0, 1)
+    )
+    for number, same in ((0, True), (1, False)):
+        found = [
+            read_shard(path / f"round-000{number}/rollout/shard-0000.parquet", ["x0", "seed"])
+            for path in (fresh, stale)
+        ]
+        assert found[0]["seed"] == found[1]["seed"]
+        assert all(map(torch.equal, found[0]["x0"], found[1]["x0"])) == same
+
+
 def test_the_token_of_a_file_is_sent_to_the_servers(make_resources, tmp_path, monkeypatch):
     from scripted import Script
 
@@ -653,13 +670,14 @@ def test_the_launcher_follows_the_section_launch(make_resources, tmp_path, monke
     for launch in (
         {},
         {"num_processes": 2, "timeout_s": 7, "strategy": "fsdp2"},
-        {"backend": "ray", "wait_s": 8},
+        {"num_processes": 3, "rollout_processes": 2, "backend": "ray", "wait_s": 8},
     ):
-        resources = make_resources(launch=launch, scorer=RewardScorer)
+        stale = {"staleness": int("rollout_processes" in launch)}
+        resources = make_resources(launch=launch, rollout=stale, scorer=RewardScorer)
         groups.append(ranks_of_run(resources, tmp_path / "a"))
     assert groups[0] is None
     assert isinstance(groups[1].backend, Spawned)
-    assert groups[1].size == 2
+    assert [(group.size, group.samplers) for group in groups[1:]] == [(2, 0), (3, 2)]
     assert groups[1]._timeout_s == 7
     assert groups[1].resources.params.launch.strategy == "fsdp2"  # told to the ranks with the rest
     assert groups[2].backend.wait_s == 8
