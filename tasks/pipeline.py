@@ -159,6 +159,7 @@ _NO_RESULT: dict[str, set[str]] = {
         "gradient_checkpointing",
         "offload_text_encoder_two",
         "attention_backend",
+        "compile",
     },
     "warmup": {"checkpointing_steps"},
     "reward": {

@@ -12,6 +12,7 @@ from calligrapher.data.images import to_image
 from calligrapher.errors import CheckpointError, ParamsError
 from calligrapher.model import latents
 from calligrapher.model.adapter_files import load_adapter
+from calligrapher.model.compiling import compile_blocks
 from calligrapher.model.conditioning import Encoders
 from calligrapher.model.ip_adapter import AdapterConfig, StyleAdapter
 from calligrapher.model.lora import add_loras
@@ -77,6 +78,7 @@ def load_model(
     device: str = "auto",
     seed: int = 0,
     attention_backend: str | None = None,
+    compiled: bool = False,
     strategy: Strategy = "ddp",
     ranks: Ranks = ALONE,
 ) -> Model:
@@ -86,6 +88,7 @@ def load_model(
     weights in the conditioning cache. Frozen weights are held in `mixed_precision`'s type (of a
     frozen adapter the matrices alone: see `Policy.storage_dtype`), trained ones always in float32.
     attention_backend: how attention is computed, by its name in diffusers; None: torch's own.
+    compiled: each block when it is first called (`compiling`); not with `fsdp2`.
     strategy `fsdp2` shares the policy's weights out among `ranks`; the encoders are whole on each.
     Raises CheckpointError for folders and files that do not fit.
     """
@@ -131,6 +134,8 @@ def load_model(
             parameter.data = parameter.data.to(policy.storage_dtype(name))
     if attention_backend is not None:
         _set_attention_backend(transformer, attention_backend)
+    if compiled:
+        compile_blocks(transformer)
     policy.shard(ranks if strategy == "fsdp2" else ALONE, where)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, tower):
         part.eval().requires_grad_(False)

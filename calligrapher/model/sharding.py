@@ -18,7 +18,7 @@ from calligrapher.ranks import Ranks
 Strategy = Literal["ddp", "fsdp2", "deepspeed"]
 
 
-def check_strategy(strategy: Strategy, *, use_8bit_adam: bool) -> None:
+def check_strategy(strategy: Strategy, *, use_8bit_adam: bool, compiled: bool = False) -> None:
     """Raise ParamsError for a strategy that cannot run, or not with these settings."""
     if strategy == "deepspeed":
         raise ParamsError(
@@ -31,6 +31,11 @@ def check_strategy(strategy: Strategy, *, use_8bit_adam: bool) -> None:
             "use_8bit_adam must be false with launch.strategy fsdp2. Got true: bitsandbytes scales"
             " its moments by blocks of a whole tensor, which shards would cut. Moments in 32 bits"
             " take 8 bytes a trained weight, divided by the number of ranks."
+        )
+    if strategy == "fsdp2" and compiled:
+        raise ParamsError(
+            "model.compile must be false with launch.strategy fsdp2. Got true: the weights of the"
+            " style attentions are gathered inside the blocks, where a graph would break."
         )
 
 

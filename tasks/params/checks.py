@@ -350,7 +350,7 @@ def ranks_have_places(params: Sections) -> None:
             " chooses machines and GPUs. Set launch.num_processes."
         )
     eight_bit = params.warmup.use_8bit_adam or params.update.use_8bit_adam
-    check_strategy(launch.strategy, use_8bit_adam=eight_bit)
+    check_strategy(launch.strategy, use_8bit_adam=eight_bit, compiled=params.model.compile)
     device = params.model.device
     if launch.size > 1 and device not in ("auto", "cpu", "cuda"):
         raise ValueError(

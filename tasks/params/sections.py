@@ -112,6 +112,13 @@ class ModelParams(Section):
             " ...); null = torch's choice. Changes the last bits."
         ),
     )
+    compile: bool = Field(
+        False,
+        description=(
+            "Compile the transformer's blocks (torch.compile), anew for each batch size; needs a"
+            " C++ compiler, goes with ddp alone. Changes the last bits."
+        ),
+    )
     train_adapter: bool = Field(
         True, description="Train the adapter; false = only the LoRA weights."
     )

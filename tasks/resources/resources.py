@@ -36,6 +36,7 @@ def open_model(
     check_strategy(
         strategy,
         use_8bit_adam=params.warmup.use_8bit_adam or params.update.use_8bit_adam,
+        compiled=m.compile,
     )
     model = load_model(
         files.base,
@@ -52,6 +53,7 @@ def open_model(
         train_adapter=m.train_adapter,
         device=m.device,
         attention_backend=m.attention_backend,
+        compiled=m.compile,
         strategy=strategy,
         ranks=ranks,
     )

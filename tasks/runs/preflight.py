@@ -27,6 +27,7 @@ def preflight(params: RunParams, data_dir: Path, *, run: Path | None = None) -> 
 
 @functools.cache
 def _preflight(params_json: str, data_dir: Path, *, learns: bool) -> None:
+    from calligrapher.model.compiling import check_compiler
     from calligrapher.model.loading import check_attention_backend, pick_device
     from tasks.resources.cases import Cases
     from tasks.resources.rewards import check_scorers
@@ -41,6 +42,8 @@ def _preflight(params_json: str, data_dir: Path, *, learns: bool) -> None:
     pick_device(params.model.device)
     if params.model.attention_backend is not None:
         check_attention_backend(params.model.attention_backend)
+    if params.model.compile:
+        check_compiler()
     check_scorers(params.reward)
     for name in params.tracking.used:
         backend_class(name)

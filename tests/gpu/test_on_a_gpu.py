@@ -6,6 +6,7 @@ import pytest
 import small_policy
 import torch
 
+from calligrapher.model.compiling import compile_blocks
 from calligrapher.rl import ema
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -63,9 +64,23 @@ def test_every_backend_of_attention_gives_about_the_same_velocity(backend, recor
     except RuntimeError as error:
         pytest.skip(f"{backend} does not run here: {str(error).splitlines()[0]}")
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    record_property("seconds", seconds(policy))
+
+
+def seconds(policy):
+    """What 20 velocities take."""
     torch.cuda.synchronize()
     started = time.perf_counter()
     for _ in range(20):
         velocity(policy)
     torch.cuda.synchronize()
-    record_property("seconds", time.perf_counter() - started)
+    return time.perf_counter() - started
+
+
+def test_compiled_blocks_give_about_the_same_velocity(record_property):
+    policy = on_gpu(small_policy.build(autocast=torch.bfloat16))
+    expected = velocity(policy)
+    record_property("eager_seconds", seconds(policy))
+    compile_blocks(policy.model.transformer)
+    torch.testing.assert_close(velocity(policy), expected, rtol=0.05, atol=0.05)
+    record_property("compiled_seconds", seconds(policy))

@@ -6,6 +6,7 @@ import torch
 from calligrapher.data.canvas import Canvas
 from calligrapher.data.dataset import load_cases
 from calligrapher.errors import CheckpointError, ParamsError
+from calligrapher.model import compiling
 from calligrapher.model.conditioning import ConditioningCache
 from calligrapher.model.loading import load_model, pick_device, pictures
 from calligrapher.tiny.world import write_bench
@@ -144,3 +145,32 @@ def test_attention_through_diffusers_native_backend_has_the_same_bits(load, case
 def test_a_backend_of_attention_that_nobody_has_is_refused(load):
     with pytest.raises(ParamsError, match=r"model\.attention_backend.*Got 'slow'"):
         load(attention_backend="slow")
+
+
+def use_changes_the_velocity(model, cases):
+    """Whether `Policy.use` is seen by the model's next call, and its end as well."""
+    policy = model.policy
+    conditioning = ConditioningCache(model.encoders, CANVAS, model.device).batch(cases)
+    x = torch.ones(2, conditioning.masked.shape[1], 64), torch.tensor([0.8, 0.3]), conditioning
+    with torch.no_grad():
+        before = policy.velocity(*x)
+        with policy.use({name: 2 * weight for name, weight in policy.snapshot().items()}):
+            other = policy.velocity(*x)
+        return not torch.allclose(before, other) and torch.equal(before, policy.velocity(*x))
+
+
+def test_blocks_that_were_traced_run_under_the_weights_in_use(load, cases, monkeypatch):
+    monkeypatch.setattr(compiling, "HOW", {"backend": "eager", "dynamic": False})
+    model = load(compiled=True)
+    assert use_changes_the_velocity(model, cases)
+    expected, found = gradients(load(), cases), gradients(model, cases)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_within_rounding(load, cases):
+    model = load(compiled=True, lora=LORA, gradient_checkpointing=True)
+    expected, found = gradients(load(lora=LORA), cases), gradients(model, cases)
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7, name
+    assert use_changes_the_velocity(model, cases)

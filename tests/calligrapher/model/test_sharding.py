@@ -317,9 +317,10 @@ def test_a_run_goes_on_from_two_ranks_to_one_and_back(two, folder):
     [
         ("deepspeed", {}, "must be ddp or fsdp2"),
         ("fsdp2", {"use_8bit_adam": True}, "use_8bit_adam must be false"),
+        ("fsdp2", {"compiled": True}, r"model\.compile must be false"),
     ],
 )
 def test_a_strategy_that_cannot_run_is_refused_with_its_reason(strategy, how, says):
     with pytest.raises(ParamsError, match=says):
         sharding.check_strategy(strategy, **{"use_8bit_adam": False} | how)
-    sharding.check_strategy("ddp", use_8bit_adam=True)
+    sharding.check_strategy("ddp", use_8bit_adam=True, compiled=True)

@@ -26,6 +26,7 @@ UNREAD = {
     "model.gradient_checkpointing",
     "model.offload_text_encoder_two",
     "model.attention_backend",
+    "model.compile",
     "data.train",
     "data.evaluation",
     "data.kind",

@@ -169,6 +169,7 @@ PLACES = {
     "grpo.window_interval": "test_a_progressive_window_moves_with_the_rounds",
     "grpo.window_stride": "test_a_progressive_window_moves_with_the_rounds",
     "rollout.refill": "test_a_round_of_equal_rewards_is_refilled",
+    "model.compile": "test_compiling_reaches_every_block_and_needs_a_compiler",
     "model.offload_text_encoder_two": "test_t5_moves_for_each_encoding_when_it_is_offloaded",
     "warmup.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
     "update.checkpointing_steps": "test_checkpointing_steps_say_how_often_a_stage_saves_itself",
@@ -407,6 +408,25 @@ def test_a_key_is_refused_where_it_cannot_hold(key, values, tmp_path):
     params = RunParams.model_validate(merged(values("nft"), SMALL, nested(key, value)))
     with pytest.raises(error, match=words):
         preflight(params, tmp_path)
+
+
+def test_compiling_reaches_every_block_and_needs_a_compiler(
+    make_resources, values, tmp_path, monkeypatch
+):
+    from torch._inductor import config
+
+    from tasks.runs.preflight import preflight
+
+    resources = make_resources(model={"compile": True})
+    transformer = resources.model.policy.model.transformer
+    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    assert all(block._compiled_call_impl is not None for block in blocks)
+    preflight(resources.params, tmp_path / "with")
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(
+        ParamsError, match=r"model\.compile must be false .*no-such-compiler.* g\+\+"
+    ):
+        preflight(resources.params, tmp_path / "without")
 
 
 def test_a_source_is_learned_in_place_of_a_target_only_where_the_data_says_so(
