@@ -54,21 +54,24 @@ class Piece:
     ways: int
     turned: float | None = None
 
-    def frames(self) -> np.ndarray:
-        """Return what of the picture each frame shows: left, top, right and bottom in px, [T, 4].
-
-        What a line was padded by lies at its end.
-        """
+    @property
+    def frame(self) -> float:
+        """What a frame shows of the line's length, as a share; what it was padded by lies after."""
         high, wide = self.pixels.shape[:2]
         # In px of the line; one that is squeezed fills its frames.
         padded = max(padded_width(wide, high) * high / LINE_HEIGHT, wide)
-        at = np.linspace(0, padded, len(self.probs) + 1).clip(max=wide)[:, None] / wide  # [T + 1]
+        return padded / wide / len(self.probs)
+
+    def part(self, begin: float, end: float) -> list[float]:
+        """Left, top, right and bottom in px of what lies between two shares of its length."""
+        high, wide = self.pixels.shape[:2]
         here, right, across, below = self.box
         if (wide > high) != (sides(self.box)[0] > sides(self.box)[1]):
             right, below = below, right  # a column, its letters side by side
-        edges = np.stack([here + at * (right - here), below + at * (across - below)], 1)
-        corners = np.concatenate([edges[:-1], edges[1:]], axis=1)  # [T, 4 corners, 2]
-        return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+        shares = np.clip([begin, end], 0.0, 1.0)[:, None]
+        corners = [here + shares * (right - here), below + shares * (across - below)]
+        corners = np.concatenate(corners)
+        return [*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist()]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from reward_server.components import Letter
 from reward_server.scorers.base import Item, Outcome
 from reward_server.scorers.ocr.aspects import NAMES, Aspects
 from reward_server.scorers.ocr.ctc import align, likelihood_per_character
-from reward_server.scorers.ocr.lines import Place
+from reward_server.scorers.ocr.letters import letter_boxes
 from reward_server.scorers.ocr.models import load_detector, load_recogniser
 from reward_server.scorers.ocr.reading import Picture, Piece, Reader, Reading
 from reward_server.text import Match, normalise, ocr_accuracy, picture_order
@@ -184,7 +184,7 @@ class OCRScorer:
         if reading.rows > 1 and picture_order(target) != target:
             reason = "right-to-left text in several rows has no one order of frames"
             return replace(told, errors={"ocr_likelihood": reason})
-        probs, frames = self._joined(reading.pieces, alphabet)
+        probs, starts = self._joined(reading.pieces, alphabet)
         target = picture_order(target)
         likelihood = likelihood_per_character(probs, target, alphabet)
         clarity = reading.aspects.clarity if reading.aspects and reading.any_text else 1.0
@@ -192,35 +192,35 @@ class OCRScorer:
         if not ask.letters:
             return told
         left, top = ask.picture.corner
-        found = []
-        for one in align(probs, target, alphabet):
-            box = _around(frames[one.first : one.end], reading.place)
-            moved = (side + by for side, by in zip(box, (left, top, left, top), strict=True))
-            found.append(Letter(one.likelihood * clarity, *moved))
-        return replace(told, letters=found)
+        found = align(probs, target, alphabet)
+        boxes = letter_boxes(found, alphabet.spell(target), reading.pieces, starts, reading.place)
+        letters = [
+            Letter(one.likelihood * clarity, x0 + left, y0 + top, x1 + left, y1 + top)
+            for one, (x0, y0, x1, y1) in zip(found, boxes, strict=True)
+        ]
+        return replace(told, letters=letters)
 
     def _joined(
         self, pieces: Sequence[tuple[Piece, bool]], alphabet: Alphabet
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """One CTC output for all lines, and what of the picture its frames show, [T, 4].
+    ) -> tuple[np.ndarray, list[int]]:
+        """One CTC output for all lines, and the frame with which each of them begins.
 
         A certain blank between lines keeps their letters apart; where spaces count, a certain space
-        stands between words as well. They show nothing: NaN.
+        stands between words as well.
         """
         if len(pieces) == 1:
-            return pieces[0][0].probs, pieces[0][0].frames()
+            return pieces[0][0].probs, [0]
         blank = np.zeros((1, len(self._recogniser.characters)), dtype=np.float32)
         blank[0, 0] = 1
-        nowhere = np.full((1, 4), np.nan)
-        parts = [(blank, nowhere)]
+        parts, starts = [blank], []
         for place, (piece, space) in enumerate(pieces):
             if place and space and alphabet.spaces:
                 between = np.zeros_like(blank)
                 between[0, alphabet.spaces[0]] = 1
-                parts += [(between, nowhere), (blank, nowhere)]
-            parts += [(piece.probs, piece.frames()), (blank, nowhere)]
-        probs, frames = zip(*parts, strict=True)
-        return np.concatenate(probs), np.concatenate(frames)
+                parts += [between, blank]
+            starts.append(sum(map(len, parts)))
+            parts += [piece.probs, blank]
+        return np.concatenate(parts), starts
 
 
 @dataclass(frozen=True)
@@ -231,17 +231,6 @@ class _Ask:
     target: str
     match: Match
     letters: bool = False
-
-
-def _around(boxes: np.ndarray, place: Place) -> list[float]:
-    """Left, top, right and bottom of what holds all boxes [N, 4]; of the place where none is known.
-
-    Frames between lines show nothing.
-    """
-    known = boxes[~np.isnan(boxes).any(axis=1)]
-    if not len(known):
-        return [float(side) for side in (place.left, place.top, place.right, place.bottom)]
-    return [*known[:, :2].min(axis=0).tolist(), *known[:, 2:].max(axis=0).tolist()]
 
 
 def _rgb(image: Image.Image | np.ndarray) -> np.ndarray:

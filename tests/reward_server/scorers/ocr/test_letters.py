@@ -8,6 +8,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from reward_server.scorers.base import Item
+from reward_server.scorers.ocr.ctc import Aligned
+from reward_server.scorers.ocr.letters import letter_boxes
+from reward_server.scorers.ocr.lines import Place
+from reward_server.scorers.ocr.reading import Piece
 from reward_server.scorers.ocr.scorer import OCRScorer
 
 FACE = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSansMono.ttf", 32)
@@ -105,3 +109,29 @@ def test_where_nothing_is_written_every_letter_is_unlikely(scorer):
     for one in letters:
         assert 122 <= one.left <= one.right <= 256
         assert 76 <= one.top <= one.bottom <= 122
+
+
+def piece(frames: int, width: int, height: int = 48) -> Piece:
+    box = np.array([[100, 20], [100 + width, 20], [100 + width, 20 + height], [100, 20 + height]])
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    return Piece("", 1.0, np.zeros((frames, 3)), box.astype(float), pixels, 1)
+
+
+def test_neighbours_share_what_lies_between_them_as_wide_as_they_are_worked_by_hand():
+    # 88 px and 8 px of room are 96 px in 12 frames: a frame is 8 px. Middles at 20, 52 and 76 px.
+    letters = [Aligned(1.0, 2, 3), Aligned(1.0, 6, 7), Aligned(1.0, 9, 10)]
+    line = piece(12, 88)
+    place = Place.of(line.pixels, None)
+    boxes = letter_boxes(letters, ["w", "i", "e"], [(line, False)], [0], place)
+    # w and i share 32 px as 3 to 1, i and e 24 px as 1 to 2; outside as much as inside.
+    assert [(left, right) for left, _, right, _ in boxes] == [(100, 144), (144, 160), (160, 188)]
+    assert {(top, bottom) for _, top, _, bottom in boxes} == {(20, 68)}
+
+
+def test_a_letter_between_lines_has_all_of_the_place_and_one_alone_its_line():
+    first, second = piece(12, 88), piece(12, 88)
+    letters = [Aligned(1.0, 3, 4), Aligned(0.0, 13, 14), Aligned(1.0, 20, 21)]
+    place = Place.of(np.zeros((90, 300, 3)), None)
+    lines = [(first, False), (second, True)]
+    boxes = letter_boxes(letters, ["a", "b", "c"], lines, [1, 14], place)
+    assert boxes == [[100, 20, 188, 68], [0, 0, 300, 90], [100, 20, 188, 68]]
