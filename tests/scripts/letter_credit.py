@@ -9,7 +9,6 @@ standard deviations; below it what was read and the advantage of the image as a 
 
 import argparse
 import io
-from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -19,6 +18,7 @@ from tasks.artifacts.layout import round_name
 from tasks.pictures.fonts import font
 from tasks.pictures.sheets import BAD, GAP, GOOD, INK, MARGIN, PAPER, SMALL
 
+SIDES = ("left", "right", "top", "bottom")
 _FACTOR = 4  # how much a picture is enlarged
 
 
@@ -49,17 +49,11 @@ def drawn(row: dict) -> Image.Image:
     sheet = Image.new("RGB", (image.width, image.height + 2 * SMALL + 20), PAPER)
     sheet.paste(image, (0, SMALL + 6))
     pen, face = ImageDraw.Draw(sheet, "RGBA"), font(SMALL)
-    middles = [(letter["left"] + letter["right"]) / 2 for letter in row["letters"]]
-    edges = [
-        row["letters"][0]["left"] - 4,
-        *((a + b) / 2 for a, b in pairwise(middles)),
-        row["letters"][-1]["right"] + 4,
-    ]
-    for letter, (left, right) in zip(row["letters"], pairwise(edges), strict=True):
+    for letter in row["letters"]:
         colour = GOOD if letter["advantage"] > 0 else BAD
         strength = round(min(abs(letter["advantage"]), 2.0) / 2.0 * 130)
-        top, bottom = (letter[side] * _FACTOR + SMALL + 6 for side in ("top", "bottom"))
-        box = (left * _FACTOR + 1, top, right * _FACTOR - 1, bottom)
+        left, right, top, bottom = (_FACTOR * letter[side] for side in SIDES)
+        box = (left + 1, top + SMALL + 6, right - 1, bottom + SMALL + 6)
         tint = tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
         pen.rectangle(box, fill=(*tint, strength), outline=(*tint, 255))
         words = f"{letter['advantage']:+.1f}"
