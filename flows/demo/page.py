@@ -6,7 +6,6 @@ from pathlib import Path
 from threading import Event
 
 import gradio as gr
-from PIL import Image
 from starlette.middleware import Middleware
 
 from calligrapher.data.blank import blank_picture, color_of, place_mask, place_of
@@ -19,8 +18,9 @@ from flows.demo.session import DemoSession
 from flows.demo.sketch import (
     PAINT,
     DemoInput,
+    Taken,
     editor_value,
-    mask_of_layers,
+    mask_on,
     scaled_for_editor,
     uploaded_mask,
     write_once,
@@ -63,7 +63,7 @@ class Page:
             title="Calligrapher", analytics_enabled=False, fill_width=True
         ) as self.blocks:
             gr.Markdown(f"# Calligrapher\n{about}", elem_id="about")
-            self.source = gr.State()
+            self.taken = gr.State()
             self.cases = self._gallery("source", "An example: picture, place, style and text", 12)
             with gr.Row():
                 with gr.Column(scale=3):
@@ -184,15 +184,15 @@ class Page:
         )
 
     def _wire(self) -> None:
-        canvas = [self.canvas, self.problem]
+        canvas = [self.taken, self.canvas, self.problem]
         outcome = [self.results, self.download, self.go, self.stop]
-        case = [self.source, self.canvas, self.reference, self.text, self.problem, *outcome]
+        case = [*canvas, self.reference, self.text, *outcome]
         settings = [self.reference, self.text, self.seed, self.count, self.steps, self.scale]
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
         generating = gr.on(
             [self.go.click, self.text.submit],
             self.generate,
-            [self.source, self.canvas, *settings],
+            [self.taken, self.canvas, *settings],
             [self.problem, *outcome],
             **quiet,
         )
@@ -200,13 +200,11 @@ class Page:
         self.stop.click(self.stop_generating, None, self.stop, **quiet)
         # What is still painted belongs to another picture from now on.
         anew = quiet | {"cancels": [generating]}
-        self.source_file.upload(
-            self.take_source, self.source_file, [self.source, *canvas, *outcome], **anew
-        )
-        self.blank.click(self.take_blank, self.color, [self.source, *canvas, *outcome], **anew)
+        self.source_file.upload(self.take_source, self.source_file, [*canvas, *outcome], **anew)
+        self.blank.click(self.take_blank, self.color, [*canvas, *outcome], **anew)
         self.cases.select(self.take_example, None, case, **anew)
-        self.mask_file.upload(self.take_mask, [self.mask_file, self.source], canvas, **quiet)
-        self.clear.click(self.clear_mask, self.source, canvas, **quiet)
+        self.mask_file.upload(self.take_mask, [self.mask_file, self.taken], canvas, **quiet)
+        self.clear.click(self.clear_mask, self.taken, canvas, **quiet)
         self.styles.select(self.take_style, None, [self.reference, self.problem], **quiet)
         if self.examples:
             self.blocks.load(self.take_first, None, case, **quiet)
@@ -215,8 +213,7 @@ class Page:
     def take_source(self, file: str, request: gr.Request) -> dict:
         source = load_rgb(Path(file))
         self._stop(request)
-        canvas = editor_value(self.session.folder, source)
-        return {self.source: source, self.canvas: canvas, **self._outcome("")}
+        return self._shows(Taken(source)) | self._outcome("")
 
     @_telling
     def take_blank(self, color: str, request: gr.Request) -> dict:
@@ -225,24 +222,19 @@ class Page:
         source = blank_picture(size, color_of(color))
         self._stop(request)
         mask = place_mask(size, place_of(None, size))
-        canvas = editor_value(self.session.folder, source, mask)
-        return {self.source: source, self.canvas: canvas, **self._outcome("")}
+        return self._shows(Taken(source, mask)) | self._outcome("")
 
     @_telling
-    def take_mask(self, file: str, source: Image.Image | None) -> dict:
-        if source is None:
+    def take_mask(self, file: str, taken: Taken | None) -> dict:
+        if taken is None:
             raise DataError(
                 "There must be a source picture before its mask. Upload one, or choose an example."
             )
-        return {
-            self.canvas: editor_value(
-                self.session.folder, source, uploaded_mask(Path(file), source)
-            )
-        }
+        return self._shows(Taken(taken.source, uploaded_mask(Path(file), taken.source)))
 
     @_telling
-    def clear_mask(self, source: Image.Image | None) -> dict:
-        return {self.canvas: source and editor_value(self.session.folder, source)}
+    def clear_mask(self, taken: Taken | None) -> dict:
+        return {self.canvas: None} if taken is None else self._shows(Taken(taken.source))
 
     @_telling
     def take_first(self) -> dict:
@@ -254,14 +246,17 @@ class Page:
         return self._taken(self.examples[chosen.index])
 
     def _taken(self, case: Case) -> dict:
-        source = load_rgb(case.source)
         return {
-            self.source: source,
-            self.canvas: editor_value(self.session.folder, source, load_mask(case.mask)),
+            **self._shows(Taken(load_rgb(case.source), load_mask(case.mask))),
             self.reference: write_once(self.session.folder, load_rgb(case.reference)),
             self.text: case.text,
             **self._outcome(""),
         }
+
+    def _shows(self, taken: Taken) -> dict:
+        """Return what keeps a picture and has the editor draw it."""
+        drawn = editor_value(self.session.folder, taken.source, taken.mask)
+        return {self.taken: taken, self.canvas: drawn}
 
     @_telling
     def take_style(self, chosen: gr.SelectData) -> dict:
@@ -270,7 +265,7 @@ class Page:
 
     def generate(
         self,
-        source: Image.Image | None,
+        taken: Taken | None,
         editor: dict | None,
         reference: str | None,
         text: str,
@@ -286,7 +281,7 @@ class Page:
         try:
             if seed is None:
                 raise DataError("The first seed must be a whole number, 0 or more.")
-            mask = mask_of_layers(editor["layers"], source.size) if source and editor else None
+            source, mask = (taken.source, mask_on(taken, editor)) if taken else (None, None)
             given = DemoInput(source, mask, load_rgb(Path(reference)) if reference else None, text)
             seeds = range(seed, seed + int(count))
             for shown in self.session.results(

@@ -21,6 +21,16 @@ from calligrapher.errors import DataError
 EDITOR_SIDE = 960  # pixels; the longest side of a picture on the page
 PAINT = (236, 72, 153, 153)  # RGBA of the brush
 HALF = 128  # A pixel counts as painted from this alpha on.
+THUMBNAIL = (32, 32)  # px
+ALIKE = 16  # of 255: thumbnails of one picture differ by less, however an editor drew it
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A source as it was taken, and the mask that it came with, as `DemoInput` has them."""
+
+    source: Image.Image
+    mask: Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,26 @@ def write_once(folder: Path, picture: Image.Image) -> str:
     if not path.exists():
         atomic_write(path, data)
     return str(path)
+
+
+def mask_on(taken: Taken, editor: dict | None) -> Image.Image | None:
+    """Return what is painted over a source in the editor, or what it came with.
+
+    The editor fetches a source after it is told of it, and tells nobody when it has drawn it: until
+    then it holds the picture before, whose paint is none of this one.
+    """
+    shown = editor["background"] if editor else None
+    if shown is None or not _alike(shown, scaled_for_editor(taken.source)):
+        return taken.mask
+    return mask_of_layers(editor["layers"], taken.source.size)
+
+
+def _alike(one: Image.Image, other: Image.Image) -> bool:
+    thumbnails = [
+        np.asarray(image.convert("RGB").resize(THUMBNAIL, Image.Resampling.BOX), dtype=np.int16)
+        for image in (one, other)
+    ]
+    return np.abs(thumbnails[0] - thumbnails[1]).max() < ALIKE
 
 
 def mask_of_layers(layers: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image:

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from reward_server.client.failover import FILES, PARTS, Request
+from reward_server.client.png import upper_rows
 from reward_server.surroundings import Box, looked_at
 from reward_server.text import Match
 
@@ -101,43 +102,52 @@ class Picture:
         """Return a part of it, as a form holds it.
 
         None where it is not of this size (width, height), or where a part might mean another thing
-        than it does in the whole: see `_plain`.
+        than it does in the whole: see `_plain`. Of a PNG file no row below the part is decoded.
         """
         with self._lock:
             if box not in self._cuts:
-                image = self._plain()
-                corners = (box.left, box.top, box.right, box.bottom)
-                fits = image is not None and image.size == size
-                self._cuts[box] = encode_file(image.crop(corners)) if fits else None
+                self._cuts[box] = self._cut(box, size)
             return self._cuts[box]
+
+    def _cut(self, box: Box, size: tuple[int, int]) -> bytes | None:
+        picture, (width, height) = self._picture, size
+        if isinstance(picture, bytes | bytearray | memoryview):
+            upper = upper_rows(bytes(picture), size, box.bottom)
+            if upper is not None:
+                picture, height = upper, box.bottom
+        image = _plain(picture)
+        if image is None or image.size != (width, height):
+            return None
+        return encode_file(image.crop((box.left, box.top, box.right, box.bottom)))
 
     @cached_property
     def white(self) -> tuple[Box, tuple[int, int]] | None:
         """The box of a mask's white part, and the mask's width and height."""
         with self._lock:
-            image = self._plain()
+            image = _plain(self._picture)
         if image is None:
             return None
         box = image.convert("L").point(lambda level: 255 * (level >= _WHITE)).getbbox()
         return None if box is None else (Box(*box), image.size)
 
-    def _plain(self) -> Any:
-        """Return it decoded; None of a damaged one, of which the server says what is wrong, and of
-        one with transparency or a palette.
-        """
-        from PIL import Image
 
-        image = self._picture
-        try:
-            if isinstance(image, bytes | bytearray | memoryview):
-                image = Image.open(io.BytesIO(image), formats=("PNG", "BMP"))
-            elif not isinstance(image, Image.Image):
-                image = Image.fromarray(image)
-            image.load()
-        except Exception:  # decoders raise all kinds; sent whole, the server's word counts
-            return None
-        plain = image.mode in ("RGB", "L", "1") and not image.has_transparency_data
-        return image if plain else None
+def _plain(picture: Any) -> Any:
+    """Return a picture decoded; None of a damaged one, of which the server says what is wrong, and
+    of one with transparency or a palette.
+    """
+    from PIL import Image
+
+    image = picture
+    try:
+        if isinstance(image, bytes | bytearray | memoryview):
+            image = Image.open(io.BytesIO(image), formats=("PNG", "BMP"))
+        elif not isinstance(image, Image.Image):
+            image = Image.fromarray(image)
+        image.load()
+    except Exception:  # decoders raise all kinds; sent whole, the server's word counts
+        return None
+    plain = image.mode in ("RGB", "L", "1") and not image.has_transparency_data
+    return image if plain else None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from calligrapher.errors import DataError
 from flows.demo.sketch import (
     PAINT,
     DemoInput,
+    Taken,
     editor_value,
     mask_of_layers,
+    mask_on,
     scaled_for_editor,
     uploaded_mask,
     write_case,
@@ -101,3 +103,19 @@ def test_an_uploaded_mask_fits_its_source(tmp_path):
     assert uploaded_mask(path, picture()) == mask_of((2, 1, 9, 5))
     with pytest.raises(DataError, match=r"as large as the source, 12x7\. Found 13x7\."):
         uploaded_mask(path, picture(12, 7))
+
+
+def test_until_the_editor_has_drawn_a_picture_its_own_mask_counts(tmp_path):
+    def drawn(source, mask=None):
+        shown = editor_value(tmp_path, source, mask)
+        layers = [Image.open(path) for path in shown["layers"]]
+        return {"background": Image.open(shown["background"]), "layers": layers}
+
+    own, painted = mask_of((2, 1, 9, 5)), mask_of((0, 0, 4, 4))
+    taken = Taken(picture(), own)
+    assert mask_on(taken, drawn(picture(), painted)) == painted
+    assert mask_on(taken, drawn(picture(seed=1), painted)) == own  # still the picture before
+    assert mask_on(taken, drawn(picture())).getbbox() is None  # erased
+    assert mask_on(taken, {"background": None, "layers": []}) == own
+    assert mask_on(taken, None) == own
+    assert mask_on(Taken(picture()), drawn(picture(seed=1), painted)) is None

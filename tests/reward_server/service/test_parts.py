@@ -69,6 +69,15 @@ def test_a_group_sends_one_mask_and_no_reference_and_of_each_picture_a_part(enco
     assert all("part" not in item and "reference" in item for item in whole)
 
 
+def test_parts_of_png_files_are_the_bytes_of_those_of_pictures_in_memory():
+    items = scenes(2, (512, 400))
+    files = [replace(item, image=png(item.image), mask=png(item.mask)) for item in items]
+    _, of_pictures = form_of([items[0]])
+    _, of_files = form_of([files[0]])
+    assert of_pictures == of_files
+    assert form_of([items[1]])[1] != of_files
+
+
 def test_all_of_a_picture_is_sent_where_a_part_is_not_worth_it_or_might_mean_another_thing():
     (item,) = scenes(1, (512, 400))
     black, wide = Image.new("L", (512, 400)), Image.new("L", (512, 400), 255)
