@@ -7,9 +7,15 @@ from calligrapher.errors import ParamsError
 
 # A graph for each batch size and for none but that: one graph for all sizes would be laid out for
 # the size that came first, which is another one where a run is resumed. For the same reason nothing
-# is chosen by how fast it was just then. `recompile_limit`: sizes times modes (with gradient,
-# without) of a run; beyond it blocks would run as they are.
-HOW = {"dynamic": False, "options": {"deterministic": True}, "recompile_limit": 64}
+# is chosen by how fast it was just then. Half precision is rounded where it is without compiling:
+# else the graphs with and without gradient would differ, and with them GRPO's log-probabilities.
+# `recompile_limit`: sizes times modes (with gradient, without) of a run; beyond it blocks would run
+# as they are.
+HOW = {
+    "dynamic": False,
+    "options": {"deterministic": True, "emulate_precision_casts": True},
+    "recompile_limit": 64,
+}
 
 
 def compile_blocks(transformer) -> None:

@@ -174,3 +174,13 @@ def test_compiled_blocks_give_the_same_within_rounding(load, cases):
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7, name
     assert use_changes_the_velocity(model, cases)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_say_the_same_with_and_without_a_gradient_in_half_precision(load, cases):
+    model = load(compiled=True, mixed_precision="bf16")
+    conditioning = ConditioningCache(model.encoders, CANVAS, model.device).batch(cases)
+    x = torch.randn(2, conditioning.masked.shape[1], 64), torch.tensor([0.8, 0.3]), conditioning
+    with torch.no_grad():
+        sampled = model.policy.velocity(*x)
+    assert torch.equal(model.policy.velocity(*x), sampled)
