@@ -140,8 +140,7 @@ def lazy_scorer(
     with ExitStack() as stack:
         urls = functools.cache(lambda: stack.enter_context(reward_urls(params, run_folder, size)))
         note = identity_note(params, data_dir) if own else None
-        letters = params.advantage.per_letter
-        yield RewardScorer(params.reward, urls, canvas, letters=letters, identity_note=note)
+        yield RewardScorer(params.reward, urls, canvas, identity_note=note)
 
 
 def identity_note(params: RunParams, data_dir: Path) -> Path:

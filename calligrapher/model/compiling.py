@@ -5,12 +5,13 @@ from pathlib import Path
 
 from calligrapher.errors import ParamsError
 
-# A graph for each batch size and for none but that: one graph for all sizes would be laid out for
-# the size that came first, which is another one where a run is resumed. For the same reason nothing
-# is chosen by how fast it was just then. Half precision is rounded where it is without compiling:
-# else the graphs with and without gradient would differ, and with them GRPO's log-probabilities.
-# `recompile_limit`: sizes times modes (with gradient, without) of a run; beyond it blocks would run
-# as they are.
+# A graph for each batch size and length and for none but that: one graph for all sizes would be
+# laid out for the one that came first, which is another one where a run is resumed. For the same
+# reason nothing is chosen by how fast it was just then. Half precision is rounded where it is
+# without compiling: else the graphs with and without gradient would differ, and with them GRPO's
+# log-probabilities. `recompile_limit`: sizes times lengths times modes (with gradient, without)
+# of a run; beyond it blocks run as they are, which a run with references of many shapes may come
+# to.
 HOW = {
     "dynamic": False,
     "options": {"deterministic": True, "emulate_precision_casts": True},

@@ -27,8 +27,8 @@ def letter_credit(
 ) -> Tensor:
     """Return the advantage of each latent position of a picture, [L, D] float32.
 
-    A position has that of the letter whose box is nearest to its middle, and the picture's `own`
-    where none is as near as that letter is high.
+    A position has that of the letter whose box is nearest to its middle, of several the one with
+    the smallest box, and the picture's `own` where none is as near as that letter is high.
 
     letters: N advantages. boxes: their left, top, right and bottom in px of the picture, which is
     `width` x `height`. image_ids: [L, 3], of the tokens; a strip of context lies above the picture.
@@ -49,12 +49,16 @@ def letter_credit(
     middle = torch.tensor([0.25, 0.75], dtype=torch.float64) * side
     y = (corner[:, :1] + middle.repeat_interleave(2)).reshape(-1, 1)  # [4 L, 1]
     x = (corner[:, 1:] + middle.repeat(2)).reshape(-1, 1)
-    left, top, right, bottom = torch.tensor(boxes, dtype=torch.float64).T
+    sides = torch.tensor(boxes, dtype=torch.float64)  # [N, 4]
+    # The first of equals is taken: one that stands anywhere in a place yields to those within.
+    smallest_first = (sides[:, 2:] - sides[:, :2]).prod(1).argsort(stable=True)
+    left, top, right, bottom = sides[smallest_first].T
     across = (left - x).clamp(min=0) + (x - right).clamp(min=0)  # [4 L, N] px
     along = (top - y).clamp(min=0) + (y - bottom).clamp(min=0)
     distance = torch.hypot(across, along)
     distance = torch.where(distance <= bottom - top, distance, torch.inf)
-    nearest = torch.tensor(letters, dtype=torch.float32)[distance.argmin(1)]
+    found = torch.tensor(letters, dtype=torch.float32)[smallest_first]
+    nearest = found[distance.argmin(1)]
     credit = torch.where(distance.isfinite().any(1), nearest, own)
     return credit.reshape(-1, _POSITIONS).repeat(1, channels // _POSITIONS)
 

@@ -93,6 +93,15 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
             )
         return self
 
+    @model_validator(mode="after")
+    def _reckons_anew_once(self) -> Self:
+        if self.recompute_log_prob and self.importance_cap is not None:
+            raise ValueError(
+                "recompute_log_prob must be false with importance_cap, which reckons the"
+                " log-probabilities anew as well. Got true."
+            )
+        return self
+
     @property
     def bounds(self) -> Literal["clip", "guard", "dppo"]:
         """What bounds an update, whichever key says so."""

@@ -145,9 +145,9 @@ class ScoreResponse(Wire):
     ocr_letters: list[LetterScore] | None = Field(
         None,
         description=(
-            "of each character of the target how likely it is, and its box in px of the whole"
-            " picture; null, without an error, unless `letters` was sent and ocr_likelihood is"
-            " there"
+            "of each letter of the target that counts, in the picture's order from left to right,"
+            " how likely it is, and its box in px of the whole picture; null, without an error,"
+            " unless `letters` was sent and ocr_likelihood is there"
         ),
     )
     errors: dict[str, str] = Field(description="field -> why it is null")

@@ -206,9 +206,7 @@ def resources_of_rank(
     files, cases = model_files(params.model, runs.path), Cases(params, runs.data)
     vars(files)["digest"] = setup["model_digest"]  # hashed once, by the parent
     canvas = Canvas(m.width, m.height, m.reference_context)
-    number = setup["first"] + ranks.rank
-    letters = params.advantage.per_letter
-    scorer = RewardScorer(params.reward, servers, canvas, rank=number, letters=letters)
+    scorer = RewardScorer(params.reward, servers, canvas, rank=setup["first"] + ranks.rank)
 
     def progress(label: str, total: int, unit: str, *, done: int = 0) -> RankProgress:
         return RankProgress(send, label, total, unit, done=done)

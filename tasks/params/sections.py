@@ -115,8 +115,8 @@ class ModelParams(Section):
     compile: bool = Field(
         False,
         description=(
-            "Compile the transformer's blocks (torch.compile), anew for each batch size; needs a"
-            " C++ compiler, goes with ddp alone. Changes the last bits."
+            "Compile the transformer's blocks (torch.compile), anew for each batch size and length;"
+            " needs a C++ compiler, goes with ddp alone. Changes the last bits."
         ),
     )
     train_adapter: bool = Field(

@@ -40,9 +40,12 @@ def verify(run_folder: Path) -> Verified:
                 loaded[name] = Artifact.load(path.parent)
             except ArtifactError as error:
                 problems.append(str(error))
-    # Read as it is: a run of other params than are valid today can be looked at, too.
-    rollout = json.loads((run_folder / PARAMS).read_text())["rollout"]
-    staleness = rollout.get("staleness", 0)
+    staleness = 0
+    try:
+        # Read as it is: a run of other params than are valid today can be looked at, too.
+        staleness = json.loads((run_folder / PARAMS).read_text())["rollout"].get("staleness", 0)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        problems.append(f"{run_folder / PARAMS}: it cannot be read ({error!r})")
     for name, artifact in loaded.items():
         problems += [f"{artifact.path / line}" for line in artifact.damage()]
         problems += _chain(run_dir, name, loaded, staleness)

@@ -44,6 +44,10 @@ MADE_UP = (
     " --disable-reward-model. Start it without, or set reward.disable_reward_model=true to train"
     " on constant rewards, without a server."
 )
+NO_LETTERS = (
+    "advantage.per_letter must be false where the reward servers do not tell where letters stand."
+    " Got true. Set it to false, or run a newer version of each server, with OCR."
+)
 _GAVE_NONE = "the server gave none"
 REFERENCE_SIDE = 1024  # pixels of the longer side; judges see a reference no larger
 
@@ -52,8 +56,7 @@ class RewardScorer:
     """Scores pictures of one size on the servers `urls`.
 
     urls: or a function that starts the servers when they are first needed; with
-    `disable_reward_model` nobody is asked. letters: each letter of the text is asked about, and the
-    table gets a column `ocr_letters`. identity_note: a file whose name stands for all that
+    `disable_reward_model` nobody is asked. identity_note: a file whose name stands for all that
     decides what `identity` says, so that nothing need be started to know it.
     """
 
@@ -64,10 +67,9 @@ class RewardScorer:
         canvas: Canvas,
         *,
         rank: int = 0,
-        letters: bool = False,
         identity_note: Path | None = None,
     ):
-        self.params, self.canvas, self.letters = params, canvas, letters
+        self.params, self.canvas = params, canvas
         self._urls, self._rank, self._note = urls, rank, identity_note
         self._token = _token(params)
         self._checked = False
@@ -103,18 +105,20 @@ class RewardScorer:
         if self.client is None:
             return {"disabled": True}
         info = self._info()
-        _check_info(info, self.params, letters=self.letters)
+        _check_info(info, self.params)
         identity = {"scorers": info["scorers"]}
         if self._note is not None:
             self._note.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(self._note, json.dumps(identity).encode())
         return identity
 
-    def score(self, images: Sequence[bytes], cases: Sequence[Case]) -> list[dict[str, Any]]:
+    def score(
+        self, images: Sequence[bytes], cases: Sequence[Case], letters: bool = False
+    ) -> list[dict[str, Any]]:
         """Return a row of the score table, without `sample_id`, for each PNG picture and its case.
 
-        Raises RewardError when the servers cannot be reached, refuse the request or make numbers
-        up.
+        letters: each letter of the text is asked about; a row then has `ocr_letters`. Raises
+        RewardError when the servers cannot be reached, refuse the request or make numbers up.
         """
         if self.client is None:
             return [
@@ -129,7 +133,7 @@ class RewardScorer:
                 prompt=case.prompt,
                 text=case.text,
                 match=case.ocr_match or self.params.ocr_match,
-                letters=self.letters,
+                letters=letters,
                 **pictures[case],
             )
             for image, case in zip(images, cases, strict=True)
@@ -146,7 +150,7 @@ class RewardScorer:
             self.is_asking = False
         if any(result.reward_model_disabled for result in results):
             raise RewardError(MADE_UP)
-        return self.weigh(results)
+        return self.weigh(results, letters=letters)
 
     def _check_scorers_unchanged(self) -> None:
         """Raise RewardError when the run's own server has loaded other files than were named.
@@ -174,8 +178,13 @@ class RewardScorer:
                 f"The reward servers must say what they score with. {error}"
             ) from error
 
-    def weigh(self, results: Sequence[RewardResult]) -> list[dict[str, Any]]:
-        """Rows of the score table: what was measured, and the reward that it gives."""
+    def weigh(
+        self, results: Sequence[RewardResult], *, letters: bool = False
+    ) -> list[dict[str, Any]]:
+        """Rows of the score table: what was measured, and the reward that it gives.
+
+        Raises RewardError where `letters` were asked about and a server does not know of them.
+        """
         measured = [result.components() for result in results]
         # A refused item has none of the components that only a user's own scorers know of.
         names = list(dict.fromkeys(n for row in (*measured, self.params.weights) for n in row))
@@ -184,10 +193,11 @@ class RewardScorer:
             | reward_of(self.params, full, result.errors)
             for row, result in zip(measured, results, strict=True)
         ]
-        if self.letters:
-            for row, result in zip(rows, results, strict=True):
-                found = result.ocr_letters
-                row[LETTERS] = None if found is None else [vars(letter) for letter in found]
+        for row, result in zip(rows, results, strict=True) if letters else ():
+            found = result.ocr_letters
+            if found is None and result.ocr_likelihood is not None:
+                raise RewardError(NO_LETTERS)
+            row[LETTERS] = None if found is None else [vars(letter) for letter in found]
         return rows
 
     def _pictures(self, case: Case) -> dict[str, bytes]:
@@ -290,7 +300,7 @@ def scorer_identities(params: RewardParams) -> dict[str, dict[str, str]]:
 def check_servers(params: RewardParams, *, letters: bool = False) -> None:
     """Raise RewardError unless the servers that `params` names can score, or are loading.
 
-    Asks each once; without named servers there is nothing to ask. letters: as in RewardScorer.
+    Asks each once; without named servers there is nothing to ask. letters: they must tell of those.
     """
     if params.disable_reward_model or not params.server_urls:
         return
@@ -323,7 +333,7 @@ def served_alphabet(params: RewardParams, urls: Sequence[str], match: Match) -> 
     return Alphabet(characters, match)
 
 
-def _check_info(info: Mapping[str, Any], params: RewardParams, *, letters: bool) -> None:
+def _check_info(info: Mapping[str, Any], params: RewardParams, *, letters: bool = False) -> None:
     """Raise RewardError unless a server with this `/info` measures what `params` weighs.
 
     letters: it must also tell where letters stand.
@@ -345,10 +355,7 @@ def _check_info(info: Mapping[str, Any], params: RewardParams, *, letters: bool)
                 f" {measured_by(component)}."
             )
     if letters and not info.get("letters"):
-        raise RewardError(
-            "advantage.per_letter must be false where the reward servers do not tell where letters"
-            " stand. Got true. Set it to false, or run a newer version of the servers, with OCR."
-        )
+        raise RewardError(NO_LETTERS)
     for component in params.needed:
         if component not in measured:
             key = "factors" if component in params.factors else "style_factors"

@@ -233,7 +233,7 @@ class Run:
         earlier = Artifact.load(path)
         same = earlier.inputs["rollout"] == rollout.digest
         same = same and earlier.manifest.extra["scored_by"] == self.sources["scored_by"]()
-        return path if same and can_reweigh(earlier, self.params.reward) else None
+        return path if same and can_reweigh(earlier, self.params) else None
 
     def _ahead(self, name: str) -> Path:
         """Return where the scores of a round wait; another way of scoring never finds them."""

@@ -155,11 +155,21 @@ def _placed(
 
 
 def read_scores(params: RunParams, path: Path) -> dict[str, list[Any]]:
-    """Read the columns of a score table that advantages are made of."""
+    """Read the columns of a score table that advantages are made of.
+
+    Raises RewardError where letters are to be compared that nobody asked about.
+    """
     weighs = params.advantage.combine == "standardized" and params.reward.component_weights
     names = [*params.reward.needed] if weighs else []
+    table = read_table(path)
+    if params.advantage.per_letter and LETTERS not in table:
+        raise RewardError(
+            f"{path} must have the column {LETTERS} where advantage.per_letter is true. It was"
+            " scored without. Rerun from the score of that round on (`calligrapher rerun RUN"
+            " ROUND/score advantage.per_letter=true --downstream`)."
+        )
     names += [LETTERS] if params.advantage.per_letter else []
-    return read_table(path, ["sample_id", "reward", *names])
+    return {name: table[name] for name in ("sample_id", "reward", *names)}
 
 
 def advantage(

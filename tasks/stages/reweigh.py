@@ -23,7 +23,9 @@ class RecordedScorer:
     def identity(self) -> dict[str, Any]:
         return self._scored_by
 
-    def score(self, images: Sequence[bytes], cases: Sequence[Any]) -> list[dict[str, Any]]:
+    def score(
+        self, images: Sequence[bytes], cases: Sequence[Any], letters: bool = False
+    ) -> list[dict[str, Any]]:
         raise RewardError("The recorded scores must suffice here. No reward server was started.")
 
 

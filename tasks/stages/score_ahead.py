@@ -68,7 +68,11 @@ def scored_shard(folder: Path, sha256: str) -> Path:
 def score_rows(resources: Resources, rows: dict[str, list[Any]], out: Path) -> None:
     """Write the score table of one shard's rows (columns `READS`) to `out`."""
     by_id: dict[str, Case] = {case.case_id: case for case in resources.cases.train}
-    scored = resources.scorer.score(rows["image"], [by_id[i] for i in rows["case_id"]])
+    scored = resources.scorer.score(
+        rows["image"],
+        [by_id[i] for i in rows["case_id"]],
+        letters=resources.params.advantage.per_letter,
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     columns = {key: [row[key] for row in scored] for key in scored[0]}
     write_scores(out, {"sample_id": rows["sample_id"]} | columns)

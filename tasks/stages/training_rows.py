@@ -48,11 +48,8 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
     Where lengths differ, rows share a batch that share their length and their shard: they have the
     neighbours that they had in the rollout.
     """
-    per_letter = resources.params.advantage.per_letter
-    further = [LETTER_ADVANTAGES.name] if per_letter else []
-    table = read_table(
-        advantages.file(ADVANTAGES_FILE), ["sample_id", "advantage", "kept", *further]
-    )
+    table = read_table(advantages.file(ADVANTAGES_FILE))
+    per_letter = LETTER_ADVANTAGES.name in table
     letters = table[LETTER_ADVANTAGES.name] if per_letter else [[]] * len(table["kept"])
     teaches = [
         kept and (own != 0 or any(letter["advantage"] for letter in spelled))

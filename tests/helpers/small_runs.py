@@ -52,7 +52,7 @@ class HashScorer:
     def reward(self, image, case):
         return hashlib.sha256(image).digest()[0] / 256
 
-    def score(self, images, cases):
+    def score(self, images, cases, letters=False):
         self.calls.append((list(images), list(cases)))
         return [self.row(i, c) for i, c in zip(images, cases, strict=True)]
 
@@ -75,7 +75,7 @@ class Gamed(HashScorer):
 
     evaluations = 0
 
-    def score(self, images, cases):
+    def score(self, images, cases, letters=False):
         rows = super().score(images, cases)
         if len(images) == 2:
             held_out = {"ocr_accuracy": 0.9 - self.evaluations / 10}

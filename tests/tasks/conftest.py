@@ -108,7 +108,7 @@ def judged(scorer_class):
                 super().__init__()
                 self.left = [0.0, *accuracies]  # the first is that before the first round
 
-            def score(self, images, cases):
+            def score(self, images, cases, letters=False):
                 rows = super().score(images, cases)
                 if len(images) == 2:
                     value = self.left.pop(0)

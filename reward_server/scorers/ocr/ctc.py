@@ -62,7 +62,9 @@ def align(probs: np.ndarray, text: str, alphabet: Alphabet) -> list[Aligned]:
     found = []
     for state in range(1, states, 2):
         at = np.flatnonzero(path_T == state)
-        found.append(Aligned(float(np.exp(log_emit_TS[at, state].max())), at[0], at[-1] + 1))
+        highest = np.exp(log_emit_TS[at, state].max())
+        # What several classes add up to may round to more than 1.
+        found.append(Aligned(min(float(highest), 1.0), int(at[0]), int(at[-1]) + 1))
     return found
 
 

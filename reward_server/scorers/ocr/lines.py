@@ -59,12 +59,14 @@ class Line:
     ways: what it looks like read in each possible way, uint8 [h, w, 3] with the letters upright in
     the right one. boxes: the box of each way; corners differ where it begins elsewhere. inside: the
     share of it that lies in the mask. whole: its letters are in the mask from top to bottom.
+    column: the last way shows letters side by side that stand below each other.
     """
 
     ways: tuple[np.ndarray, ...]
     boxes: tuple[np.ndarray, ...]
     inside: float
     whole: bool = True
+    column: bool = False
 
     @property
     def height(self) -> float:
@@ -217,7 +219,7 @@ def _line(rgb: np.ndarray, box: np.ndarray, inside: float) -> Line:
     if column is not None:
         ways.append(column)
         boxes.append(box)
-    return Line(tuple(ways), tuple(boxes), inside)
+    return Line(tuple(ways), tuple(boxes), inside, column=column is not None)
 
 
 def cut_out(rgb: np.ndarray, box: np.ndarray) -> np.ndarray:

@@ -18,7 +18,6 @@ from reward_server.scorers.ocr.lines import (
     lines_in,
     plain_line,
     region_around,
-    sides,
     whole_place,
 )
 from reward_server.scorers.ocr.models import Detector, Recogniser, padded_width, rows_of
@@ -53,6 +52,7 @@ class Piece:
     pixels: np.ndarray
     ways: int
     turned: float | None = None
+    column: bool = False  # its letters stand below each other, and side by side in `pixels`
 
     @property
     def frame(self) -> float:
@@ -64,10 +64,9 @@ class Piece:
 
     def part(self, begin: float, end: float) -> list[float]:
         """Left, top, right and bottom in px of what lies between two shares of its length."""
-        high, wide = self.pixels.shape[:2]
         here, right, across, below = self.box
-        if (wide > high) != (sides(self.box)[0] > sides(self.box)[1]):
-            right, below = below, right  # a column, its letters side by side
+        if self.column:
+            right, below = below, right
         shares = np.clip([begin, end], 0.0, 1.0)[:, None]
         corners = [here + shares * (right - here), below + shares * (across - below)]
         corners = np.concatenate(corners)
@@ -151,10 +150,12 @@ class Reader:
 
         def best(line: Line) -> Piece:
             ways = []
-            for pixels, box in zip(line.ways, line.boxes, strict=True):
+            for number, (pixels, box) in enumerate(zip(line.ways, line.boxes, strict=True), 1):
                 probs = next(outputs)
                 text, confidence = self._recogniser.decode(probs)
-                ways.append(Piece(text, confidence, probs, box, pixels, len(line.ways)))
+                count = len(line.ways)
+                column = line.column and number == count
+                ways.append(Piece(text, confidence, probs, box, pixels, count, column=column))
             return max(ways, key=lambda piece: piece.confidence)
 
         return [[best(line) for line in lines] for lines in pages]

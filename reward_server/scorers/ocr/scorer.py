@@ -41,7 +41,7 @@ class OCRScore:
     aspects: Aspects | None = None  # None: no lines were looked for
     accuracy: float | None = None
     likelihood: float | None = None  # geometric mean per character of the target's CTC probability
-    letters: list[Letter] | None = None  # of the target, in order; None: not asked for
+    letters: list[Letter] | None = None  # in the picture's order; None: not asked for
     errors: dict[str, str] = field(default_factory=dict)
 
 

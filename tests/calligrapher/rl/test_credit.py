@@ -55,6 +55,21 @@ def test_an_image_whose_letters_are_not_told_has_its_own_advantage_everywhere():
     assert credit.eq(0.25).all()
 
 
+def test_a_letter_that_may_stand_anywhere_yields_to_those_whose_place_is_known():
+    credit = letter_credit(
+        [30.0, 1.0, 2.0],
+        [(0, 0, 24, 8), (0, 0, 12, 8), (12, 0, 24, 8)],
+        own=0.0,
+        image_ids=image_ids(4, 12),
+        channels=8,
+        width=24,
+        height=8,
+    )
+    positions = unpack(credit[None], 4, 12)[0, 0]
+    assert positions[:, :6].eq(1.0).all()
+    assert positions[:, 6:].eq(2.0).all()
+
+
 def test_tokens_of_another_picture_are_refused():
     with pytest.raises(InputError, match="cover a picture of 24 x 40 px"):
         letter_credit(

@@ -166,9 +166,7 @@ def test_letters_stand_in_a_column_of_their_own_only_where_they_are_asked_about(
     letters = (Letter(0.25, 0, 1, 2, 3), Letter(1.0, 2, 1, 4, 3))
     result = RewardResult(ocr_accuracy=0.5, ocr_likelihood=0.5, ocr_letters=letters)
     client = Client(result)
-    asking = scorer(client)
-    asking.letters = True
-    (row,) = asking.score([b"png"], [case(tmp_path / "a", white=1)])
+    (row,) = scorer(client).score([b"png"], [case(tmp_path / "a", white=1)], letters=True)
     assert client.items[0].letters
     assert row["ocr_letters"] == [vars(letter) for letter in letters]
     write_scores(
@@ -180,6 +178,18 @@ def test_letters_stand_in_a_column_of_their_own_only_where_they_are_asked_about(
     (row,) = scorer(client).score([b"png"], [case(tmp_path / "b", white=1)])
     assert not client.items[-1].letters
     assert "ocr_letters" not in row
+
+
+def test_a_server_that_answers_without_letters_is_an_error_before_anything_is_written(
+    scorer, tmp_path
+):
+    asked = [b"png"], [case(tmp_path / "a", white=1)]
+    with pytest.raises(RewardError, match="newer version of each server"):
+        scorer(Client(RewardResult(ocr_likelihood=0.5))).score(*asked, letters=True)
+    silent = Client(RewardResult(errors={"ocr_accuracy": "no letters", "ocr_likelihood": "none"}))
+    (row,) = scorer(silent).score(*asked, letters=True)
+    assert row["reward"] is None
+    assert row["ocr_letters"] is None
 
 
 def test_made_up_numbers_are_no_rewards(scorer, tmp_path):

@@ -148,7 +148,7 @@ def test_of_two_starters_one_trains_and_the_other_is_told_who(
     scoring, refused = threading.Event(), threading.Event()
 
     class Waiting(scorer_class):
-        def score(self, images, cases):
+        def score(self, images, cases, letters=False):
             scoring.set()
             assert refused.wait(60)
             return super().score(images, cases)

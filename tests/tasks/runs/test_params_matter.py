@@ -293,10 +293,7 @@ def play(make_resources, values, tmp_path):
     def play(until, algorithm, changes, client=None):
         resources = make_resources(algorithm, **merged(values(algorithm), SMALL, changes))
         canvas = resources.conditioning.canvas
-        letters = resources.params.advantage.per_letter
-        resources.scorer = RewardScorer(
-            resources.params.reward, ["http://127.0.0.1:9"], canvas, letters=letters
-        )
+        resources.scorer = RewardScorer(resources.params.reward, ["http://127.0.0.1:9"], canvas)
         if resources.scorer.client is not None:
             resources.scorer.client = client or HashClient()
         calls = []

@@ -240,7 +240,7 @@ class WeighingScorer:
     def identity(self):
         return {"scorers": "weighing"}
 
-    def score(self, images, cases):
+    def score(self, images, cases, letters=False):
         import hashlib
 
         from reward_server.components import NAMES

@@ -164,6 +164,16 @@ def test_an_image_that_lacks_a_letter_is_an_error_and_no_number(tmp_path, lackin
         table_of(tmp_path, lettered(), letters=[*SPELLED[:2], lacking])
 
 
+def test_scores_of_before_letters_were_asked_about_say_what_to_rerun(tmp_path):
+    chosen = lettered()
+    table_of(tmp_path, chosen)
+    table = read_table(tmp_path / "scores.parquet")
+    write_scores(tmp_path / "old.parquet", {k: v for k, v in table.items() if k != "ocr_letters"})
+    scores = SimpleNamespace(files=["old.parquet"], file=lambda name: tmp_path / name)
+    with pytest.raises(RewardError, match="Rerun from the score of that round on"):
+        advantage(chosen, 0, tmp_path, scores=scores)
+
+
 def test_letters_are_compared_only_where_they_count_and_the_losses_heed_them():
     with pytest.raises(ValidationError, match=r"reward\.likelihood_weight must be above 0"):
         lettered(likelihood_weight=0.0)

@@ -26,7 +26,7 @@ class Uneven(HashScorer):
     def reward(self, image, case):
         return 0.25 if case.case_id in self.flat else super().reward(image, case)
 
-    def score(self, images, cases):
+    def score(self, images, cases, letters=False):
         if len(self.calls) + 1 == self.fails:
             raise RewardError("the server went away")
         return super().score(images, cases)

@@ -19,7 +19,7 @@ def test_a_shard_is_scored_before_the_next_one_is_sampled(train, scorer_class, m
     events = []
 
     class Scorer(scorer_class):
-        def score(self, images, cases):
+        def score(self, images, cases, letters=False):
             events.append("score")
             return super().score(images, cases)
 
@@ -66,7 +66,7 @@ def test_when_the_servers_fail_what_was_scored_is_kept_and_the_next_start_scores
     train, scorer_class
 ):
     class Failing(scorer_class):
-        def score(self, images, cases):
+        def score(self, images, cases, letters=False):
             if len(self.calls) == 1:
                 raise RewardError("the servers are down")
             return super().score(images, cases)
@@ -86,7 +86,7 @@ def test_sampling_ends_soon_after_scoring_has_failed(scorer_class, train, monkey
     from tasks.stages import rollout
 
     class Failing(scorer_class):
-        def score(self, images, cases):
+        def score(self, images, cases, letters=False):
             raise RewardError("the servers are down")
 
     sampled, real = [], rollout._write

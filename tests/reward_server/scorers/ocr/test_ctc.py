@@ -139,3 +139,9 @@ def test_a_text_with_more_letters_than_frames_has_none_that_is_likely():
     letters = align(random_output(2, 5, seed=0), "aab", Alphabet(LETTERS))
     assert [one.likelihood for one in letters] == [0, 0, 0]
     assert all(0 <= one.first < one.end <= 2 for one in letters)
+
+
+def test_no_letter_is_likelier_than_certain():
+    probs = np.array([[0.0, 1.0, 3e-7, 0.0, 0.0]], dtype=np.float32)  # a and A
+    (letter,) = align(probs, "a", Alphabet(LETTERS))
+    assert letter.likelihood == 1.0

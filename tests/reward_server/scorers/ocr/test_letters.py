@@ -102,6 +102,19 @@ def test_letters_of_a_line_that_runs_up_stand_above_each_other(finder):
         assert 70 <= x <= 130
 
 
+def test_letters_of_a_column_stand_below_each_other(finder):
+    lines = [(letter, 150, 20 + 40 * place) for place, letter in enumerate("HOTEL")]
+    asked = item(*lines, mask=(135, 10, 185, 230), size=(320, 240), text="hotel")
+    for place, (x, y) in enumerate(middles(letters_of(finder, asked))):
+        assert y == pytest.approx(20 + 40 * (place + 0.5), abs=20)
+        assert 135 <= x <= 185
+
+
+def test_a_nearly_square_line_is_level():
+    line = piece(6, 40, 40)
+    assert line.part(0.0, 0.5) == [100, 20, 120, 60]
+
+
 def test_where_nothing_is_written_every_letter_is_unlikely(scorer):
     letters = letters_of(scorer, item(mask=(122, 76, 256, 122), text="garden"))
     assert len(letters) == 6
