@@ -255,7 +255,7 @@ _DERIVED: dict[str, Callable[[RunParams], dict[str, Any]]] = {
     "exploration": _exploration,
     "horizon": _horizon,
     # Only where it is set: what was made before there was such a key is not stale.
-    "letters": lambda params: {"letters": True} if params.advantage.per_letter else {},
+    "letters": lambda params: {"letters": True} if params.compares_letters else {},
     "num_inference_steps": lambda params: {
         "num_inference_steps": params.rollout.num_inference_steps
     },

@@ -186,12 +186,9 @@ def trunk_is_shared(params: Sections) -> None:
 
 
 def letters_have_a_share(params: Sections) -> None:
-    if not params.advantage.per_letter:
+    if not params.advantage.per_letter or params.reward.disable_reward_model:
         return
-    if (
-        params.reward.disable_reward_model
-        or "ocr_likelihood" not in params.reward.component_weights
-    ):
+    if "ocr_likelihood" not in params.reward.component_weights:
         raise ValueError(
             "reward.likelihood_weight must be above 0 where advantage.per_letter is true, for it is"
             " ocr_likelihood that each letter has for itself. Got"

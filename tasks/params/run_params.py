@@ -142,6 +142,11 @@ class RunParams(Section):
         return self.rl.default_ema_decay
 
     @property
+    def compares_letters(self) -> bool:
+        """Whether letters are asked about and compared: rewards that are made up have none."""
+        return self.advantage.per_letter and not self.reward.disable_reward_model
+
+    @property
     def evaluation_steps(self) -> int:
         """Sampling steps of what is looked at rather than trained on."""
         return self.evaluate.num_inference_steps or self.rollout.num_inference_steps

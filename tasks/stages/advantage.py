@@ -74,7 +74,7 @@ def compare(params: RunParams, tables: Sequence[Mapping[str, Sequence[Any]]]) ->
     if weights:
         # A row with a reward lacks no component and no factor, unless the reward is made up.
         parts = [{} if None in row.values() else reward_parts(params.reward, row) for row in rows]
-        of_letters = weights.pop(LETTERWISE) if settings.per_letter else None
+        of_letters = weights.pop(LETTERWISE) if params.compares_letters else None
         whole = [grouped([part.get(name) for part in parts]) for name in weights]
         components = torch.stack(whole) if whole else torch.empty(0, *valid.shape)
         shares = torch.tensor(list(weights.values()))
@@ -162,13 +162,13 @@ def read_scores(params: RunParams, path: Path) -> dict[str, list[Any]]:
     weighs = params.advantage.combine == "standardized" and params.reward.component_weights
     names = [*params.reward.needed] if weighs else []
     table = read_table(path)
-    if params.advantage.per_letter and LETTERS not in table:
+    if params.compares_letters and LETTERS not in table:
         raise RewardError(
             f"{path} must have the column {LETTERS} where advantage.per_letter is true. It was"
             " scored without. Rerun from the score of that round on (`calligrapher rerun RUN"
             " ROUND/score advantage.per_letter=true --downstream`)."
         )
-    names += [LETTERS] if params.advantage.per_letter else []
+    names += [LETTERS] if params.compares_letters else []
     return {name: table[name] for name in ("sample_id", "reward", *names)}
 
 

@@ -38,7 +38,7 @@ def can_reweigh(scores: Artifact, params: RunParams) -> bool:
     if reward.disable_reward_model or scores.params["reward"]["disable_reward_model"]:
         return False
     tables = _tables(scores).values()
-    if params.advantage.per_letter and not all(LETTERS in table for table in tables):
+    if params.compares_letters and not all(LETTERS in table for table in tables):
         return False
     return all(_row_suffices(row, reward) for table in tables for row in _rows(table))
 

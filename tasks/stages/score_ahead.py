@@ -71,7 +71,7 @@ def score_rows(resources: Resources, rows: dict[str, list[Any]], out: Path) -> N
     scored = resources.scorer.score(
         rows["image"],
         [by_id[i] for i in rows["case_id"]],
-        letters=resources.params.advantage.per_letter,
+        letters=resources.params.compares_letters,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     columns = {key: [row[key] for row in scored] for key in scored[0]}

@@ -149,6 +149,10 @@ def test_each_letter_has_the_advantage_of_its_own_and_of_the_picture(tmp_path):
         }
 
 
+def test_made_up_rewards_have_no_letters_to_compare_and_teach_nothing(compared):
+    assert compared(lettered(disable_reward_model=True), made_up=0.5) == [0.0] * 6
+
+
 def test_factors_lessen_letters_as_they_lessen_what_was_read(tmp_path):
     table = table_of(tmp_path, lettered(factors=["ocr_visibility"]), seen=(0.0, 1.0, 1.0))
     # 0, 0.1, 0.5: mean 0.2, std 0.2646
@@ -181,5 +185,7 @@ def test_letters_are_compared_only_where_they_count_and_the_losses_heed_them():
     with pytest.raises(ValidationError, match="per_letter must be false with grpo"):
         RunParams.model_validate(values)
     assert reads(lettered(), "score")["letters"] is True
+    made_up = lettered(disable_reward_model=True, likelihood_weight=0.0)
+    assert "letters" not in reads(made_up, "score")
     assert "letters" not in reads(params(), "score")
     assert "per_letter" not in reads(params(), "advantage")["advantage"]
