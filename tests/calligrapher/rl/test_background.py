@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from given import Given, drawn
 
 from calligrapher.model.latents import pack_mask, unpack
 from calligrapher.model.policy import Conditioning, Policy
@@ -17,22 +17,6 @@ from calligrapher.sampling.schedule import sigma_schedule
 ROWS, LENGTH, CHANNELS, PIXELS, STEPS = 3, 5, 8, 12, 6
 INSIDE = [1, 2]  # tokens
 OUTSIDE = [0, 3, 4]
-
-
-class Given(nn.Module):
-    """Whose velocity is its weight, whatever it is asked: a gradient for every token of a row."""
-
-    def __init__(self):
-        super().__init__()
-        self.adapter = nn.Linear(CHANNELS, ROWS * LENGTH, bias=False)
-        self.transformer = nn.Module()
-
-    def forward(self, x, sigma, conditioning, styled=None):
-        return self.adapter.weight.reshape(ROWS, LENGTH, CHANNELS)
-
-
-def drawn(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def conditioning(inside):
@@ -78,7 +62,7 @@ all_algorithms = pytest.mark.parametrize("params", ALGORITHMS, ids=lambda params
 def gradient(params, batch):
     """Return the gradient of each token's velocity, [B, L, D], and the metrics."""
     torch.manual_seed(0)
-    policy = Policy(Given())
+    policy = Policy(Given(ROWS, LENGTH, CHANNELS))
     old = {name: weight + 0.1 for name, weight in policy.snapshot().items()}
     found = []
     for loss, metrics in params.losses(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from given import Given, drawn
 
 from calligrapher.errors import InputError
 from calligrapher.model.latents import image_ids, unpack
@@ -86,22 +86,6 @@ def test_a_credited_velocity_is_the_same_to_the_bit_and_its_gradient_is_not():
     torch.testing.assert_close(gradient, 2 * velocity.detach() * credit)
 
 
-class Given(nn.Module):
-    """Whose velocity is its weight, whatever it is asked: a gradient for every token of a row."""
-
-    def __init__(self):
-        super().__init__()
-        self.adapter = nn.Linear(CHANNELS, ROWS * LENGTH, bias=False)
-        self.transformer = nn.Module()
-
-    def forward(self, x, sigma, conditioning, styled=None):
-        return self.adapter.weight.reshape(ROWS, LENGTH, CHANNELS)
-
-
-def drawn(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def rows(advantages, credit=None):
     sigmas = sigma_schedule(STEPS, LENGTH)[1:4].expand(ROWS, -1)
     window = Window(
@@ -131,7 +115,7 @@ def rows(advantages, credit=None):
 def gradient(params, batch, away=0.0):
     """The gradient of each token's velocity, [B, L, D], with the old policy `away`."""
     torch.manual_seed(0)
-    policy = Policy(Given())
+    policy = Policy(Given(ROWS, LENGTH, CHANNELS))
     old = {name: weight + away for name, weight in policy.snapshot().items()}
     for loss, _ in params.losses(
         policy, batch, "0/update/0/0", num_steps=STEPS, old=old, reference=None
