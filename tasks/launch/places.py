@@ -182,7 +182,7 @@ def _servers_suffice(params: RunParams, size: int) -> None:
 def _servers_answer(params: RunParams, servers: list[str], size: int) -> None:
     """Raise RewardError unless there is a reward server for each rank, and nothing else."""
     reward = params.reward.model_copy(update={"server_urls": servers})
-    letters = params.advantage.per_letter
+    letters = params.compares_letters
     missing = []
     for url in servers if size > 1 else ():
         try:
