@@ -72,6 +72,7 @@ def overrides(url: str) -> list[str]:
         "reward.ocr_weight=0.0",
         "reward.likelihood_weight=0.0",
         "reward.style_weight=0.0",
+        "advantage.per_letter=false",
         "launch.allow_fewer_servers=true",
         "tracking.enabled=false",
         "evaluate.every=0",

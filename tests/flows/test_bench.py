@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from flows import bench, stages
+from flows import bench, bench_stages, stages
 from tasks.launch.calls import StageCall
 from tasks.launch.in_process import InProcess
+from tasks.params.files import find_params_file
+from tasks.params.run_params import load_params
 from tasks.tracking.tracker import Tracker
 
 
@@ -94,3 +96,9 @@ def test_mlflow_can_be_made_to_be_down_full_or_never_to_answer():
         pytest.raises(urllib.error.HTTPError, match="507"),
     ):
         urllib.request.urlopen(settings[0].removeprefix("tracking.uri="), b"{}", timeout=5)
+
+
+def test_the_params_whose_stages_are_timed_beside_their_model_are_ones_that_a_run_may_have():
+    given = ["launch.num_processes=2", *bench_stages.overrides("http://127.0.0.1:9")]
+    params = load_params(find_params_file(bench_stages.PARAMS), given)
+    assert params.reward.component_weights == {"text_size": 1.0}
