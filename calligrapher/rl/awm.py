@@ -109,6 +109,7 @@ class AWMParams(ForwardProcess):
             )
             loss, metrics = self.whole_loss(loss, metrics, outside)
             yield loss / count, metrics
+        yield from self.untrained_steps(policy, rows, key, num_steps)
 
 
 def surrogate(velocity: Tensor, target: Tensor, sigma: Tensor, weighting: Weighting) -> Tensor:

@@ -1,17 +1,14 @@
-"""What is not to be painted: a policy's loss leaves it alone, and a loss of its own holds it.
+"""What is not to be painted of rows, and how far from their sources it is.
 
-No reward sees what lies outside of the mask, so a round's gradient is noise there, and the picture
-drifts. But what belongs there is known: the source. Legend: B rows, L image tokens, D channels.
+Legend: B rows, L image tokens, D channels.
 """
 
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from calligrapher.model.policy import Conditioning, Policy
-from calligrapher.params import Section
+from calligrapher.model.policy import Conditioning
 
 
 @dataclass(frozen=True)
@@ -44,46 +41,3 @@ class Background:
         squared = (reached - self.x0.float()) ** 2
         error = (squared * self.outside).sum() / self.outside.sum().clamp(min=1)
         return inside, error
-
-
-class HeldBackground(Section):
-    """The weight of the background's loss. Base of an algorithm's section that has such a loss."""
-
-    background_coef: float = Field(
-        0.0,
-        ge=0,
-        description=(
-            "Weight of the squared error to the source outside of the mask, which no reward sees;"
-            " there the policy's loss and KL then have no gradient. 0: they cover the whole"
-            " picture, as published."
-        ),
-    )
-
-    @property
-    def holds_background(self) -> bool:
-        return self.background_coef > 0
-
-    def trained_velocity(
-        self,
-        policy: Policy,
-        x: Tensor,
-        sigma: Tensor,
-        conditioning: Conditioning,
-        background: Background | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the velocity under the trained weights, and the error outside of the mask.
-
-        Where the background is held the velocity has no gradient there; elsewhere the error is
-        None.
-        """
-        velocity = policy.velocity(x, sigma, conditioning)
-        return (velocity, None) if background is None else background.apart(velocity, x, sigma)
-
-    def whole_loss(
-        self, loss: Tensor, metrics: dict[str, Tensor], error: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return a noise level's loss with its background's, and the metrics with both."""
-        if error is not None:
-            loss = loss + self.background_coef * error
-            metrics = metrics | {"background": error.detach()}
-        return loss, metrics | {"loss": loss.detach()}

@@ -16,8 +16,8 @@ from torch import Tensor
 from calligrapher.errors import InputError
 from calligrapher.params import Positive
 from calligrapher.rl.algorithm import Algorithm
-from calligrapher.rl.background import HeldBackground
 from calligrapher.rl.ema import OldPolicy, old_policy_decay
+from calligrapher.rl.held_background import HeldBackground
 from calligrapher.rl.kl import KLToReference
 from calligrapher.rl.rows import TrainRows, noised
 from calligrapher.rl.seeds import seeded
@@ -128,6 +128,7 @@ class ForwardProcess(HeldBackground, KLToReference, Algorithm):
         return self.num_train_sigmas or trained_steps(num_steps, self.timestep_fraction)
 
     def fits(self, num_steps: int) -> None:
+        super().fits(num_steps)
         available = trained_steps(num_steps, self.timestep_fraction)
         if self.sigmas == "schedule" and (self.num_train_sigmas or 0) > available:
             raise ValueError(

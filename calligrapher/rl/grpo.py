@@ -13,8 +13,8 @@ from torch import Tensor
 from calligrapher.errors import InputError
 from calligrapher.model.policy import Policy, Weights
 from calligrapher.rl.algorithm import Algorithm, Losses
-from calligrapher.rl.background import HeldBackground
 from calligrapher.rl.credit import credited, gain
+from calligrapher.rl.held_background import HeldBackground
 from calligrapher.rl.kl import KLToReference
 from calligrapher.rl.rows import TrainRows
 from calligrapher.sampling.exploration import Exploration, stochastic_step, window_length
@@ -199,6 +199,7 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
             )
             loss, metrics = self.whole_loss(loss, metrics, outside)
             yield loss / steps, metrics
+        yield from self.untrained_steps(policy, rows, key, num_steps)
 
     def old_policy_decay(self, step: int, round_index: int) -> float:
         """Return 0: the trained weights sample the next round."""
@@ -208,6 +209,7 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
         return window_length(num_steps, self.window_size, self.timestep_fraction)
 
     def fits(self, num_steps: int) -> None:
+        super().fits(num_steps)
         try:
             self.forwards_per_image(num_steps)
         except InputError as error:

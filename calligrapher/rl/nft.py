@@ -93,6 +93,7 @@ class NFTParams(ForwardProcess):
             )
             loss, metrics = self.whole_loss(loss, metrics, outside)
             yield loss / count, metrics
+        yield from self.untrained_steps(policy, rows, key, num_steps)
 
 
 def nft_loss(

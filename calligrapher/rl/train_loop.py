@@ -231,8 +231,8 @@ class TrainLoop:
                 parts.append(measured)
             if not share:
                 continue
-            for name in parts[0]:
-                values = torch.stack([part[name].double() for part in parts])
+            for name in dict.fromkeys(name for part in parts for name in part):
+                values = torch.stack([part[name].double() for part in parts if name in part])
                 if is_maximum(name):
                     before = values.new_tensor([metrics.get(name, -math.inf)])
                     metrics[name] = torch.cat([before, values]).max().item()  # NaN stays NaN

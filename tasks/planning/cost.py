@@ -74,12 +74,20 @@ def cost(params: RunParams, ranks: int | None = None, samplers: int | None = Non
         batches[at : at + u.gradient_accumulation_steps]
         for at in range(0, len(batches), u.gradient_accumulation_steps)
     ]
-    a_row = told.trained + told.old + told.reference
+    levels = params.rl.forwards_per_image(params.rollout.num_inference_steps)
+    a_row = levels + told.old + told.reference
+
+    def rows_of(batch: int) -> int:
+        return a_row * batch + params.rl.background_forwards(batch)
+
     sampled_by = [
         sum(shard.rows for shard in shards[rank::sampling_ranks]) for rank in range(sampling_ranks)
     ]
     trained_by_busiest = sum(
-        max(sum(step[rank::training_ranks]) for rank in range(min(training_ranks, len(step))))
+        max(
+            sum(map(rows_of, step[rank::training_ranks]))
+            for rank in range(min(training_ranks, len(step)))
+        )
         for step in per_pass
     )
     passes, images = u.num_inner_epochs, params.images_per_round
@@ -89,13 +97,10 @@ def cost(params: RunParams, ranks: int | None = None, samplers: int | None = Non
         samplers=samplers,
         calls={
             "rollout": sum(shard.calls for shard in shards),
-            "update": passes * a_row * len(batches),
+            "update": passes * (a_row + (params.rl.background_forwards(1) > 0)) * len(batches),
         },
-        rows={"rollout": sum(sampled_by), "update": passes * a_row * images},
-        busiest={
-            "rollout": max(sampled_by),
-            "update": passes * a_row * trained_by_busiest,
-        },
+        rows={"rollout": sum(sampled_by), "update": passes * sum(map(rows_of, batches))},
+        busiest={"rollout": max(sampled_by), "update": passes * trained_by_busiest},
         steps=passes * len(per_pass),
         reduced=whole * (training_ranks > 1),
         tensors=images * row_bytes(params, model)["sampled"],
@@ -123,7 +128,7 @@ def price(
     again = params.model.gradient_checkpointing
     backward = linear * (1 + again) + attention * (2 + again)
     every = told.trained + told.old + told.reference
-    trained = found.busiest["update"] * told.trained // every
+    trained = found.busiest["update"] * told.trained / every
     seconds = {
         "rollout": found.busiest["rollout"] * (linear + attention) / rate,
         "update": (found.busiest["update"] * (linear + attention) + trained * backward) / rate,

@@ -98,8 +98,8 @@ class RunPlan:
             f"transformer calls per image: {f.rollout:g} in the rollout; in each pass of the"
             " update",
             (
-                f"  {f.trained} with a backward, {f.old} of old and {f.reference} of the reference"
-                f" without. {self.images} images a round{sampled}."
+                f"  {f.trained:g} with a backward, {f.old} of old and {f.reference} of the"
+                f" reference without. {self.images} images a round{sampled}."
             ),
             (
                 f"disk: at most {disk.rollout / 1e6:,.1f} MB of Parquet a round, "

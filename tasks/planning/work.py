@@ -17,9 +17,9 @@ class Forwards:
     """Calls of the transformer for one image: in its rollout, and in one pass of the update."""
 
     rollout: float  # whole, unless the images of a group share their trunk: then in the mean
-    trained: (
-        int  # each with a backward, which runs the blocks once more under gradient checkpointing
-    )
+    # each with a backward, which runs the blocks once more under gradient checkpointing; in the
+    # mean where the background has rows of its own
+    trained: float
     old: int
     reference: int
 
@@ -45,7 +45,15 @@ def forwards(params: RunParams) -> Forwards:
     rollout: float = steps
     if params.rollout.shared_trunk:
         rollout = sum(shard.rows for shard in sampling(params)) / params.images_per_round
-    return Forwards(rollout, levels, levels * needed["old"], levels * needed["reference"])
+    whole, rest = divmod(params.images_per_round, params.update.batch_size)
+    of_background = params.rl.background_forwards
+    held = whole * of_background(params.update.batch_size) + of_background(rest)
+    return Forwards(
+        rollout,
+        levels + held / params.images_per_round,
+        levels * needed["old"],
+        levels * needed["reference"],
+    )
 
 
 @dataclass(frozen=True)

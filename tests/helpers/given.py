@@ -5,7 +5,8 @@ from torch import nn
 
 
 class Given(nn.Module):
-    """Whose velocity [rows, length, channels] is its weight, whatever it is asked."""
+    """Whose velocity [rows, length, channels] is its weight, whatever it is asked; of fewer rows
+    the first of it."""
 
     def __init__(self, rows: int, length: int, channels: int):
         super().__init__()
@@ -14,7 +15,7 @@ class Given(nn.Module):
         self.transformer = nn.Module()
 
     def forward(self, x, sigma, conditioning, styled=None):
-        return self.adapter.weight.reshape(self.shape)
+        return self.adapter.weight.reshape(self.shape)[: len(x)]
 
 
 def drawn(seed: int, *shape: int) -> torch.Tensor:

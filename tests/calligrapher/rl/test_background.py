@@ -142,3 +142,54 @@ def test_rows_keep_their_background_when_they_are_picked():
     picked = batch.pick([2, 0])
     assert torch.equal(picked.background.x0, batch.background.x0[[2, 0]])
     assert picked.background.outside.shape == (2, LENGTH, CHANNELS)
+
+
+@all_algorithms
+def test_steps_that_are_not_trained_are_held_in_a_forward_of_so_many_rows(params):
+    held = params.model_copy(update={"background_rows": 2, "timestep_fraction": 0.5})
+    found, (*trained, more) = gradient(held, rows())
+    without, before = gradient(params.model_copy(update={"timestep_fraction": 0.5}), rows())
+    assert [m["loss"] for m in trained] == [m["loss"] for m in before]
+    assert list(more) == ["background_untrained"]
+    moved = found - without
+    assert moved[0, OUTSIDE].abs().max() > 0
+    assert moved[1, OUTSIDE].abs().max() > 0
+    assert moved[2].eq(0).all(), "two rows of three"
+    assert moved[:, INSIDE].eq(0).all(), "the letters' steps are not theirs to change"
+
+
+def test_the_noise_levels_held_are_all_those_that_are_not_trained():
+    params = NFTParams(
+        background_coef=1, background_rows=3, timestep_fraction=0.5, num_train_sigmas=1
+    )
+    policy, seen = Policy(Given(ROWS, LENGTH, CHANNELS)), set()
+    velocity = policy.velocity
+    policy.velocity = lambda x, sigma, c: (seen.update(sigma.tolist()), velocity(x, sigma, c))[1]
+    for key in range(20):
+        for _ in params.untrained_steps(policy, rows(), f"0/update/{key}/0", STEPS):
+            pass
+    assert seen == set(sigma_schedule(STEPS, LENGTH)[3:-1].tolist())
+
+
+def test_a_source_that_is_reached_has_no_error_at_those_steps_either():
+    params = NFTParams(background_coef=3, background_rows=2, timestep_fraction=0.5)
+    batch, policy = rows(), Policy(Given(ROWS, LENGTH, CHANNELS))
+    for shift, wanted in ((0.0, 0.0), (2.0, 4.0)):
+
+        def velocity(x, sigma, c, shift=shift):
+            return (x - batch.background.x0[: len(x)] + shift) / sigma[:, None, None]
+
+        policy.velocity = velocity
+        same = batch.pick([0, 1])
+        ((loss, metrics),) = params.untrained_steps(policy, same, "0/update/0/0", STEPS)
+        assert metrics["background_untrained"].item() == pytest.approx(wanted, abs=1e-6)
+        assert loss.item() == pytest.approx(3 * wanted, abs=1e-6)
+
+
+def test_rows_for_the_background_need_a_weight_and_a_step_that_is_left_out():
+    with pytest.raises(ValueError, match="background_rows must be 0 where background_coef is 0"):
+        NFTParams(background_rows=2)
+    everything = AWMParams(background_coef=1, background_rows=2)
+    with pytest.raises(ValueError, match=r"awm\.timestep_fraction leaves no step"):
+        everything.fits(STEPS)
+    GRPOParams(background_coef=1, background_rows=2, timestep_fraction=0.5).fits(STEPS)

@@ -514,7 +514,8 @@ def test_every_parameter_that_decides_a_result_is_read_by_a_stage(load, algorith
     leaves = [key for key, section in valid_keys(RunParams).items() if section is None]
     others = tuple(f"{name}." for name in algorithms(RunParams) if name != algorithm)
     leaves = [key for key in leaves if not key.startswith(others)]
-    for key in ("rollout.shared_trunk", "launch.rollout_processes", "advantage.per_letter"):
+    needing = ("rollout.shared_trunk", "launch.rollout_processes", "advantage.per_letter")
+    for key in (*needing, f"{algorithm}.background_rows"):
         leaves.remove(key)  # needs another key, see its own test
     if before.rl.exploration is not None:
         leaves.remove("rollout.solver")  # refused

@@ -16,6 +16,7 @@ from tasks.planning.scale import scale_table
 from tasks.planning.work import forwards
 
 TENSORS = ("x0", "trajectory", "log_prob", "window_sigmas", "mean_old")
+HELD = {"background_coef": 0.1, "background_rows": 2}
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,8 @@ TENSORS = ("x0", "trajectory", "log_prob", "window_sigmas", "mean_old")
         ("grpo", {"kl_coef": 0.1, "window_size": 2, "guard": True}),
         ("grpo", {"kl_coef": 0.0, "trust_region": "dppo", "recompute_log_prob": True}),
         ("awm", {"kl_coef": 0.0, "num_train_sigmas": 2}),
+        ("nft", {"timestep_fraction": 0.3, **HELD}),
+        ("grpo", {"window_size": 1, "timestep_fraction": 0.5, **HELD}),
     ],
 )
 def test_calls_and_bytes_are_those_of_a_real_round(algorithm, settings, train, values, monkeypatch):

@@ -32,6 +32,7 @@ LORA = {"model": {"lora": {"rank": 2, "alpha": 2.0, "targets": ["to_q"]}}}
 RISING = {"lr_scheduler": "constant_with_warmup"}
 VLM = {"reward": {"server_urls": ["http://127.0.0.1:9"], "vlm_weight": 0.5}}
 SIX_STEPS = {"rollout": {"num_inference_steps": 6}}
+HALF_HELD = {"background_coef": 1.0, "timestep_fraction": 0.5}
 
 # Key -> (value, the stage whose files must be others, what else is set in both runs).
 CHANGES = {
@@ -82,6 +83,7 @@ CHANGES = {
     "nft.kl_coef": (0.5, "update", {}),
     "nft.kl_target": (0.1, "update", {"nft": {"kl_coef": 0.5}}),
     "nft.background_coef": (1.0, "update", {}),
+    "nft.background_rows": (2, "update", {"nft": HALF_HELD}),
     "nft.adv_clip_max": (0.5, "update", {}),
     "nft.adv_mode": ("positive_only", "update", {}),
     "nft.num_train_sigmas": (2, "update", {}),
@@ -100,6 +102,7 @@ CHANGES = {
     "grpo.kl_space": ("velocity", "update", {"grpo": {"kl_coef": 0.5}}),
     "grpo.kl_target": (0.1, "update", {"grpo": {"kl_coef": 0.5}}),
     "grpo.background_coef": (1.0, "update", {}),
+    "grpo.background_rows": (2, "update", {"grpo": HALF_HELD}),
     "grpo.adv_clip_max": (0.1, "update", {}),
     "grpo.noise_level": (0.4, "rollout", {}),
     "grpo.noise": ("group", "rollout", {}),
@@ -114,6 +117,7 @@ CHANGES = {
     "awm.kl_coef": (0.5, "update", {}),
     "awm.kl_target": (0.1, "update", {"awm": {"kl_coef": 0.5}}),
     "awm.background_coef": (1.0, "update", {}),
+    "awm.background_rows": (2, "update", {"awm": HALF_HELD}),
     "awm.num_train_sigmas": (2, "update", {}),
     "awm.timestep_fraction": (0.4, "update", SIX_STEPS),
     "awm.noise": ("group", "update", {}),
