@@ -2,10 +2,11 @@
 
 The pictures: what is right (the cases' targets), another case's target in the mask, the source as
 it is, noise in the mask, the reference copied there, and what the model paints before any training.
+Where the OCR tells how a text looks, right pictures that are spoiled in just that stand beside.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from reward_server.scorers.style import cosine
 from reward_server.style_scale import StyleScale
 from tasks.evaluation import second_ocr
 from tasks.evaluation.measures import measure, style_scorer
+from tasks.evaluation.spoiled import SPOILED
 from tasks.resources.resources import Resources
 from tasks.resources.rewards import measured_numbers
 from tasks.stages.evaluate import IMAGES, SCORES, evaluate_weights, write_pictures
@@ -45,14 +47,16 @@ KINDS = {
 @dataclass(frozen=True)
 class Calibration:
     """values: kind of picture -> measure -> mean over cases; unclear: measures that do not tell the
-    perfect picture from the untouched one; style_other, style_same: mean cosines of the perfect
-    pictures with the next case's reference and with their own."""
+    perfect picture from the untouched one, and aspects of the OCR that do not tell it from one that
+    is spoiled in them; style_other, style_same: mean cosines of the perfect pictures with the next
+    case's reference and with their own; spoiled: aspect -> its mean over such pictures."""
 
     cases: int
     values: dict[str, dict[str, float]]
     unclear: list[str]
     style_other: float
     style_same: float
+    spoiled: dict[str, float] = field(default_factory=dict)
 
     @property
     def scale(self) -> StyleScale:
@@ -64,15 +68,19 @@ class Calibration:
 
     def text(self) -> str:
         """Return a table, a measure a line."""
-        names = list(dict.fromkeys(name for found in self.values.values() for name in found))
+        names = dict.fromkeys(name for found in self.values.values() for name in found)
         lines = [" ".join([f"{'measure':22}", *(f"{kind:>8}" for kind in self.values)])]
-        for name in names:
+        for name in (name for name in names if name not in SPOILED):
             shown = (
                 f"{found[name]:8.3f}" if name in found else f"{'-':>8}"
                 for found in self.values.values()
             )
-            note = "  no measure here" if name in self.unclear else ""
-            lines.append(" ".join([f"{name:22}", *shown]) + note)
+            lines.append(" ".join([f"{name:22}", *shown]) + self._note(name))
+        if self.spoiled:
+            lines += ["", f"{'aspect of the text':22} {'perfect':>8} {'spoiled':>8}"]
+        for name, value in self.spoiled.items():
+            told = f"{name:22} {self.values['perfect'][name]:8.3f} {value:8.3f}"
+            lines.append(f"{told}  the target {SPOILED[name].told}{self._note(name)}")
         kinds = "; ".join(f"{kind}: {KINDS[kind]}" for kind in self.values)
         return "\n".join(
             [
@@ -81,6 +89,9 @@ class Calibration:
                 f"Cosines of style: other {self.style_other:.3f}, same {self.style_same:.3f}.",
             ]
         )
+
+    def _note(self, name: str) -> str:
+        return "  no measure here" if name in self.unclear else ""
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain JSON."""
@@ -102,8 +113,9 @@ def calibrate(
             f" (`testN_target.png`, a column `target`). Got {len(cases)} cases, without a target:"
             f" {', '.join(without[:5]) or 'none'}. `calligrapher tiny cases` draws such cases."
         )
+    drawn = _Drawn.of(resources, cases)
     values: dict[str, dict[str, float]] = {}
-    for kind, pictures in _known(resources, cases):
+    for kind, pictures in drawn.kinds(cases):
         values[kind] = _measured(resources, work / kind, cases, pictures)
     if paint:
         out = work / "base"
@@ -113,38 +125,74 @@ def calibrate(
             resources, weights, out, policy_digest="base", round_index=0, num_cases=len(cases)
         )
         values["base"] = _means(resources, out)
+    perfect, source = values["perfect"], values["source"]
+    spoiled = {
+        name: value
+        for name in perfect
+        if name in SPOILED and (value := _spoiled(resources, cases, drawn, name)) is not None
+    }
+    compared = {name: source.get(name, best) for name, best in perfect.items()} | spoiled
     unclear = [
         name
-        for name, best in values["perfect"].items()
-        if name not in UNTOUCHED and best - values["source"].get(name, best) < CLEAR
+        for name, best in perfect.items()
+        if name not in UNTOUCHED and best - compared[name] < CLEAR
     ]
-    return Calibration(len(cases), values, unclear, *_cosines(resources, work / "perfect", cases))
+    cosines = _cosines(resources, work / "perfect", cases)
+    return Calibration(len(cases), values, unclear, *cosines, spoiled)
 
 
-def _known(resources: Resources, cases: list[Case]) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Kinds of pictures, uint8 [H, W, 3], one of each case."""
-    canvas = resources.conditioning.canvas
-    prepared = [prepare(case, Canvas(canvas.width, canvas.height)) for case in cases]
+@dataclass(frozen=True)
+class _Drawn:
+    """Of each case: the right picture and the source, uint8 [H, W, 3], and the mask, [H, W, 1]."""
 
-    def picture(tensor: torch.Tensor | None) -> np.ndarray:
-        assert tensor is not None
-        return np.asarray(to_image(tensor))
+    targets: list[np.ndarray]
+    sources: list[np.ndarray]
+    masks: list[np.ndarray]
 
-    targets = [picture(p.target) for p in prepared]
-    sources = [picture(p.image) for p in prepared]
-    masks = [p.mask[0].numpy()[..., None] > 0 for p in prepared]
-    rng = np.random.default_rng(0)
-    noise = [rng.integers(0, 256, source.shape, np.uint8) for source in sources]
+    @classmethod
+    def of(cls, resources: Resources, cases: list[Case]) -> "_Drawn":
+        canvas = resources.conditioning.canvas
+        prepared = [prepare(case, Canvas(canvas.width, canvas.height)) for case in cases]
 
-    def inside(contents: list[np.ndarray]) -> list[np.ndarray]:
-        parts = zip(masks, contents, sources, strict=True)
-        return [np.where(mask, content, source) for mask, content, source in parts]
+        def picture(tensor: torch.Tensor | None) -> np.ndarray:
+            assert tensor is not None
+            return np.asarray(to_image(tensor))
 
-    yield "perfect", targets
-    yield "other", inside([*targets[1:], targets[0]])
-    yield "source", sources
-    yield "noise", inside(noise)
-    yield "copied", inside([_copied(c, m) for c, m in zip(cases, masks, strict=True)])
+        return cls(
+            [picture(p.target) for p in prepared],
+            [picture(p.image) for p in prepared],
+            [p.mask[0].numpy()[..., None] > 0 for p in prepared],
+        )
+
+    def kinds(self, cases: list[Case]) -> Iterator[tuple[str, list[np.ndarray]]]:
+        """Yield kinds of pictures, one of each case."""
+        rng = np.random.default_rng(0)
+        noise = [rng.integers(0, 256, source.shape, np.uint8) for source in self.sources]
+
+        def inside(contents: list[np.ndarray]) -> list[np.ndarray]:
+            parts = zip(self.masks, contents, self.sources, strict=True)
+            return [np.where(mask, content, source) for mask, content, source in parts]
+
+        yield "perfect", self.targets
+        yield "other", inside([*self.targets[1:], self.targets[0]])
+        yield "source", self.sources
+        yield "noise", inside(noise)
+        yield "copied", inside([_copied(c, m) for c, m in zip(cases, self.masks, strict=True)])
+
+
+def _spoiled(resources: Resources, cases: list[Case], drawn: _Drawn, aspect: str) -> float | None:
+    """Return an aspect's mean over the right pictures spoiled in it; None where none can be."""
+    make = SPOILED[aspect].make
+    made = map(make, drawn.targets, drawn.sources, drawn.masks)
+    pairs = [
+        (picture, case) for picture, case in zip(made, cases, strict=True) if picture is not None
+    ]
+    if not pairs:
+        return None
+    pngs = [encode_png(Image.fromarray(picture)) for picture, _ in pairs]
+    rows = resources.scorer.score(pngs, [case for _, case in pairs])
+    values = [row[aspect] for row in rows if row[aspect] is not None]
+    return float(np.mean(values)) if values else None
 
 
 def _copied(case: Case, mask: np.ndarray) -> np.ndarray:
