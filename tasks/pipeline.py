@@ -235,7 +235,13 @@ _LATER: dict[str, dict[str, Any]] = {
     "evaluate": {"num_inference_steps": None},
     "reward": {"weights": {}, "factors": [], "style_factors": [], "ocr_match": None},
     "update": {"adapter_learning_rate": None},
-    "rollout": {"solver": "euler", "refill": 0, "shared_trunk": False, "staleness": 0},
+    "rollout": {
+        "letter_weights": {},
+        "solver": "euler",
+        "refill": 0,
+        "shared_trunk": False,
+        "staleness": 0,
+    },
 }
 
 

@@ -24,6 +24,7 @@ from reward_server.components import (
 )
 from reward_server.scorer_files import ScorerFile, check_own_name
 
+Letter = Annotated[str, Field(min_length=1, max_length=1)]
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "warmup_stable_decay"]
 # Seeds are stored and given to generators as signed 64-bit numbers; no count needs more.
 
@@ -205,6 +206,14 @@ class RolloutParams(Section):
 
     num_cases: Positive = Field(description="Cases (groups) per batch of a round.")
     num_batches_per_epoch: Positive = Field(1, description="Batches per round.")
+    letter_weights: dict[Letter, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description=(
+            "How many times as often a case is drawn for each of these letters in its text; for"
+            " several, the product. Rounds then draw anew from all cases. For letters that are"
+            " harder or rarer than others. {} = all cases are drawn in turn."
+        ),
+    )
     num_images_per_prompt: Positive = Field(
         1, description="Images per case: the group size; 4-8 is advised."
     )

@@ -1,5 +1,6 @@
 """The cases of a run: where they lie, which of them a round takes, and their digests."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,8 +36,15 @@ class Cases:
 
     @cached_property
     def train(self) -> list[Case]:
-        """All cases to learn from. Raises ParamsError when a round has not enough of them."""
+        """All cases to learn from. Raises ParamsError when a round has not enough of them, and for
+        weights of letters that none of them has."""
         cases = self._load(self.train_folder)
+        strange = set(self.params.rollout.letter_weights) - {c for case in cases for c in case.text}
+        if strange:
+            raise ParamsError(
+                "rollout.letter_weights must name letters of texts, in the same case. Got"
+                f" {' '.join(sorted(strange))}, which no text in {self.train_folder} has."
+            )
         if len(cases) < self.params.cases_per_round:
             raise ParamsError(
                 "rollout.num_cases * rollout.num_batches_per_epoch must be at most the number of"
@@ -80,9 +88,12 @@ class Cases:
     def of_round(self, round_index: int) -> list[Case]:
         """Return the cases of a round.
 
-        Each pass over the data is shuffled anew, and no case is twice in a round.
+        Each pass over the data is shuffled anew, and no case is twice in a round. With
+        `rollout.letter_weights` there are no passes: each round draws from all cases by weight.
         """
         count = self.params.cases_per_round
+        if self.params.rollout.letter_weights:
+            return self._drawn(self.train, count, "cases", round_index)
         per_pass = len(self.train) // count
         order = torch.randperm(
             len(self.train), generator=seeded(self.params.seed, "cases", round_index // per_pass)
@@ -94,8 +105,22 @@ class Cases:
         """Return the cases that a round does not take, in the order in which it may be refilled."""
         taken = {case.case_id for case in self.of_round(round_index)}
         others = [case for case in self.train if case.case_id not in taken]
+        if self.params.rollout.letter_weights:
+            return self._drawn(others, len(others), "refill", round_index)
         generator = seeded(self.params.seed, "refill", round_index)
         return [others[i] for i in torch.randperm(len(others), generator=generator).tolist()]
+
+    def _drawn(self, cases: list[Case], count: int, name: str, round_index: int) -> list[Case]:
+        """Return `count` different ones of the cases, each drawn by the weight of its text."""
+        of_letter = self.params.rollout.letter_weights
+        weights = torch.tensor(
+            [math.prod(of_letter.get(letter, 1.0) for letter in case.text) for case in cases],
+            dtype=torch.float64,
+        )
+        generator = seeded(self.params.seed, name, round_index)
+        # Keys whose order is a draw without replacement: Efraimidis and Spirakis, 2006.
+        keys = torch.rand(len(cases), generator=generator, dtype=torch.float64).log() / weights
+        return [cases[i] for i in keys.argsort(descending=True, stable=True)[:count].tolist()]
 
     def _digest(self, folder: Path, cases: Callable[[], list[Case]]) -> str:
         """Return the digest of a bench folder's files, else of the cases; note what it is of."""

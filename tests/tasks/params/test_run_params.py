@@ -396,6 +396,7 @@ def _changed(key, value):
         "tracking.backends": ["tensorboard"],
         "ema.decay": 0.5,
         "reward.server_urls": ["http://a:1"],
+        "rollout.letter_weights": {"W": 3.0},
         "reward.weights": {"mine": 0.5},
         "reward.factors": ["ocr_upright"],
         "reward.style_factors": ["ocr_accuracy"],

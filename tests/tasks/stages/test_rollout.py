@@ -1,9 +1,13 @@
 """Sampling a round: what an image is depends on seed, round, case and member, not on how the work
 is cut."""
 
+import math
+from collections import Counter
+
 import pytest
 import torch
 
+from calligrapher.errors import ParamsError
 from calligrapher.tables.parquet import decode_png, read_shard
 from tasks.artifacts.artifact import Artifact
 from tasks.stages.rollout import rollout
@@ -175,6 +179,41 @@ def test_no_case_is_drawn_twice_in_a_round_and_every_pass_covers_the_data(make_r
         len({i for ids in rounds[:3] for i in ids}) == 6
     )  # 7 cases, 2 a round: one waits for the next pass
     assert rounds[:3] != rounds[3:]
+
+
+def test_cases_with_weighed_letters_are_drawn_as_often_as_their_product_says(make_resources):
+    resources = make_resources(rollout={"num_cases": 1})
+    texts = [case.text for case in resources.cases.train]
+    common = max(texts[0], key=lambda letter: sum(letter in text for text in texts))
+    letters = dict.fromkeys({common, texts[0][-1]}, 3.0)
+    resources = make_resources(rollout={"num_cases": 1, "letter_weights": letters})
+    rounds = 3000
+    drawn = Counter(c.case_id for r in range(rounds) for c in resources.cases.of_round(r))
+    wanted = [math.prod(letters.get(letter, 1.0) for letter in text) for text in texts]
+    for case, weight in zip(resources.cases.train, wanted, strict=True):
+        share = weight / sum(wanted)
+        apart = 4 * math.sqrt(share * (1 - share) * rounds)
+        assert drawn[case.case_id] == pytest.approx(share * rounds, abs=apart)
+    assert max(wanted) >= 3 > 1
+
+
+def test_a_round_by_weight_has_no_case_twice_and_a_refill_the_others(make_resources):
+    letter = make_resources().cases.train[0].text[0]
+    rollout = {"num_cases": 3, "refill": 1, "letter_weights": {letter: 1e6}}
+    cases = make_resources(rollout=rollout).cases
+    ids = [case.case_id for case in cases.of_round(4)]
+    assert len(set(ids)) == 3
+    assert cases.train[0].case_id in ids
+    others = [case.case_id for case in cases.further(4)]
+    assert sorted(ids + others) == sorted(case.case_id for case in cases.train)
+    assert [case.case_id for case in cases.of_round(4)] == ids
+    assert [case.case_id for case in cases.of_round(5)] != ids
+
+
+def test_weights_of_letters_that_no_text_has_are_refused(make_resources):
+    cases = make_resources(rollout={"letter_weights": {"@": 2.0, "é": 2.0}}).cases
+    with pytest.raises(ParamsError, match="Got @ é, which no text in"):
+        _ = cases.train
 
 
 def test_a_disk_that_is_full_during_a_shard_is_told_and_the_next_start_goes_on(train, monkeypatch):

@@ -1,0 +1,62 @@
+"""Tells in which steps a trained policy moves what lies outside of the mask.
+
+    python tests/scripts/drift_by_step.py runs/NAME [--round 19] [--num 48]
+
+Samples held-out cases with Euler's steps under the policy before training, under the trained one
+(its average), and under one of them in the noisy steps that `timestep_fraction` leaves and the
+other in the clean ones; prints the background's error of each in grey levels.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from calligrapher.data.canvas import Canvas
+from calligrapher.sampling.generate import pictures
+from calligrapher.sampling.sampler import sample
+from calligrapher.sampling.schedule import sigma_schedule, trained_steps
+from tasks.artifacts.layout import PARAMS, RunsDir, round_name
+from tasks.evaluation.measures import background
+from tasks.params.run_params import load_params
+from tasks.runs.run import resources_of
+
+BEFORE, TRAINED = "before", "trained"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--round", type=int, help="default: the last one with weights")
+    parser.add_argument("--num", type=int, default=48)
+    options = parser.parse_args()
+    params = load_params(options.run / PARAMS)
+    resources = resources_of(params, RunsDir(options.run.parent), None)
+    cases, policy = resources.cases.evaluation[: options.num], resources.model.policy
+    conditioning = resources.conditioning.batch(cases)
+    folder = "round-*" if options.round is None else round_name(options.round)
+    (*_, file) = sorted(options.run.glob(f"{folder}/update/ema.safetensors"))
+    weights = {BEFORE: policy.snapshot(), TRAINED: resources.weights(file)}
+    steps = params.rollout.num_inference_steps
+    schedule = sigma_schedule(steps, conditioning.image_ids.shape[0])
+    last_noisy = schedule[trained_steps(steps, params.rl.timestep_fraction) - 1].item()
+    canvas = Canvas(params.model.width, params.model.height)
+    velocity = policy.velocity
+    for noisy in weights:
+        for clean in weights:
+
+            def mixed(x, sigma, *more, noisy=noisy, clean=clean):
+                name = noisy if sigma.max().item() >= last_noisy - 1e-6 else clean
+                with policy.use(weights[name]):
+                    return velocity(x, sigma, *more)
+
+            policy.velocity = mixed
+            x0 = sample(policy, conditioning, list(range(len(cases))), steps).x0
+            policy.velocity = velocity
+            painted = pictures(resources.model, x0, resources.conditioning.canvas)
+            errors = [background(canvas, p, c)[0] for p, c in zip(painted, cases, strict=True)]
+            print(f"noisy steps {noisy:8} clean steps {clean:8} {np.mean(errors):6.2f}")
+
+
+if __name__ == "__main__":
+    main()
