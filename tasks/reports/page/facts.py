@@ -99,6 +99,11 @@ class RunFacts:
         folder = RunsDir(self.folder.resolve().parent).evaluations(self.name)
         return [json.loads(path.read_bytes()) for path in sorted(folder.glob("*/verdicts/*.json"))]
 
+    def score_tables(self, round_index: int) -> list[Path]:
+        """Return the files of a round's scores."""
+        scores = self.artifacts.get(name_of("score", round_index))
+        return [scores.file(name) for name in sorted(scores.files)] if scores else []
+
     def history(self, key: str) -> list[tuple[int, float]]:
         """All (step, value) of one metric, by step."""
         points = {

@@ -12,6 +12,7 @@ from tasks.reports.page.alarms import alarms
 from tasks.reports.page.charts import Curve, line_chart
 from tasks.reports.page.elements import Html, el, joined, number, table
 from tasks.reports.page.facts import RunFacts
+from tasks.reports.page.letters import letters
 from tasks.reports.page.samples import (
     before_and_after,
     best_and_worst,
@@ -44,6 +45,7 @@ def run_section(facts: RunFacts, anchor: str) -> Html:
         "Best and worst samples": best_and_worst(facts),
         "Rewards by round": histograms(facts),
         "Groups without spread": groups_without_spread(facts),
+        "Letters": letters(facts),
         "Time and memory": stages(facts),
         "Made from": origin(facts),
         "Params that differ from the defaults": params(facts),

@@ -142,3 +142,25 @@ def test_a_folder_that_is_no_run_has_no_report(tmp_path):
     with pytest.raises(ArtifactError, match="must be the folder of a run"):
         write_report([tmp_path], tmp_path / "out.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_letters_are_told_from_the_unlikeliest_on_at_first_and_now(train, scorer_class):
+    class Spells(scorer_class):
+        def row(self, image, case):
+            likely = [0.25] + [0.75] * (len(case.text) - 1)
+            box = {"left": 0.0, "top": 0.0, "right": 9.0, "bottom": 9.0}
+            letters = [{"likelihood": one} | box for one in likely]
+            return super().row(image, case) | {"ocr_likelihood": 0.5, "ocr_letters": letters}
+
+    compared = {"combine": "standardized", "per_letter": True}
+    reward = {"likelihood_weight": 1.0}
+    folder, _ = train("one", scorer=Spells(), rounds=1, advantage=compared, reward=reward)
+    told = words(report(folder))
+    assert "Letters How likely the OCR found each letter" in told
+    (rows,) = re.findall(r"letter seen at first now ((?:\w \d+ 0\.\d+ 0\.\d+ )+)", told)
+    values = [float(row.split()[3]) for row in re.findall(r"\w \d+ 0\.\d+ 0\.\d+", rows)]
+    assert values == sorted(values)
+    assert values[0] == 0.25
+    assert values[-1] == 0.75
+    plain, _ = train("two", rounds=1)
+    assert "Letters How" not in words(report(plain))
