@@ -36,14 +36,17 @@ class Cases:
 
     @cached_property
     def train(self) -> list[Case]:
-        """All cases to learn from. Raises ParamsError when a round has not enough of them, and for
-        weights of letters that none of them has."""
+        """All cases to learn from.
+
+        Raises ParamsError when a round has not enough of them, or where letters are weighed of
+        which none is in their texts.
+        """
         cases = self._load(self.train_folder)
-        strange = set(self.params.rollout.letter_weights) - {c for case in cases for c in case.text}
-        if strange:
+        weighed = set(self.params.rollout.letter_weights)
+        if weighed and weighed.isdisjoint(letter for case in cases for letter in case.text):
             raise ParamsError(
-                "rollout.letter_weights must name letters of texts, in the same case. Got"
-                f" {' '.join(sorted(strange))}, which no text in {self.train_folder} has."
+                "rollout.letter_weights must have a letter of the texts, in the same case. Got"
+                f" {' '.join(sorted(weighed))}, of which no text in {self.train_folder} has any."
             )
         if len(cases) < self.params.cases_per_round:
             raise ParamsError(

@@ -211,9 +211,12 @@ def test_a_round_by_weight_has_no_case_twice_and_a_refill_the_others(make_resour
 
 
 def test_weights_of_letters_that_no_text_has_are_refused(make_resources):
-    cases = make_resources(rollout={"letter_weights": {"@": 2.0, "é": 2.0}}).cases
-    with pytest.raises(ParamsError, match="Got @ é, which no text in"):
+    strange = {"@": 2.0, "é": 2.0}
+    cases = make_resources(rollout={"letter_weights": strange}).cases
+    with pytest.raises(ParamsError, match="Got @ é, of which no text in"):
         _ = cases.train
+    letter = make_resources().cases.train[0].text[0]
+    assert make_resources(rollout={"letter_weights": strange | {letter: 2.0}}).cases.train
 
 
 def test_a_disk_that_is_full_during_a_shard_is_told_and_the_next_start_goes_on(train, monkeypatch):
