@@ -116,10 +116,10 @@ class Algorithm(Section, ABC):
     def forwards_per_image(self, num_steps: int) -> int:
         """Return how many noise levels of an image a pass of the update trains on."""
 
-    def background_forwards(self, batch_size: int) -> int:
+    def background_rows_of(self, batch_size: int) -> int:
         """Return how many rows of a batch run once more, for the background's loss alone."""
         return 0
 
     @abstractmethod
     def fits(self, num_steps: int) -> None:
-        """Raise a ValueError, in words, when rollouts of `num_steps` steps are too short."""
+        """Raise a ValueError, in words, when rollouts of `num_steps` steps are not for it."""

@@ -73,7 +73,7 @@ class AWMParams(ForwardProcess):
         old: Weights | None,
         reference: Weights | None,
     ) -> Losses:
-        """Yield a loss for each of `num_train_sigmas` noise levels.
+        """Yield a loss for each of `num_train_sigmas` noise levels, and the background's.
 
         Noise and levels are fresh in each pass, per row or group. Where one forward serves as old
         and as reference it is run once; with `kl_coef` 0 the reference is not run.

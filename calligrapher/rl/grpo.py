@@ -150,9 +150,9 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
         old: Weights | None,
         reference: Weights | None,
     ) -> Losses:
-        """Yield a loss for every step of the rows' windows.
+        """Yield a loss for every step of the rows' windows, then the background's elsewhere.
 
-        `key` is not used: the noise was the rollout's.
+        Nothing of the windows is drawn from `key`: their noise was the rollout's.
         """
         window = rows.window
         sigma_max = sigma_schedule(num_steps, rows.x0.shape[1])[1].item()
@@ -207,6 +207,10 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
 
     def forwards_per_image(self, num_steps: int) -> int:
         return window_length(num_steps, self.window_size, self.timestep_fraction)
+
+    def steps_trained(self, num_steps: int) -> int:
+        """Return how many steps a window may hold; the last one has no noise to explore with."""
+        return min(super().steps_trained(num_steps), num_steps - 1)
 
     def fits(self, num_steps: int) -> None:
         super().fits(num_steps)

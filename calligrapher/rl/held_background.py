@@ -22,9 +22,9 @@ from calligrapher.sampling.schedule import sigma_schedule, trained_steps
 
 
 class HeldBackground(Section):
-    """The weight of the background's loss. Base of an algorithm's section that has such a loss and
-    a `timestep_fraction`."""
+    """The weight of the background's loss. Base of an algorithm's section that has such a loss."""
 
+    timestep_fraction: float
     background_coef: float = Field(
         0.0,
         ge=0,
@@ -39,9 +39,9 @@ class HeldBackground(Section):
         0,
         ge=0,
         description=(
-            "Images of a batch that are noised once more, each to a step of the schedule that"
-            " timestep_fraction leaves out, for background_coef's error there: a forward and a"
-            " backward of so many rows a batch."
+            "Images of a batch that are noised once more, each to a step of the schedule that is"
+            " not trained, for background_coef's error there: a forward and a backward of so many"
+            " rows a batch."
         ),
     )
 
@@ -83,11 +83,15 @@ class HeldBackground(Section):
             metrics = metrics | {"background": error.detach()}
         return loss, metrics | {"loss": loss.detach()}
 
-    def background_forwards(self, batch_size: int) -> int:
+    def background_rows_of(self, batch_size: int) -> int:
         return min(self.background_rows, batch_size)
 
+    def steps_trained(self, num_steps: int) -> int:
+        """Return how many of the schedule's steps, from its noisy end, may be trained."""
+        return trained_steps(num_steps, self.timestep_fraction)
+
     def fits(self, num_steps: int) -> None:
-        if self.background_rows and trained_steps(num_steps, self.timestep_fraction) == num_steps:
+        if self.background_rows and self.steps_trained(num_steps) == num_steps:
             raise ValueError(
                 f"{self.name}.background_rows must be 0 where {self.name}.timestep_fraction leaves"
                 f" no step of rollout.num_inference_steps = {num_steps} out. Got"
@@ -95,17 +99,17 @@ class HeldBackground(Section):
             )
 
     def untrained_steps(self, policy: Policy, rows: TrainRows, key: str, num_steps: int) -> Losses:
-        """Yield the background's loss at steps that are not trained, of some of the rows.
+        """Yield the background's loss at steps that are not trained, of rows evenly spaced.
 
         Their levels and noise are drawn by names that derive from `key` and the row's place.
         Nothing where `background_rows` is 0.
         """
-        count = self.background_forwards(len(rows))
+        count = self.background_rows_of(len(rows))
         if not count:
             return
         picked = rows.pick([i * len(rows) // count for i in range(count)])
         schedule = sigma_schedule(num_steps, picked.x0.shape[1])[:-1]
-        levels = schedule[trained_steps(num_steps, self.timestep_fraction) :]
+        levels = schedule[self.steps_trained(num_steps) :]
         sigmas, noises = [], []
         for group, member in picked.places.tolist():
             generator = seeded(f"{key}/{group}/{member}", "background")

@@ -64,7 +64,7 @@ class NFTParams(ForwardProcess):
         old: Weights | None,
         reference: Weights | None,
     ) -> Losses:
-        """Yield a loss for each of `num_train_sigmas` noise levels.
+        """Yield a loss for each of `num_train_sigmas` noise levels, and the background's.
 
         Noise and levels are fresh in each pass, per row or group. With `reference` None the old
         policy's forward is the reference's as well; with `kl_coef` 0 the reference is not run.

@@ -5,7 +5,7 @@ it is, noise in the mask, the reference copied there, and what the model paints 
 Where the OCR tells how a text looks, right pictures that are spoiled in just that stand beside.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -45,18 +45,27 @@ KINDS = {
 
 
 @dataclass(frozen=True)
+class Spoilt:
+    """An aspect of the text: means over the cases whose right picture could be spoiled in it."""
+
+    perfect: float
+    spoiled: float
+    cases: int
+
+
+@dataclass(frozen=True)
 class Calibration:
     """values: kind of picture -> measure -> mean over cases; unclear: measures that do not tell the
     perfect picture from the untouched one, and aspects of the OCR that do not tell it from one that
     is spoiled in them; style_other, style_same: mean cosines of the perfect pictures with the next
-    case's reference and with their own; spoiled: aspect -> its mean over such pictures."""
+    case's reference and with their own; spoiled: by aspect."""
 
     cases: int
     values: dict[str, dict[str, float]]
     unclear: list[str]
     style_other: float
     style_same: float
-    spoiled: dict[str, float] = field(default_factory=dict)
+    spoiled: dict[str, Spoilt] = field(default_factory=dict)
 
     @property
     def scale(self) -> StyleScale:
@@ -70,16 +79,16 @@ class Calibration:
         """Return a table, a measure a line."""
         names = dict.fromkeys(name for found in self.values.values() for name in found)
         lines = [" ".join([f"{'measure':22}", *(f"{kind:>8}" for kind in self.values)])]
-        for name in (name for name in names if name not in SPOILED):
+        for name in (name for name in names if name not in self.spoiled):
             shown = (
                 f"{found[name]:8.3f}" if name in found else f"{'-':>8}"
                 for found in self.values.values()
             )
             lines.append(" ".join([f"{name:22}", *shown]) + self._note(name))
         if self.spoiled:
-            lines += ["", f"{'aspect of the text':22} {'perfect':>8} {'spoiled':>8}"]
-        for name, value in self.spoiled.items():
-            told = f"{name:22} {self.values['perfect'][name]:8.3f} {value:8.3f}"
+            lines.append(f"{'aspect of the text':22} {'perfect':>8} {'spoiled':>8} {'cases':>6}")
+        for name, one in self.spoiled.items():
+            told = f"{name:22} {one.perfect:8.3f} {one.spoiled:8.3f} {one.cases:6}"
             lines.append(f"{told}  the target {SPOILED[name].told}{self._note(name)}")
         kinds = "; ".join(f"{kind}: {KINDS[kind]}" for kind in self.values)
         return "\n".join(
@@ -126,17 +135,15 @@ def calibrate(
         )
         values["base"] = _means(resources, out)
     perfect, source = values["perfect"], values["source"]
-    spoiled = {
-        name: value
-        for name in perfect
-        if name in SPOILED and (value := _spoiled(resources, cases, drawn, name)) is not None
-    }
-    compared = {name: source.get(name, best) for name, best in perfect.items()} | spoiled
+    rows = read_table(work / "perfect" / SCORES)
+    found = {name: _spoilt(resources, cases, drawn, name, rows) for name in SPOILED if name in rows}
+    spoiled = {name: one for name, one in found.items() if one is not None}
     unclear = [
         name
         for name, best in perfect.items()
-        if name not in UNTOUCHED and best - compared[name] < CLEAR
+        if name not in (*UNTOUCHED, *SPOILED) and best - source.get(name, best) < CLEAR
     ]
+    unclear += [name for name, one in spoiled.items() if one.perfect - one.spoiled < CLEAR]
     cosines = _cosines(resources, work / "perfect", cases)
     return Calibration(len(cases), values, unclear, *cosines, spoiled)
 
@@ -180,19 +187,29 @@ class _Drawn:
         yield "copied", inside([_copied(c, m) for c, m in zip(cases, self.masks, strict=True)])
 
 
-def _spoiled(resources: Resources, cases: list[Case], drawn: _Drawn, aspect: str) -> float | None:
-    """Return an aspect's mean over the right pictures spoiled in it; None where none can be."""
-    make = SPOILED[aspect].make
-    made = map(make, drawn.targets, drawn.sources, drawn.masks)
-    pairs = [
-        (picture, case) for picture, case in zip(made, cases, strict=True) if picture is not None
-    ]
+def _spoilt(
+    resources: Resources,
+    cases: list[Case],
+    drawn: _Drawn,
+    aspect: str,
+    perfect: Mapping[str, list[Any]],
+) -> Spoilt | None:
+    """Score the right pictures spoiled in an aspect; None where none can be, or has a number.
+
+    perfect: the score table of the right pictures, a case a row.
+    """
+    made = list(map(SPOILED[aspect].make, drawn.targets, drawn.sources, drawn.masks))
+    at = [i for i, picture in enumerate(made) if picture is not None]
+    if not at:
+        return None
+    pngs = [encode_png(Image.fromarray(made[i])) for i in at]
+    rows = resources.scorer.score(pngs, [cases[i] for i in at])
+    pairs = [(perfect[aspect][i], row.get(aspect)) for i, row in zip(at, rows, strict=True)]
+    pairs = [pair for pair in pairs if None not in pair]
     if not pairs:
         return None
-    pngs = [encode_png(Image.fromarray(picture)) for picture, _ in pairs]
-    rows = resources.scorer.score(pngs, [case for _, case in pairs])
-    values = [row[aspect] for row in rows if row[aspect] is not None]
-    return float(np.mean(values)) if values else None
+    best, worst = np.mean(pairs, axis=0).tolist()
+    return Spoilt(best, worst, len(pairs))
 
 
 def _copied(case: Case, mask: np.ndarray) -> np.ndarray:

@@ -209,9 +209,10 @@ class RolloutParams(Section):
     letter_weights: dict[Letter, Annotated[float, Field(gt=0)]] = Field(
         {},
         description=(
-            "How many times as often a case is drawn for each of these letters in its text; for"
-            " several, the product. Rounds then draw anew from all cases. For letters that are"
-            " harder or rarer than others. {} = all cases are drawn in turn."
+            "How many times as often a case is drawn, about, for each time that such a letter is in"
+            " its text; for several, the product. Each round then draws anew from all cases, of"
+            " which it should take few. For letters that are harder or rarer than others. {} = all"
+            " cases are drawn in turn."
         ),
     )
     num_images_per_prompt: Positive = Field(

@@ -16,7 +16,7 @@ from torch import nn
 from calligrapher.sizing.meta_model import MetaModel
 from tasks.params.run_params import RunParams
 from tasks.planning.memory import batch_of, meta_model, row_bytes
-from tasks.planning.work import forwards, sampling
+from tasks.planning.work import forwards, sampling, update_batches
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def cost(params: RunParams, ranks: int | None = None, samplers: int | None = Non
     model = meta_model(params)
     u, told = params.update, forwards(params)
     shards = sampling(params)
-    batches = list(_runs(params.images_per_round, u.batch_size))
+    batches = update_batches(params)
     per_pass = [
         batches[at : at + u.gradient_accumulation_steps]
         for at in range(0, len(batches), u.gradient_accumulation_steps)
@@ -78,7 +78,7 @@ def cost(params: RunParams, ranks: int | None = None, samplers: int | None = Non
     a_row = levels + told.old + told.reference
 
     def rows_of(batch: int) -> int:
-        return a_row * batch + params.rl.background_forwards(batch)
+        return a_row * batch + params.rl.background_rows_of(batch)
 
     sampled_by = [
         sum(shard.rows for shard in shards[rank::sampling_ranks]) for rank in range(sampling_ranks)
@@ -97,7 +97,7 @@ def cost(params: RunParams, ranks: int | None = None, samplers: int | None = Non
         samplers=samplers,
         calls={
             "rollout": sum(shard.calls for shard in shards),
-            "update": passes * (a_row + (params.rl.background_forwards(1) > 0)) * len(batches),
+            "update": passes * (a_row + (params.rl.background_rows_of(1) > 0)) * len(batches),
         },
         rows={"rollout": sum(sampled_by), "update": passes * sum(map(rows_of, batches))},
         busiest={"rollout": max(sampled_by), "update": passes * trained_by_busiest},
@@ -183,9 +183,3 @@ def _layers(model: MetaModel) -> Iterator[tuple[nn.Linear, str]]:
             yield layer, "joint"
         else:
             yield layer, "image"
-
-
-def _runs(total: int, size: int) -> Iterator[int]:
-    """Yield how many there are in each run of at most `size`."""
-    for at in range(0, total, size):
-        yield min(size, total - at)

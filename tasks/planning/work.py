@@ -45,15 +45,19 @@ def forwards(params: RunParams) -> Forwards:
     rollout: float = steps
     if params.rollout.shared_trunk:
         rollout = sum(shard.rows for shard in sampling(params)) / params.images_per_round
-    whole, rest = divmod(params.images_per_round, params.update.batch_size)
-    of_background = params.rl.background_forwards
-    held = whole * of_background(params.update.batch_size) + of_background(rest)
+    held = sum(map(params.rl.background_rows_of, update_batches(params)))
     return Forwards(
         rollout,
         levels + held / params.images_per_round,
         levels * needed["old"],
         levels * needed["reference"],
     )
+
+
+def update_batches(params: RunParams) -> list[int]:
+    """Return how many images each batch of a pass of the update has."""
+    total, size = params.images_per_round, params.update.batch_size
+    return [min(size, total - at) for at in range(0, total, size)]
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Cases:
             raise ParamsError(
                 "rollout.letter_weights must have a letter of the texts, in the same case. Got"
                 f" {' '.join(sorted(weighed))}, of which no text in {self.train_folder} has any."
+                " Set it to {} to draw all cases in turn."
             )
         if len(cases) < self.params.cases_per_round:
             raise ParamsError(

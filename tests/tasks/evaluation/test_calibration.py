@@ -1,5 +1,7 @@
 """What the measures say of pictures whose worth is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from small_runs import HashScorer
@@ -72,6 +74,20 @@ def test_a_scale_makes_other_zero_and_same_one_and_is_refused_where_it_tells_not
         StyleScale.read(tmp_path)
 
 
+def test_an_aspect_that_no_case_has_room_to_be_spoiled_in_is_told_and_not_judged(
+    resources, tmp_path, monkeypatch
+):
+    world = resources()
+    world.scorer = LooksScorer()
+    nowhere = replace(SPOILED["ocr_visibility"], make=lambda *_: None)
+    monkeypatch.setitem(SPOILED, "ocr_visibility", nowhere)
+    found = calibrate(world, tmp_path, num_cases=2, paint=False)
+    assert list(found.spoiled) == ["ocr_sharpness"]
+    assert "ocr_visibility" not in found.unclear
+    (line,) = (line for line in found.text().splitlines() if line.startswith("ocr_visibility"))
+    assert "no measure" not in line
+
+
 class LooksScorer(HashScorer):
     """Says how visible the text is: by how far the mask's middle row differs within itself."""
 
@@ -88,8 +104,10 @@ def test_aspects_of_the_text_are_held_against_right_pictures_spoiled_in_them(res
     world.scorer = LooksScorer()
     found = calibrate(world, tmp_path, num_cases=4, paint=False)
     assert list(found.spoiled) == ["ocr_visibility", "ocr_sharpness"]
-    assert found.values["perfect"]["ocr_visibility"] == 1.0
-    assert found.spoiled["ocr_visibility"] < 0.7
+    visible = found.spoiled["ocr_visibility"]
+    assert visible.perfect == 1.0
+    assert visible.spoiled < 0.7
+    assert visible.cases == 4
     assert "ocr_visibility" not in found.unclear, "the source has text that is seen as well"
     assert "ocr_sharpness" in found.unclear
     (line,) = (line for line in found.text().splitlines() if line.startswith("ocr_sharpness"))

@@ -17,6 +17,7 @@ from calligrapher.ranks import ALONE
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 SHARDED = {"launch": {"strategy": "fsdp2"}}
+HELD = {"timestep_fraction": 0.5, "background_coef": 0.5, "background_rows": 2}
 
 
 def as_two(ranks, values, folder, runs_dir):
@@ -36,7 +37,7 @@ def as_two(ranks, values, folder, runs_dir):
 @pytest.fixture(scope="module")
 def runs(random_model, cases, encodings, tmp_path_factory, run_values):
     folder = tmp_path_factory.mktemp("runs")
-    values = run_values("nft", update={"checkpointing_steps": 1}, evaluate={"every": 1})
+    values = run_values("nft", nft=HELD, update={"checkpointing_steps": 1}, evaluate={"every": 1})
     inner = on_ranks(2, as_two, values, folder, encodings.parent, timeout_s=600)
     assert inner[0] == ["step-00000001"]
     return folder

@@ -154,13 +154,16 @@ def test_letters_are_told_from_the_unlikeliest_on_at_first_and_now(train, scorer
 
     compared = {"combine": "standardized", "per_letter": True}
     reward = {"likelihood_weight": 1.0}
-    folder, _ = train("one", scorer=Spells(), rounds=1, advantage=compared, reward=reward)
+    folder, _ = train("one", scorer=Spells(), rounds=2, advantage=compared, reward=reward)
     told = words(report(folder))
     assert "Letters How likely the OCR found each letter" in told
-    (rows,) = re.findall(r"letter seen at first now ((?:\w \d+ 0\.\d+ 0\.\d+ )+)", told)
-    values = [float(row.split()[3]) for row in re.findall(r"\w \d+ 0\.\d+ 0\.\d+", rows)]
+    (table,) = re.findall(r"letter at first now places ((?:\w \S+ 0\.\d+ \d+ )+)", told)
+    rows = [row.split() for row in re.findall(r"\w \S+ 0\.\d+ \d+", table)]
+    values = [float(now) for _, _, now, _ in rows]
     assert values == sorted(values)
-    assert values[0] == 0.25
-    assert values[-1] == 0.75
+    assert values[0] < values[-1] == 0.75
+    cases = {row["text"] for row in RunFacts(folder).scored[1]}
+    assert {letter for letter, *_ in rows} == {letter for text in cases for letter in text.lower()}
+    assert sum(int(places) for *_, places in rows) == 3 * sum(map(len, cases))
     plain, _ = train("two", rounds=1)
     assert "Letters How" not in words(report(plain))
