@@ -66,6 +66,7 @@ CHANGES = {
     "rollout.num_cases": (3, "rollout", {}),
     "rollout.num_batches_per_epoch": (2, "rollout", {}),
     "rollout.num_images_per_prompt": (3, "rollout", {}),
+    "rollout.letter_weights": ({"E": 100.0}, "rollout", {}),
     "rollout.num_inference_steps": (4, "rollout", {}),
     "rollout.solver": ("dpm2", "rollout", SIX_STEPS),
     "rollout.shard_size": (2, "rollout", {}),
@@ -172,9 +173,6 @@ PLACES = {
     "evaluate.every": "test_rounds_and_evaluate_every_say_which_stages_there_are",
     "grpo.window_interval": "test_a_progressive_window_moves_with_the_rounds",
     "grpo.window_stride": "test_a_progressive_window_moves_with_the_rounds",
-    "rollout.letter_weights": (
-        "test_cases_with_weighed_letters_are_drawn_as_often_as_their_product_says"
-    ),
     "rollout.refill": "test_a_round_of_equal_rewards_is_refilled",
     "model.compile": "test_compiling_reaches_every_block_and_needs_a_compiler",
     "model.offload_text_encoder_two": "test_t5_moves_for_each_encoding_when_it_is_offloaded",
