@@ -3,8 +3,8 @@
     python tests/scripts/drift_by_step.py runs/NAME [--round 19] [--num 48]
 
 Samples held-out cases with Euler's steps under the policy before training, under the trained one
-(its average), and under one of them in the noisy steps that `timestep_fraction` leaves and the
-other in the clean ones; prints the background's error of each in grey levels.
+(its average), and under one of them in the noisy steps, which are trained, and the other
+in the clean ones; prints the background's error of each in grey levels.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import numpy as np
 from calligrapher.data.canvas import Canvas
 from calligrapher.sampling.generate import pictures
 from calligrapher.sampling.sampler import sample
-from calligrapher.sampling.schedule import sigma_schedule, trained_steps
+from calligrapher.sampling.schedule import sigma_schedule
 from tasks.artifacts.layout import PARAMS, RunsDir, round_name
 from tasks.evaluation.measures import background
 from tasks.params.run_params import load_params
@@ -39,7 +39,7 @@ def main() -> None:
     weights = {BEFORE: policy.snapshot(), TRAINED: resources.weights(file)}
     steps = params.rollout.num_inference_steps
     schedule = sigma_schedule(steps, conditioning.image_ids.shape[0])
-    last_noisy = schedule[trained_steps(steps, params.rl.timestep_fraction) - 1].item()
+    last_noisy = schedule[params.rl.steps_trained(steps) - 1].item()
     canvas = Canvas(params.model.width, params.model.height)
     velocity = policy.velocity
     for noisy in weights:
