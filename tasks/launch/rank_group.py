@@ -169,7 +169,7 @@ class RankGroup:
                     bar.tell(*asked.progress.pop(0))
                 if len(asked.answers) == len(ranks):
                     break
-                self._hear()
+                self._hear(stage)
         self._begun.pop(stage, None)
         return [asked.answers[rank] for rank in ranks]
 
@@ -227,7 +227,7 @@ class RankGroup:
             group = {"first": ranks.start, "size": len(ranks)}
             self._send({"setup": setup | group}, ranks)
         while len(asked.answers) < self.size:
-            self._hear()
+            self._hear(stage)
         hosts = sorted(set(switchboard.hosts.values()))
         logger.info("%d ranks on %s; their logs: %s", self.size, ", ".join(hosts), self.logs)
 
@@ -244,12 +244,12 @@ class RankGroup:
                 )
             time.sleep(0.02)
 
-    def _hear(self) -> None:
-        """Note what ranks have said, while all are alive; raise what ended the first that is
-        not."""
+    def _hear(self, stage: str) -> None:
+        """Note what ranks have said while `stage` is waited for and all are alive; raise what ended
+        the first that is not."""
         for rank, message in self._messages(_POLL_S):
             if message is None or "error" in message:
-                raise self._cause(rank, message)
+                raise self._cause(rank, message, stage)
             if "servers?" in message:
                 self._send({"servers": self._servers()}, [rank])
             elif "log" in message:
@@ -304,8 +304,10 @@ class RankGroup:
             "The same command goes on from here; raise launch.timeout_s if a disk is that slow."
         )
 
-    def _cause(self, rank: int, message: Message | None) -> Exception:
+    def _cause(self, rank: int, message: Message | None, stage: str) -> Exception:
         """Return what ended the group; `message` of `rank` was the first that was heard of it.
+
+        stage: what was waited for; a rank may die while it has nothing to do.
 
         A rank that dies makes the collectives of the others fail, and they may be heard first.
         """
@@ -319,8 +321,7 @@ class RankGroup:
                     events.append((other, later))
         own = [(r, m) for r, m in events if m is None or not m["error"]["lost"]]
         rank, message = own[0] if own else min(events, key=lambda event: event[0])
-        # One that dies while it has nothing to do is missed by those that are at work.
-        stage = (self._at_work.get(rank) or next(iter(self._at_work.values()))).stage
+        stage = self._at_work[rank].stage if rank in self._at_work else stage
         if message is None:
             return self._death(rank, stage)
         where = f"({self._name(rank)}, in {stage}; its log: {self._log(rank)})"

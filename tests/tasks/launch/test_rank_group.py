@@ -42,7 +42,7 @@ class Player:
 
 
 class Threads:
-    """A backend whose ranks are threads that run `parts[rank](player)`."""
+    """A backend whose ranks are threads that run `parts[rank](player)`; they are heard in order."""
 
     host, everywhere = "127.0.0.1", False
 
@@ -55,6 +55,8 @@ class Threads:
         for invitation in invitations:
             part = self.parts[invitation.rank]
             threading.Thread(target=self._play, args=(invitation, part), daemon=True).start()
+            while part is not None and invitation.rank not in switchboard.channels:
+                time.sleep(0.001)
 
     def _play(self, invitation, part):
         if part is None:
@@ -407,6 +409,8 @@ def test_only_ranks_that_made_an_artifact_are_told_that_it_is_there(group):
         def part(player):
             player.join()
             told[name] = player.answer()
+            if "end" not in told[name]:
+                player.channel.receive()
 
         return part
 
@@ -467,6 +471,30 @@ def test_a_sampler_that_dies_with_nothing_to_do_ends_the_update(group):
     ranks.committed(Path("round-0001/rollout"))
     with pytest.raises(RankLostError, match=r"Rank 0 of 2 .* in round-0000/update"):
         ranks.run(UPDATE, Path("out"))
+
+
+def test_a_rank_that_dies_when_all_have_answered_ends_what_was_waited_for(group):
+    updated = threading.Event()
+
+    def samples(player):
+        player.join()
+        updated.wait()
+        player.answer()
+
+    def updates(player):
+        player.join()
+        player.answer()
+
+    ranks = group(samples, updates, samplers=1)
+    ranks.begin(CALL, Path("out"))
+    ranks.run(UPDATE, Path("out"))
+    ranks.committed(Path("round-0000/update"))
+    while 1 not in ranks.backend.status:
+        time.sleep(0.001)
+    updated.set()
+    time.sleep(0.1)  # the sampler's answer and the other's end are heard at once
+    with pytest.raises(RankLostError, match=r"Rank 1 of 2 .* in round-0001/rollout"):
+        ranks.run(CALL, Path("out"))
 
 
 def test_where_ranks_are_started_again_a_rollout_that_was_begun_is_asked_for_again(group):
