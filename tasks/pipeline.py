@@ -324,7 +324,7 @@ def provenance(
         "round": lambda: round_of(name),
         "refilled_by": lambda: sources["scored_by"]() if params.rollout.refill else None,
         "group_size": lambda: params.rollout.num_images_per_prompt,
-        "cases": lambda: evaluated_cases(name, params),
+        "cases": lambda: evaluated(name, params)[0],
         "scored_by": sources["scored_by"],
     }
     return Provenance(
@@ -369,10 +369,15 @@ def due_evaluation(params: RunParams, rounds_done: int, *, last: bool) -> str | 
     return evaluation_name(rounds_done, preview=not last and rounds_done % every != 0)
 
 
-def evaluated_cases(name: str, params: RunParams) -> int:
-    """Return how many held-out cases the evaluation `name` shows."""
+def evaluated(name: str, params: RunParams) -> tuple[int, int]:
+    """Return how many held-out cases the evaluation `name` shows, and how many images of each.
+
+    A preview is there to be looked at: one image of each case of the grid.
+    """
     settings = params.evaluate
-    return settings.grid_cases if name.endswith(PREVIEW) else settings.num_cases
+    if name.endswith(PREVIEW):
+        return settings.grid_cases, 1
+    return settings.num_cases, settings.num_images_per_case
 
 
 def name_of(stage: str, round_index: int) -> str:

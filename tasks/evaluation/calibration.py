@@ -131,7 +131,13 @@ def calibrate(
         out.mkdir(parents=True, exist_ok=True)
         weights = resources.model.policy.snapshot()
         evaluate_weights(
-            resources, weights, out, policy_digest="base", round_index=0, num_cases=len(cases)
+            resources,
+            weights,
+            out,
+            policy_digest="base",
+            round_index=0,
+            num_cases=len(cases),
+            images_per_case=resources.params.evaluate.num_images_per_case,
         )
         values["base"] = _means(resources, out)
     perfect, source = values["perfect"], values["source"]

@@ -127,6 +127,7 @@ class Evaluation:
                 policy_digest=sha256,
                 round_index=0,
                 num_cases=resources.params.evaluate.num_cases,
+                images_per_case=resources.params.evaluate.num_images_per_case,
             )
             found = measures.measure(resources, out, second=self.second)
             found |= {"images": counts["images"], "unscored": counts["unscored"]}

@@ -18,7 +18,8 @@ class StageCall:
 
     inputs: argument of the stage function -> folder of the artifact. ahead: where scores wait that
     were made while sampling went on (`rollout`, `score`). earlier: scores of another run that hold
-    all that is weighed now (`score`). num_cases: held-out cases to show (`evaluate`).
+    all that is weighed now (`score`). num_cases: held-out cases to show, and images_per_case: so
+    many images of each (`evaluate`).
     """
 
     name: str
@@ -26,6 +27,7 @@ class StageCall:
     ahead: Path | None = None
     earlier: Path | None = None
     num_cases: int | None = None
+    images_per_case: int | None = None
 
     @property
     def options(self) -> dict[str, Any]:

@@ -518,7 +518,11 @@ class EvaluateParams(Section):
     grid_cases: Positive = Field(8, description="Of these, how many are shown in the image grid.")
     seed: Count = Field(0, description="Seed of the evaluation's noise, apart from the run's.")
     num_images_per_case: Positive = Field(
-        1, description="Images per case; their mean counts as the case's."
+        1,
+        description=(
+            "Images per case; their mean counts as the case's. In rounds without an evaluation one"
+            " of each of grid_cases is painted."
+        ),
     )
     num_inference_steps: Annotated[int, Field(ge=2)] | None = Field(
         None,

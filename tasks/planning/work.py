@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from calligrapher.sampling.exploration import moving_stops, window_places
 from tasks.artifacts.layout import EVALUATE
 from tasks.params.run_params import RunParams
-from tasks.pipeline import evaluated_cases, planned, stage_of
+from tasks.pipeline import evaluated, planned, stage_of
 from tasks.planning.memory import copies, meta_model, optimizer_bytes, row_bytes, t5_moved
 
 PNG_BYTES = 3  # of a pixel, at most but for the file's frame: noise does not compress
@@ -135,8 +135,7 @@ def disk(params: RunParams) -> dict[str, int]:
     kept = 1 + keeps.keep_last + keeps.keep_best
     kept += rounds // keeps.keep_every if keeps.keep_every else 0
     looks = [name for name in planned(params, rounds) if stage_of(name) == EVALUATE]
-    images = sum(evaluated_cases(name, params) for name in looks)
-    images *= params.evaluate.num_images_per_case
+    images = sum(math.prod(evaluated(name, params)) for name in looks)
     cases = params.cases_per_round + (params.evaluate.num_cases if params.evaluate.every else 0)
     return {
         "rollouts": rounds * sizes.rollout,

@@ -14,7 +14,7 @@ from typing import Any
 from calligrapher.tables.parquet import read_table
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.run_dir import RunDir
-from tasks.pipeline import evaluated_cases, planned, rounds_done
+from tasks.pipeline import planned, rounds_done
 from tasks.reports.status import run_params
 from tasks.resources.rewards import further_numbers
 from tasks.stages.evaluate import SCORES
@@ -84,8 +84,7 @@ def compare(first: Path, second: Path) -> Comparison:
 def _evaluations(run_dir: RunDir) -> dict[int, Artifact]:
     """Return rounds done -> the evaluation made then, previews left out."""
     params = run_params(run_dir.path)
-    names = [n for n in planned(params) if evaluated_cases(n, params) == params.evaluate.num_cases]
-    names = [n for n in names if n.rpartition("/")[2] == "evaluate"]
+    names = [n for n in planned(params) if n.rpartition("/")[2] == "evaluate"]
     return {rounds_done(n): run_dir.load(n) for n in names if run_dir.stage_path(n).exists()}
 
 

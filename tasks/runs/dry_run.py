@@ -1,6 +1,7 @@
 """What a start of a run would make, in which order, in about what time and on how much disk."""
 
 import itertools
+import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.layout import EVALUATE, PARAMS, PARTIAL_SUFFIX, PREVIEW
 from tasks.artifacts.run_dir import RunDir
 from tasks.params.run_params import RunParams
-from tasks.pipeline import ROUND, evaluated_cases, planned, round_of, rounds_done, stage_of
+from tasks.pipeline import ROUND, evaluated, planned, round_of, rounds_done, stage_of
 from tasks.planning.cost import cost, price
 from tasks.planning.work import disk, forwards, rounds_made
 from tasks.reports.status import ended_by, run_params
@@ -208,8 +209,7 @@ def _scaled(params: RunParams, other: RunParams, measured: dict[str, float]) -> 
         if stage_of(name) == EVALUATE:
             if params is other and kind in measured:
                 return measured[kind]
-            images = evaluated_cases(name, params) * params.evaluate.num_images_per_case
-            return a_forward * images * params.evaluation_steps
+            return a_forward * math.prod(evaluated(name, params)) * params.evaluation_steps
         return 0.0 if params.warmup.steps == 0 else None
 
     return pace

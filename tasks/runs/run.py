@@ -215,7 +215,8 @@ class Run:
                 earlier = self._earlier_scores(name, inputs["rollout"])
                 return replace(call, ahead=self._ahead(name), earlier=earlier)
             case "evaluate":
-                return replace(call, num_cases=pipeline.evaluated_cases(name, self.params))
+                num_cases, images_per_case = pipeline.evaluated(name, self.params)
+                return replace(call, num_cases=num_cases, images_per_case=images_per_case)
         return call
 
     def _ended_before(self, rollout: str) -> bool:

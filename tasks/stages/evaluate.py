@@ -34,6 +34,7 @@ def evaluate(
     *,
     checkpoint: Artifact,
     num_cases: int,
+    images_per_case: int,
 ) -> dict[str, Any]:
     """Sample and score the first `num_cases` held-out cases under a checkpoint.
 
@@ -49,6 +50,7 @@ def evaluate(
         policy_digest=checkpoint.digest,
         round_index=shown_round,
         num_cases=num_cases,
+        images_per_case=images_per_case,
     )
 
 
@@ -69,6 +71,7 @@ def evaluate_weights(
     policy_digest: str,
     round_index: int,
     num_cases: int,
+    images_per_case: int,
 ) -> dict[str, Any]:
     """Sample and score the first `num_cases` held-out cases under `weights`.
 
@@ -78,12 +81,11 @@ def evaluate_weights(
     the metrics; a mean without a scored image is absent, never 0.
     """
     settings, num_steps = resources.params.evaluate, resources.params.evaluation_steps
-    group = settings.num_images_per_case
-    rows = rows_of(resources.cases.evaluation[:num_cases], group)
+    rows = rows_of(resources.cases.evaluation[:num_cases], images_per_case)
     seeds = [sample_seed(settings.seed, 0, row.case.case_id, row.member) for row in rows]
     cases = [row.case for row in rows]
     pngs, scored = _paint(resources, cases, seeds, weights)
-    metrics = summarise(scored, group)
+    metrics = summarise(scored, images_per_case)
     if not resources.ranks.is_first:
         return metrics
     columns = table_columns(
@@ -95,7 +97,7 @@ def evaluate_weights(
         num_steps=num_steps,
     )
     write_pictures(out, columns, pngs, scored)
-    firsts = range(0, settings.grid_cases * group, group)
+    firsts = range(0, settings.grid_cases * images_per_case, images_per_case)
     grid = image_grid(
         [decode_png(pngs[i]) for i in firsts],
         [caption(cases[i], scored[i]) for i in firsts],

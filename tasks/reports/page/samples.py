@@ -39,12 +39,13 @@ def case_samples(facts: RunFacts, shown: Artifact) -> dict[str, CaptionedImage]:
     """Return case id -> the first image of each of the first cases of an evaluation."""
     rows = read_shard(shown.file(evaluate.IMAGES), ["case_id", "image", "text"])
     rows |= read_table(shown.file(evaluate.SCORES), ["ocr_text", "reward"])
-    group = facts.params.evaluate.num_images_per_case
+    ids = rows["case_id"]
+    firsts = list(dict.fromkeys(map(ids.index, ids)))[:CASES]
     return {
-        rows["case_id"][i]: CaptionedImage(
+        ids[i]: CaptionedImage(
             decode_png(rows["image"][i]), rows["text"][i], rows["ocr_text"][i], rows["reward"][i]
         )
-        for i in range(0, min(CASES * group, len(rows["case_id"])), group)
+        for i in firsts
     }
 
 

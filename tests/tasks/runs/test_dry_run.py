@@ -73,15 +73,16 @@ def test_a_run_made_with_other_params_is_refused_as_a_start_would(train):
 
 def test_disk_counts_all_rollouts_and_the_weights_that_retention_keeps(values, tmp_path):
     keeps = {"keep_last": 2, "keep_every": 4, "keep_best": True}
+    looks = {"every": 10, "num_images_per_case": 4}
     params = RunParams.model_validate(
-        values(rounds=20, evaluate={"every": 10}, retention=keeps, update={"max_train_steps": 20})
+        values(rounds=20, evaluate=looks, retention=keeps, update={"max_train_steps": 20})
     )
     # Nine images in batches of four, two a step: two steps a round, so ten rounds.
     sizes, kinds = files(params), disk(params)
     assert kinds["rollouts"] == 10 * sizes.rollout
     assert kinds["weights"] == (1 + 2 + 1 + 2) * sizes.checkpoint
-    # Two evaluations of two cases, nine previews of one.
-    assert kinds["evaluations"] == (2 * 2 + 9) * 3 * 48 * 32
+    # Two evaluations of four images of two cases, nine previews of one image of one.
+    assert kinds["evaluations"] == (2 * 2 * 4 + 9) * 3 * 48 * 32
     assert kinds["encodings"] == (3 + 2) * sizes.conditioning
     found = dry_run(params, tmp_path / "new/run")
     assert found.fits

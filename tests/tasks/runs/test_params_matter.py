@@ -479,6 +479,17 @@ def test_rounds_and_evaluate_every_say_which_stages_there_are(train):
     assert len(found - evaluations) == 1 + 3 * 5
 
 
+def test_a_preview_paints_the_first_image_of_each_case_of_the_grid(train):
+    looks = {"every": 2, "num_images_per_case": 3}
+    folder, _ = train("a", **merged(SMALL, {"rounds": 2, "evaluate": looks}))
+    seeds = {
+        name: read_shard(folder / name / "images.parquet", ["case_id", "seed"])
+        for name in ("evaluate", "round-0000/preview")
+    }
+    assert len(seeds["evaluate"]["seed"]) == 2 * 3
+    assert seeds["round-0000/preview"] == {k: v[:1] for k, v in seeds["evaluate"].items()}
+
+
 def test_a_round_of_equal_rewards_is_refilled(train, constant_scorer):
     for refill, images in ((0, 4), (1, 8)):
         changes = merged(SMALL, {"rollout": {"refill": refill}, "warmup": {"steps": 0}})
