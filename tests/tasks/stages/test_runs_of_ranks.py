@@ -9,6 +9,7 @@ from shared_runs import interrupted, train_on
 from two_ranks import on_ranks
 
 from calligrapher.ranks import ALONE
+from tasks.pipeline import ROUND, name_of
 
 pytestmark = pytest.mark.slow
 ALGORITHMS = ("nft", "grpo")
@@ -21,10 +22,11 @@ def as_two(ranks, values, folder, runs_dir):
         train_on(ranks, values[algorithm], folder / f"two-{algorithm}", runs_dir)
     mine = ALGORITHMS[ranks.rank]
     train_on(ALONE, values[mine], folder / f"one-{mine}", runs_dir)
-    sampled = ["warmup", "round-0000/rollout"]
-    train_on(ranks, values["shared"], folder / "two-shared", runs_dir, names=sampled)
-    if ranks.is_first:
-        train_on(ALONE, values["shared"], folder / "one-shared", runs_dir, names=sampled)
+    for name, last in (("shared", 1), ("held", 4)):
+        names = ["warmup", *(name_of(stage, 0) for stage in ROUND[:last])]
+        train_on(ranks, values[name], folder / f"two-{name}", runs_dir, names=names)
+        if ranks.is_first:
+            train_on(ALONE, values[name], folder / f"one-{name}", runs_dir, names=names)
     ranks.barrier()
     moving = values["grpo"]
     interrupted(1, train_on, ranks, moving, folder / "moving", runs_dir)
@@ -50,6 +52,8 @@ def runs(random_model, cases, encodings, tmp_path_factory, run_values):
     values = {name: run_values(name, **changes) for name in ALGORITHMS}
     trunk = {"rollout": {"shared_trunk": True}, "grpo": {"noise": "group"}}
     values["shared"] = run_values("grpo", **trunk)
+    held = {"timestep_fraction": 0.5, "background_coef": 0.5, "background_rows": 3}
+    values["held"] = run_values("nft", nft=held)
     on_ranks(2, as_two, values, folder, encodings.parent)
     on_ranks(3, as_three, values, folder, encodings.parent)
     return folder
@@ -94,9 +98,9 @@ def test_an_evaluation_is_shared_and_written_once(runs, algorithm):
     assert found == expected
 
 
-def away(folder, other, start):
+def away(folder, other, start, rounds=2):
     """Return the largest difference of two runs' ends, over the way that the weights moved."""
-    name = "round-0001/update/trained.safetensors"
+    name = f"round-{rounds - 1:04d}/update/trained.safetensors"
     ends, begin = [load_file(run / name) for run in (folder, other)], load_file(start)
     way = max((ends[1][n] - begin[n]).abs().max() for n in begin)
     assert way > 0
@@ -109,6 +113,13 @@ def away(folder, other, start):
 def test_the_adapter_is_that_of_one_process(runs, run, algorithm):
     one = runs / f"one-{algorithm}"
     assert away(runs / run, one, one / "warmup/trained.safetensors") <= 1e-3
+
+
+def test_rows_that_hold_the_background_are_those_of_one_process(runs):
+    one, free = runs / "one-held", runs / "one-nft"
+    start = one / "warmup/trained.safetensors"
+    assert away(runs / "two-held", one, start, rounds=1) <= 1e-3
+    assert away(free, one, start, rounds=1) > 0.1
 
 
 @pytest.mark.parametrize(
