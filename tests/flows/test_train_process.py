@@ -111,6 +111,8 @@ def test_a_run_that_is_stopped_in_every_way_leaves_nothing_running_and_then_fini
         before = len(list(partial.glob("shard-*")))
         process = train()
         wait_for(lambda before=before: len(list(partial.glob("shard-*"))) > before, process)
+        # The reward server starts with the first shard.
+        wait_for(lambda process=process: len(family(process)[0]) >= 2, process)
         children, ports = family(process)
         process.send_signal(number)
         wait_for(lambda process=process: process.poll() is not None)
