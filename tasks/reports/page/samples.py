@@ -3,6 +3,7 @@ worst samples; and which groups taught nothing."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,14 @@ def case_samples(facts: RunFacts, shown: Artifact) -> dict[str, CaptionedImage]:
     """Return case id -> the first image of each of the first cases of an evaluation."""
     rows = read_shard(shown.file(evaluate.IMAGES), ["case_id", "image", "text"])
     rows |= read_table(shown.file(evaluate.SCORES), ["ocr_text", "reward"])
-    ids = rows["case_id"]
-    firsts = list(dict.fromkeys(map(ids.index, ids)))[:CASES]
+    firsts: dict[str, int] = {}
+    for i, case_id in enumerate(rows["case_id"]):
+        firsts.setdefault(case_id, i)
     return {
-        ids[i]: CaptionedImage(
+        case_id: CaptionedImage(
             decode_png(rows["image"][i]), rows["text"][i], rows["ocr_text"][i], rows["reward"][i]
         )
-        for i in firsts
+        for case_id, i in islice(firsts.items(), CASES)
     }
 
 
