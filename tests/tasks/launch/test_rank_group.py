@@ -51,23 +51,21 @@ class Threads:
         self.starts, self.stopped, self.status = 0, [], {}
 
     def start(self, invitations, switchboard):
-        self.starts, self.status = self.starts + 1, {}
+        self.starts, self.status, self.switchboard = self.starts + 1, {}, switchboard
         for invitation in invitations:
-            part = self.parts[invitation.rank]
-            threading.Thread(target=self._play, args=(invitation, part), daemon=True).start()
-            while part is not None and invitation.rank not in switchboard.channels:
-                time.sleep(0.001)
+            rank, part = invitation.rank, self.parts[invitation.rank]
+            if part is None:
+                self.status[rank] = "ended with status 1"
+                continue
+            play = (rank, part, invitation.accept())
+            threading.Thread(target=self._play, args=play, daemon=True).start()
 
-    def _play(self, invitation, part):
-        if part is None:
-            self.status[invitation.rank] = "ended with status 1"
-            return
+    def _play(self, rank, part, channel):
         with contextlib.suppress(EOFError, OSError):
-            channel = invitation.accept()
             try:
                 part(Player(channel))
             finally:
-                self.status.setdefault(invitation.rank, "was killed by SIGKILL")
+                self.status.setdefault(rank, "was killed by SIGKILL")
                 channel.close()
 
     def ended(self, rank):
@@ -489,10 +487,10 @@ def test_a_rank_that_dies_when_all_have_answered_ends_what_was_waited_for(group)
     ranks.begin(CALL, Path("out"))
     ranks.run(UPDATE, Path("out"))
     ranks.committed(Path("round-0000/update"))
-    while 1 not in ranks.backend.status:
-        time.sleep(0.001)
     updated.set()
-    time.sleep(0.1)  # the sampler's answer and the other's end are heard at once
+    # The sampler's answer and the other's end are there before either is heard.
+    channels = ranks.backend.switchboard.channels
+    assert all(channels[rank].connection.poll(5) for rank in (0, 1))
     with pytest.raises(RankLostError, match=r"Rank 1 of 2 .* in round-0001/rollout"):
         ranks.run(CALL, Path("out"))
 
