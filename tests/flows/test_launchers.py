@@ -14,7 +14,17 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
-def test_a_run_under_torchrun_ends_with_status_0_and_a_summary(random_model, tmp_path):
+LAUNCHERS = {
+    "torchrun": "torch.distributed.run --standalone --nproc_per_node 2",
+    "accelerate": "accelerate.commands.launch --multi_gpu --num_machines 1 --num_processes 2"
+    " --mixed_precision no --dynamo_backend no",
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_run_under_a_users_launcher_ends_with_status_0_and_a_summary(
+    launcher, random_model, tmp_path
+):
     for split, count in (("train", 3), ("evaluation", 2)):
         write_bench(tmp_path / split, num_cases=count, split=split, seed=1)
     settings = [
@@ -39,10 +49,9 @@ def test_a_run_under_torchrun_ends_with_status_0_and_a_summary(random_model, tmp
         "reward.disable_reward_model=true",
         "tracking.enabled=false",
     ]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = ["-m", "flows.cli", "train", str(ROOT / "params/tiny-nft.yaml"), *settings]
     done = subprocess.run(
-        [sys.executable, *launcher, *command],
+        [sys.executable, "-m", *LAUNCHERS[launcher].split(), *command],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PREFECT_HOME": str(tmp_path / "prefect")},
         stdout=subprocess.PIPE,

@@ -282,6 +282,42 @@ def test_a_rank_imports_neither_an_orchestrator_nor_a_tracker():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.fixture
+def machines(monkeypatch):
+    """Two machines of one core each under Ray, as processes of this one."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_two_machines_hold_a_rank_each_and_another_takes_the_place_of_one_that_leaves(
+    machines, make_params, finished, tmp_path
+):
+    import ray
+
+    places = {}
+
+    def make(run, name):
+        if name == "round-0001/rollout":
+            machines.remove_node(machines.list_all_nodes()[-1], allow_graceful=False)
+            machines.add_node(num_cpus=1)
+        made = run.make(name)
+        groups = ray.util.placement_group_table().values()
+        (group,) = [group for group in groups if group["state"] == "CREATED"]
+        places[name] = set(group["bundles_to_node_id"].values())
+        return made
+
+    params = make_params("nft", num_processes=2, backend="ray", wait_s=60)
+    with opened_run(params, tmp_path / "run") as run:
+        run.make_planned(make=make)
+    assert [len(nodes) for nodes in places.values()] == [2] * len(places)
+    assert places["round-0000/refresh"] != places["round-0001/rollout"]
+    assert digests(tmp_path / "run") == digests(finished("nft", "ray"))
+
+
 def test_the_runs_of_every_backend_have_the_same_artifacts(finished):
     params = RunParams.model_validate_json((finished("nft") / "params.json").read_text())
     for backend in BACKENDS:
