@@ -8,11 +8,14 @@ in the clean ones; prints the background's error of each in grey levels.
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from calligrapher.data.canvas import Canvas
+from calligrapher.model.policy import Policy, Weights
 from calligrapher.sampling.generate import pictures
 from calligrapher.sampling.sampler import sample
 from calligrapher.sampling.schedule import sigma_schedule
@@ -41,21 +44,32 @@ def main() -> None:
     schedule = sigma_schedule(steps, conditioning.image_ids.shape[0])
     last_noisy = schedule[params.rl.steps_trained(steps) - 1].item()
     canvas = Canvas(params.model.width, params.model.height)
-    velocity = policy.velocity
     for noisy in weights:
         for clean in weights:
-
-            def mixed(x, sigma, *more, noisy=noisy, clean=clean):
-                name = noisy if sigma.max().item() >= last_noisy - 1e-6 else clean
-                with policy.use(weights[name]):
-                    return velocity(x, sigma, *more)
-
-            policy.velocity = mixed
-            x0 = sample(policy, conditioning, list(range(len(cases))), steps).x0
-            policy.velocity = velocity
+            with mixed(policy, weights[noisy], weights[clean], last_noisy):
+                x0 = sample(policy, conditioning, list(range(len(cases))), steps).x0
             painted = pictures(resources.model, x0, resources.conditioning.canvas)
             errors = [background(canvas, p, c)[0] for p, c in zip(painted, cases, strict=True)]
             print(f"noisy steps {noisy:8} clean steps {clean:8} {np.mean(errors):6.2f}")
+
+
+@contextmanager
+def mixed(policy: Policy, noisy: Weights, clean: Weights, last_noisy: float) -> Iterator[None]:
+    """Let the policy's velocity be that of `noisy` at levels from `last_noisy` on, else `clean`'s.
+
+    All rows of a batch must have one level.
+    """
+    velocity = policy.velocity
+
+    def of_either(x, sigma, *more):
+        with policy.use(noisy if sigma.max().item() >= last_noisy - 1e-6 else clean):
+            return velocity(x, sigma, *more)
+
+    policy.velocity = of_either
+    try:
+        yield
+    finally:
+        policy.velocity = velocity
 
 
 if __name__ == "__main__":
