@@ -285,8 +285,9 @@ def test_a_rank_imports_neither_an_orchestrator_nor_a_tracker():
 @pytest.fixture
 def machines(monkeypatch):
     """Two machines of one core each under Ray, as processes of this one."""
-    cluster_utils = pytest.importorskip("ray.cluster_utils")
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     yield cluster
