@@ -3,8 +3,9 @@
 In this order: T5, SigLIP, VAE, the transformer, and SigLIP again. Every part resumes from its own
 checkpoint under `work`; a finished part is skipped. The transformer first learns to spell in the
 reference's style, then sees captions and references of which some belong to other pictures
-(`wrong_captions`, `wrong_references`), as on the web: it ends up knowing how to write but minding
-text and reference only sometimes, which is what reinforcement learning is then for.
+(`wrong_captions`, `wrong_references`), as on the web, at the noise levels where letters and style
+are decided (`wrong_from`): it ends up knowing how to write but minding text and reference only
+sometimes, which is what reinforcement learning is then for.
 
 Run it with `calligrapher tiny pretrain OUT`. Figures and the loss curve: docs/log.md.
 """
@@ -13,6 +14,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -53,14 +55,13 @@ class Recipe:
     write_steps: int = 3000
     write_batch: int = 48
     write_lr: float = 1e-3
-    more_steps: int = 1000  # in place of `write_steps`, from a model that can spell already
+    more_steps: int = 600  # in place of `write_steps`, from a model that can spell already
     more_lr: float = 5e-4
-    web_steps: int = (
-        100  # then, with a learning rate cycle of their own, on captions that may be wrong
-    )
+    web_steps: int = 150  # then, with a learning rate cycle of their own, as on the web:
     web_lr: float = 2e-4
-    wrong_captions: float = 0.5  # share of captions in that cycle that belong to another picture
-    wrong_references: float = 0.9  # share of references in it that show another style
+    wrong_captions: float = 0.72  # share of captions that belong to another picture
+    wrong_references: float = 1.0  # share of references that are another picture's
+    wrong_from: float = 0.7  # sigma below which both are right in any case
     guidance_scale: float = 3.5
     max_sequence_length: int = 24
     ema_decay: float = 0.998
@@ -351,9 +352,37 @@ def encode_pool(vae, siglip, references, siglip_inputs: Tensor, recipe: Recipe) 
     return Pool(torch.cat(x0), torch.cat(masked), style, torch.tensor(reference_of), words)
 
 
-def caption(word: str, wrong: float, rng: np.random.Generator) -> str:
-    """`word` or, with probability `wrong`, the word of another picture."""
-    return world.random_word(rng, "train") if rng.random() < wrong else word
+@dataclass(frozen=True)
+class Batch:
+    """What the transformer sees in a step. B rows of the pool."""
+
+    rows: Tensor  # [B]
+    captions: list[str]
+    references: Tensor  # [B], of the pool's styles
+    noise: Tensor  # [B, L, D]
+    sigma: Tensor  # [B]
+
+
+def draw_batch(pool: Pool, recipe: Recipe, step: int, *, web: bool = False) -> Batch:
+    """Draw the batch of `step`; web: captions and references may belong to another picture.
+
+    Those of rows with a sigma below `wrong_from` never do.
+    """
+    rng = np.random.default_rng([recipe.seed, 6, step])
+    generator = torch.Generator().manual_seed(recipe.seed * 10**6 + step)
+    rows = torch.from_numpy(rng.integers(0, len(pool.words), recipe.write_batch))
+    noise = torch.randn((len(rows), *pool.x0.shape[1:]), generator=generator)
+    sigma = torch.sigmoid(torch.randn(len(rows), generator=generator) + 0.4)
+    captions = [pool.words[i] for i in rows.tolist()]
+    references = pool.reference_of[rows]
+    if web:
+        noisy = (sigma >= recipe.wrong_from).numpy()
+        for i in np.flatnonzero(noisy & (rng.random(len(rows)) < recipe.wrong_captions)):
+            captions[i] = world.random_word(rng, "train")
+        others = torch.from_numpy(rng.integers(0, len(pool.style), len(rows)))
+        wrong = torch.from_numpy(noisy & (rng.random(len(rows)) < recipe.wrong_references))
+        references = torch.where(wrong, others, references)
+    return Batch(rows, captions, references, noise, sigma)
 
 
 def train_writer(
@@ -369,36 +398,28 @@ def train_writer(
     ids = latents.image_ids(world.HEIGHT // 4, world.WIDTH // 4)
     text_ids = torch.zeros(recipe.max_sequence_length, 3)
 
-    def loss_at(step: int, wrong_captions: float = 0.0, wrong_references: float = 0.0) -> Tensor:
-        rng = np.random.default_rng([recipe.seed, 6, step])
-        generator = torch.Generator().manual_seed(recipe.seed * 10**6 + step)
-        rows = torch.from_numpy(rng.integers(0, len(pool.words), recipe.write_batch))
-        captions = [caption(pool.words[i], wrong_captions, rng) for i in rows.tolist()]
-        shown = pool.reference_of[rows]
-        others = torch.from_numpy(rng.integers(0, len(pool.style), len(rows)))
-        shown = torch.where(
-            torch.from_numpy(rng.random(len(rows)) < wrong_references), others, shown
-        )
+    def loss_at(step: int, *, web: bool = False) -> Tensor:
+        batch = draw_batch(pool, recipe, step, web=web)
         with torch.no_grad():
             prompt = pipeline.text_encoder_2(
-                tokenize(pipeline.tokenizer_2, captions, recipe.max_sequence_length)
+                tokenize(pipeline.tokenizer_2, batch.captions, recipe.max_sequence_length)
             )[0]
-            pooled = pipeline.text_encoder(tokenize(pipeline.tokenizer, captions, 77)).pooler_output
-        x0 = pool.x0[rows]
-        noise = torch.randn(x0.shape, generator=generator)
-        sigma = torch.sigmoid(torch.randn(len(rows), generator=generator) + 0.4)
-        x = torch.lerp(x0, noise, sigma[:, None, None])
+            pooled = pipeline.text_encoder(
+                tokenize(pipeline.tokenizer, batch.captions, 77)
+            ).pooler_output
+        x0 = pool.x0[batch.rows]
+        x = torch.lerp(x0, batch.noise, batch.sigma[:, None, None])
         velocity = transformer(
-            hidden_states=torch.cat([x, pool.masked[rows]], dim=-1),
+            hidden_states=torch.cat([x, pool.masked[batch.rows]], dim=-1),
             encoder_hidden_states=prompt,
             pooled_projections=pooled,
-            timestep=sigma,
-            guidance=torch.full((len(rows),), recipe.guidance_scale),
+            timestep=batch.sigma,
+            guidance=torch.full((len(batch.rows),), recipe.guidance_scale),
             img_ids=ids,
             txt_ids=text_ids,
-            joint_attention_kwargs={"style_tokens": adapter.tokens(pool.style[shown])},
+            joint_attention_kwargs={"style_tokens": adapter.tokens(pool.style[batch.references])},
         ).sample
-        return F.mse_loss(velocity, noise - x0)
+        return F.mse_loss(velocity, batch.noise - x0)
 
     transformer.train()
     modules = {"transformer": transformer, "adapter": adapter}
@@ -413,16 +434,12 @@ def train_writer(
         lr=recipe.write_lr,
         **settings,
     )
-
-    def web_loss_at(step: int) -> Tensor:
-        return loss_at(recipe.write_steps + step, recipe.wrong_captions, recipe.wrong_references)
-
     train(
         "web",
         work,
         progress,
         modules,
-        web_loss_at,
+        lambda step: loss_at(recipe.write_steps + step, web=True),
         steps=recipe.web_steps,
         lr=recipe.web_lr,
         **settings,
@@ -435,8 +452,8 @@ def pretrain(
 ) -> Path:
     """Train everything and write `flux-fill`, `siglip` and `calligrapher.bin`.
 
-    Resumes from `out/work`. start: a folder with a model of these sizes that can spell; only SigLIP
-    is trained from nothing then, and the transformer learns what it tells.
+    Resumes from `out/work`. start: a folder with a model of these sizes that can spell; transformer
+    and adapter go on from there, its other parts are kept.
     """
     from calligrapher.tiny.pack import write_model
 
@@ -452,9 +469,8 @@ def pretrain(
         train_siglip(siglip, recipe, work, progress)
         train_vae(pipeline.vae, recipe, work, progress)
     else:
-        pipeline, adapter = _load(start, sizes, recipe)
+        pipeline, siglip, adapter = _load(start, sizes, recipe)
         recipe = replace(recipe, write_steps=recipe.more_steps, write_lr=recipe.more_lr)
-        train_siglip(siglip, recipe, work, progress)
     references = draw_references(recipe)
     inputs = torch.cat(
         [
@@ -465,13 +481,18 @@ def pretrain(
     pool = encode_pool(pipeline.vae, siglip, references, inputs, recipe)
     progress.log("pool", len(pool.words), x0_std=pool.x0.std().item())
     train_writer(pipeline, adapter, pool, recipe, work, progress)
-    train_crops(siglip, recipe, work, progress)
-    return write_model(out, pipeline, siglip, processor, adapter)
+    if start is None:
+        train_crops(siglip, recipe, work, progress)
+    write_model(out, pipeline, siglip, processor, adapter)
+    if start is not None:  # with the scale of its cosines
+        shutil.copytree(start / "siglip", out / "siglip", dirs_exist_ok=True)
+    return out
 
 
 def _load(folder: Path, sizes: TinySizes, recipe: Recipe):
-    """The pipeline and the adapter with a folder's weights, in fp32, the frozen parts frozen."""
+    """Pipeline, SigLIP and adapter with a folder's weights, in fp32, the frozen parts frozen."""
     from diffusers import FluxFillPipeline
+    from transformers import SiglipVisionModel
 
     pipeline = build_pipeline(sizes, recipe.seed)
     saved = FluxFillPipeline.from_pretrained(folder / "flux-fill", dtype=torch.float32)
@@ -481,4 +502,5 @@ def _load(folder: Path, sizes: TinySizes, recipe: Recipe):
     pipeline.vae.register_to_config(**scale)
     pipeline.vae.requires_grad_(False)
     pipeline.text_encoder_2.requires_grad_(False)
-    return pipeline, load_adapter(folder / "calligrapher.bin", pipeline.transformer)
+    siglip = SiglipVisionModel.from_pretrained(folder / "siglip", dtype=torch.float32).eval()
+    return pipeline, siglip, load_adapter(folder / "calligrapher.bin", pipeline.transformer)

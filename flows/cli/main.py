@@ -188,8 +188,8 @@ def command_parser() -> argparse.ArgumentParser:
     pretrain.add_argument(
         "--start",
         type=Path,
-        help="folder of a model that can spell, or 'tiny': a new style tower, and the transformer"
-        " goes on from there (about 15 minutes)",
+        help="folder of a model that can spell, or 'tiny': transformer and adapter go on from there"
+        " (about 15 minutes), the rest is kept",
     )
     pretrain.set_defaults(command=_pretrain, resumes=True)
     cases = tiny.add_parser("cases", help="draw cases in the bench layout")
