@@ -8,7 +8,7 @@ from tasks.reports.page.charts import Curve, line_chart
 from tasks.reports.page.elements import MISSING, Html, el, table
 from tasks.reports.page.facts import RunFacts
 from tasks.reports.page.samples import case_samples, held_out_cases, side_by_side
-from tasks.reports.page.sections import ACCURACY, accuracies, written
+from tasks.reports.page.sections import ACCURACY, first_and_last, written
 from tasks.reports.words import duration
 
 
@@ -33,15 +33,16 @@ def comparison(runs: list[RunFacts]) -> Html:
 def _overview(runs: list[RunFacts], found: dict[str, Comparison]) -> Html:
     rows = []
     for i, facts in enumerate(runs):
-        first, last = accuracies(facts)
+        first, last = first_and_last(facts, "ocr_accuracy")
+        style = next(filter(None, reversed(first_and_last(facts, "style_score"))), MISSING)
         seconds = sum(s.seconds or 0 for s in facts.status.stages if stage_of(s.name) != "evaluate")
         name = el("a", facts.name, href=f"#run-{i}", class_=f"key c{i}")
         done = f"{facts.status.rounds_done} of {facts.status.rounds}"
         minus = _difference(found[facts.name]) if i else MISSING
         cells = (name, facts.params.algorithm, done, first or MISSING, last or MISSING, minus)
-        rows.append((*cells, duration(seconds)))
-    head = ("run", "algorithm", "rounds", "held-out before", "after", "minus the first", "training")
-    return table(head, rows)
+        rows.append((*cells, style, duration(seconds)))
+    accuracy = ("held-out before", "after", "minus the first")
+    return table(("run", "algorithm", "rounds", *accuracy, "style after", "training"), rows)
 
 
 def _difference(found: Comparison) -> str:

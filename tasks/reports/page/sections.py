@@ -64,22 +64,30 @@ def headline(facts: RunFacts) -> Html:
     now = facts.status
     seconds = sum(s.seconds or 0 for s in now.stages if stage_of(s.name) != "evaluate")
     images = sum(map(len, facts.scored.values()))
-    first, last = accuracies(facts)
-    reached = " → ".join(text for text in (first, last) if text)
-    accuracy = el("p", "Held-out OCR accuracy ", el("b", reached), class_="reached")
+    measures = {"Held-out OCR accuracy": "ocr_accuracy", "Held-out style": "style_score"}
+    reached = {
+        name: " → ".join(text for text in first_and_last(facts, key) if text)
+        for name, key in measures.items()
+    }
     done = f"{now.rounds_done} of {now.rounds} rounds, {now.state}"
     spent = f"{duration(seconds)} of training, {size(now.bytes)}"
     said = el("p", f"{now.algorithm}, {done}; {images:,} images, {spent}")
-    return joined([accuracy if reached else None, said])
+    return joined(
+        [
+            *(
+                el("p", f"{name} ", el("b", figures), class_="reached")
+                for name, figures in reached.items()
+                if figures
+            ),
+            said,
+        ]
+    )
 
 
-def accuracies(facts: RunFacts) -> tuple[str | None, str | None]:
-    """Return the first and the last held-out accuracy with 95 % intervals; None: not measured."""
-    measured = [a.meta for _, a in sorted(facts.evaluations.items()) if "ocr_accuracy" in a.meta]
-    told = [
-        f"{m['ocr_accuracy']:.3f} [{m['ocr_accuracy_low']:.3f}, {m['ocr_accuracy_high']:.3f}]"
-        for m in measured
-    ]
+def first_and_last(facts: RunFacts, key: str) -> tuple[str | None, str | None]:
+    """Return the first and the last held-out `key` with 95 % intervals; None: not measured."""
+    measured = [a.meta for _, a in sorted(facts.evaluations.items()) if key in a.meta]
+    told = [f"{m[key]:.3f} [{m[f'{key}_low']:.3f}, {m[f'{key}_high']:.3f}]" for m in measured]
     return (told[0] if told else None, told[-1] if len(told) > 1 else None)
 
 

@@ -44,6 +44,21 @@ def test_a_run_is_told_with_its_numbers_pictures_and_origin(train, judged):
     assert "http" not in html.replace("http-equiv", "")
 
 
+def test_where_style_is_measured_it_stands_beside_accuracy(train, scorer_class):
+    class Stylish(scorer_class):
+        def row(self, image, case):
+            return super().row(image, case) | {"style_score": 0.25}
+
+    folder, _ = train("one", scorer=Stylish(), rounds=1, evaluate={"every": 1})
+    told = words(report(folder))
+    assert "Held-out style 0.250 [0.250, 0.250] → 0.250 [0.250, 0.250]" in told
+    plain, _ = train("plain", rounds=1, evaluate={"every": 1})
+    assert "Held-out style" not in words(report(plain))
+    both = words(report(plain, folder))
+    assert re.search(r"minus the first style after training plain nft .* one nft", both)
+    assert both.count("0.250 [0.250, 0.250]") == 3, "in the comparison, and in its own section"
+
+
 def test_what_a_run_holds_never_becomes_markup(train, scorer_class):
     evil = "<script>alert(1)</script>"
 
