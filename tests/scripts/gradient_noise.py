@@ -7,17 +7,21 @@ Takes a round of a run whose rollout, advantages and weights are still on disk, 
 each group of images by itself, at the weights that the round's update started from. A line for each
 part: how many weights it has, the norm of the groups' mean gradient, and the cosine to expect
 between two rounds of `--groups` groups each, with the standard error of a jackknife over groups. 0
-is noise; 1 would be the same gradient in every round. For another reward, fork the run first:
+is noise; 1 would be the same gradient in every round. Then a line for each noise level, of all
+trained weights, where a group's images are trained at one level at a time (`noise: group`). For
+another reward, fork the run first:
 `calligrapher rerun still round-0000/score reward.style_weight=0 --downstream --fork spelling`.
 """
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from calligrapher.model.policy import Policy
 from calligrapher.rl.train_loop import batches_of
 from tasks.artifacts.layout import PARAMS, RunsDir
 from tasks.artifacts.run_dir import RunDir
@@ -60,8 +64,14 @@ def expected_cosine(gradients: Tensor, groups: int) -> tuple[float, float]:
     return cosine(count, total.square().sum(), square.sum()).item(), spread.sqrt().item()
 
 
-def group_gradients(resources: Resources, run: RunDir, round_index: int) -> dict[str, Tensor]:
-    """Return name of a weight -> gradient [G, N] of the loss of each group that can teach."""
+def group_gradients(
+    resources: Resources, run: RunDir, round_index: int
+) -> tuple[dict[str, Tensor], dict[float, Tensor]]:
+    """Return the gradients of the loss of each group that can teach.
+
+    Name of a weight -> [G, N], and noise level -> [H, N] of all weights, where H groups have losses
+    at that level of all of their images.
+    """
     params, policy = resources.params, resources.model.policy
     made_from = parents(name_of("update", round_index), params.rollout.staleness)
     inputs = {key: run.load(name) for key, name in made_from.items()}
@@ -73,9 +83,12 @@ def group_gradients(resources: Resources, run: RunDir, round_index: int) -> dict
     for i in range(len(rows)):
         groups.setdefault(int(rows.pick([i]).places[0, 0]), []).append(i)
     found: dict[str, list[Tensor]] = {name: [] for name in policy.parameters}
+    levels: dict[float, list[Tensor]] = {}
     for group in groups.values():
-        policy.model.zero_grad(set_to_none=True)
+        total = {name: torch.zeros(weight.numel()) for name, weight in policy.parameters.items()}
+        at: dict[float, Tensor] = {}
         for batch in batches_of(group, params.update.batch_size):
+            sigmas = _trained_levels(policy)
             for loss, _ in params.rl.losses(
                 policy,
                 rows.pick(batch),
@@ -84,10 +97,37 @@ def group_gradients(resources: Resources, run: RunDir, round_index: int) -> dict
                 old=old,
                 reference=None,
             ):
+                policy.model.zero_grad(set_to_none=True)
                 (loss * len(batch) / len(group)).backward()
-        for name, weight in policy.parameters.items():
-            found[name].append(weight.grad.flatten().clone())
-    return {name: torch.stack(gradients) for name, gradients in found.items()}
+                own = {n: weight.grad.flatten() for n, weight in policy.parameters.items()}
+                for name, gradient in own.items():
+                    total[name] += gradient
+                sigma = sigmas[-1]
+                if len(sigma) == len(batch) and len(set(sigma)) == 1:
+                    at[sigma[0]] = at.get(sigma[0], 0) + torch.cat([*own.values()])
+            del policy.velocity  # that of the class again
+        for name, gradient in total.items():
+            found[name].append(gradient)
+        for sigma, gradient in at.items():
+            levels.setdefault(sigma, []).append(gradient)
+    return (
+        {name: torch.stack(gradients) for name, gradients in found.items()},
+        {sigma: torch.stack(levels[sigma]) for sigma in sorted(levels, reverse=True)},
+    )
+
+
+def _trained_levels(policy: Policy) -> list[list[float]]:
+    """Have the policy note the noise levels of each forward that has a gradient; return them."""
+    seen: list[list[float]] = []
+    velocity = policy.velocity
+
+    def noting(x: Tensor, sigma: Tensor, *rest: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            seen.append(sigma.tolist())
+        return velocity(x, sigma, *rest)
+
+    policy.velocity = noting
+    return seen
 
 
 def table(gradients: dict[str, Tensor], groups: int) -> str:
@@ -103,6 +143,18 @@ def table(gradients: dict[str, Tensor], groups: int) -> str:
     return "\n".join(lines)
 
 
+def level_table(levels: dict[float, Tensor], groups: int) -> str:
+    """Return a line for each noise level at which three groups or more were trained."""
+    lines = [f"{'sigma':10} {'groups':>9} {'norm':>9} {'cosine':>7} {'error':>6}"]
+    for sigma, gradients in levels.items():
+        if len(gradients) < 3:
+            continue
+        cosine, error = expected_cosine(gradients, groups)
+        norm = gradients.mean(0).norm().item()
+        lines.append(f"{sigma:<10.3f} {len(gradients):9} {norm:9.2e} {cosine:7.2f} {error:6.2f}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("run", type=Path, help="folder of the run")
@@ -113,7 +165,9 @@ def main() -> None:
     if params.rl.needs_reference:
         options.error("kl_coef must be 0: a KL to the reference is no part of the signal.")
     resources = resources_of(params, RunsDir(chosen.run.parent), scorer=None)  # nothing is scored
-    print(table(group_gradients(resources, RunDir(chosen.run), chosen.round), chosen.groups))
+    parts, levels = group_gradients(resources, RunDir(chosen.run), chosen.round)
+    print(table(parts, chosen.groups))
+    print(level_table(levels, chosen.groups))
 
 
 if __name__ == "__main__":

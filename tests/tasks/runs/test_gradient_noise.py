@@ -3,7 +3,7 @@ them."""
 
 import pytest
 import torch
-from gradient_noise import expected_cosine, group_gradients, table
+from gradient_noise import expected_cosine, group_gradients, level_table, table
 
 from tasks.artifacts.run_dir import RunDir
 
@@ -43,7 +43,7 @@ def test_pure_noise_is_expected_to_agree_with_nothing():
 def test_each_groups_gradient_falls_apart_into_the_parts_of_the_adapter(train, make_resources):
     folder, _ = train("a", rounds=1)
     resources = make_resources(rounds=1)
-    gradients = group_gradients(resources, RunDir(folder), 0)
+    gradients, _ = group_gradients(resources, RunDir(folder), 0)
     assert {len(gradient) for gradient in gradients.values()} == {3}
     whole, *parts = table(gradients, 3).splitlines()[1:]
     assert [part.split()[1] for part in parts] == ["MLP", "QFormer", "keys", "values"]
@@ -51,3 +51,24 @@ def test_each_groups_gradient_falls_apart_into_the_parts_of_the_adapter(train, m
     assert int(whole.split()[1]) == weights == sum(int(part.split()[2]) for part in parts)
     norms = [float(part.split()[3]) ** 2 for part in parts]
     assert sum(norms) == pytest.approx(float(whole.split()[2]) ** 2, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "levels"),
+    [
+        ("grpo", {"window_size": None, "noise": "group", "kl_coef": 0.0}, 2),
+        ("nft", {"num_train_sigmas": None, "noise": "group", "kl_coef": 0.0}, 3),
+    ],
+)
+def test_a_groups_gradient_falls_apart_into_its_noise_levels(
+    algorithm, settings, levels, train, make_resources
+):
+    changes = {"rounds": 1, algorithm: settings}
+    folder, _ = train("a", algorithm, **changes)
+    gradients, at = group_gradients(make_resources(algorithm, **changes), RunDir(folder), 0)
+    assert len(at) == levels
+    assert list(at) == sorted(at, reverse=True)
+    whole = torch.cat(list(gradients.values()), dim=1)
+    assert whole.abs().max() > 0
+    torch.testing.assert_close(sum(at.values()), whole)
+    assert len(level_table(at, 3).splitlines()) == 1 + levels
