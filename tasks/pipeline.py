@@ -232,7 +232,7 @@ _LATER: dict[str, dict[str, Any]] = {
         "background_coef": 0.0,
         "background_rows": 0,
     },
-    "evaluate": {"num_inference_steps": None},
+    "evaluate": {"num_inference_steps": None, "noise_level": 0.0},
     "reward": {"weights": {}, "factors": [], "style_factors": [], "ocr_match": None},
     "update": {"adapter_learning_rate": None},
     "rollout": {

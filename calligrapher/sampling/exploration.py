@@ -106,6 +106,18 @@ class Exploration(Section):
         return self
 
 
+def fresh_noise(level: float, num_steps: int) -> Exploration | None:
+    """Return how all steps but the last put fresh noise in the place of the old, as `cps_step`
+    does; None where none does: at level 0, the ODE, and with one step.
+
+    To paint with, not to train on. level: 0 to 1, where nothing is left of the old noise: what a
+    step read into its noise then binds the next one by the clean image alone that it saw.
+    """
+    if level == 0 or num_steps == 1:
+        return None
+    return Exploration(sampler="cps", noise_level=level, window_size=None)
+
+
 @dataclass(frozen=True)
 class Window:
     """The stochastic steps of B rows: what GRPO needs to weigh them again under another policy."""

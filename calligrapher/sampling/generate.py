@@ -22,6 +22,7 @@ from calligrapher.errors import DataError
 from calligrapher.model.ip_adapter import scaled
 from calligrapher.model.loading import Model, pictures
 from calligrapher.model.policy import Conditioning
+from calligrapher.sampling.exploration import fresh_noise
 from calligrapher.sampling.sampler import sample
 
 GROW, FEATHER, BATCH_SIZE = 1.5, 8, 8
@@ -45,6 +46,7 @@ def generate(
     *,
     num_steps: int,
     canvas: Canvas,
+    noise_level: float = 0.0,
     scale: float = 1.0,
     crop: bool = True,
     grow: float = GROW,
@@ -55,9 +57,9 @@ def generate(
 
     Outside of the mask it is the source. `scale` weighs the style; 0 is FLUX.1-Fill without an
     adapter. `crop=False` stretches the whole picture to the canvas, as the released scripts do;
-    otherwise `crop_box` says what `grow` does, and `faded` what `feather` does. `batch_size`
-    pictures are sampled at once. Runs under the policy's present weights. Raises DataError for a
-    case that cannot be painted.
+    otherwise `crop_box` says what `grow` does, `faded` what `feather` does, and `fresh_noise` what
+    `noise_level` (0 to 1) does. `batch_size` pictures are sampled at once. Runs under the policy's
+    present weights. Raises DataError for a case that cannot be painted.
     """
     scene = look(model, case, canvas, crop=crop, grow=grow)
     return paint(
@@ -65,6 +67,7 @@ def generate(
         scene,
         seeds,
         num_steps=num_steps,
+        noise_level=noise_level,
         scale=scale,
         feather=feather,
         batch_size=batch_size,
@@ -99,6 +102,7 @@ def paint(
     seeds: Sequence[int],
     *,
     num_steps: int,
+    noise_level: float = 0.0,
     scale: float = 1.0,
     feather: int = FEATHER,
     batch_size: int = BATCH_SIZE,
@@ -108,11 +112,12 @@ def paint(
     A batch of them takes a transformer call per step and a VAE decoding.
     """
     painted: list[Image.Image] = []
+    exploration = fresh_noise(noise_level, num_steps)
     with scaled(model.policy.model.transformer, scale):
         for at in range(0, len(seeds), batch_size):
             batch = list(seeds[at : at + batch_size])
             rows = scene.conditioning.rows([0] * len(batch))
-            x0 = sample(model.policy, rows, batch, num_steps).x0
+            x0 = sample(model.policy, rows, batch, num_steps, exploration=exploration).x0
             painted += pictures(model, x0, scene.canvas)
     weights = faded(scene.mask, feather)
     return [paste(scene.source, image, scene.box, weights) for image in painted]

@@ -50,11 +50,12 @@ def sample(
 
     conditioning: B rows; seeds: B. The noise a row starts from is drawn from `starts_from[b]` where
     that is given, so rows may share it. With `exploration`, row b takes stochastic steps from
-    `window_starts[b]` on; its other steps are ODE steps, as all are without. Noise is drawn on the
-    CPU, so results do not depend on the device's generator. The solver `dpm2` is for paths without
-    stochastic steps: it goes on from where the step before saw the image, which noise would move.
-    With `shared_trunk`, rows with one seed in `starts_from`, which must then be of one case, are
-    walked as one up to their window: fewer rows a call, see `from_trunks`.
+    `window_starts[b]` on, without that from the first; its other steps are ODE steps, as all are
+    without. Noise is drawn on the CPU, so results do not depend on the device's generator. The
+    solver `dpm2` is for paths without stochastic steps: it goes on from where the step before saw
+    the image, which noise would move. With `shared_trunk`, rows with one seed in `starts_from`,
+    which must then be of one case, are walked as one up to their window: fewer rows a call, see
+    `from_trunks`.
     """
     assert solver == "euler" or exploration is None
     length = conditioning.masked.shape[1]
@@ -74,6 +75,7 @@ def sample(
         if exploration
         else 0
     )
+    window_starts = window_starts or [0] * len(seeds)
     everyone = list(range(len(seeds)))
     calls = abreast(len(seeds), num_steps)
     if shared_trunk:

@@ -16,6 +16,7 @@ _OF_BLANK = ("color", "place")
 _MODEL = ("base", "siglip", "adapter")
 _INSTEAD = (
     "num_steps",
+    "noise_level",
     "width",
     "height",
     "reference_context",
@@ -85,6 +86,11 @@ def _add_settings(how: argparse._ArgumentGroup) -> None:
     how.add_argument("--num-images", type=int, help="pictures per case (4)")
     how.add_argument("--batch-size", type=int, help="pictures sampled at once (8)")
     how.add_argument("--steps", dest="num_steps", type=int, help="sampling steps")
+    how.add_argument(
+        "--noise-level",
+        type=float,
+        help="fresh noise of each step but the last, 0 (none) to 1",
+    )
     how.add_argument("--guidance", dest="guidance_scale", type=float)
     how.add_argument("--width", type=int, help="of the canvas, in pixels")
     how.add_argument("--height", type=int)

@@ -55,6 +55,9 @@ class EvaluationParams(Section):
     num_inference_steps: Annotated[int, Field(ge=2)] | None = Field(
         None, description="Sampling steps; null = as the run's own evaluations."
     )
+    noise_level: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="Fresh noise of each step but the last; null = as the run's own."
+    )
     second_ocr: Literal["auto", "tesseract", "none"] = Field(
         "auto",
         description="A recogniser that no reward uses; auto takes Tesseract where it is installed.",
@@ -82,6 +85,8 @@ def params_of(run: Path, settings: EvaluationParams) -> RunParams:
     chosen["num_inference_steps"] = settings.num_inference_steps or params.evaluation_steps
     if chosen["num_inference_steps"] == params.rollout.num_inference_steps:
         chosen["num_inference_steps"] = None  # as evaluations were keyed when there was one number
+    if chosen["noise_level"] is None:
+        chosen["noise_level"] = params.evaluate.noise_level
     evaluate = EvaluateParams(every=1, grid_cases=min(8, settings.num_cases), **chosen)
     return params.model_copy(update={"evaluate": evaluate})
 

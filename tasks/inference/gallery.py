@@ -139,6 +139,7 @@ def _settings(painter: Painter, variant: str, case: Case, params: GenerateParams
         "precision": str(painter.model.policy.autocast or "float32"),
         "guidance_scale": painter.model.policy.model.guidance_scale,
         "num_steps": painter.num_steps,
+        "noise_level": painter.noise_level,
         "canvas": asdict(painter.canvas),
         **params.model_dump(include={"scale", "crop", "grow", "feather"}),
     }

@@ -60,6 +60,7 @@ class Painter:
     model: Model
     canvas: Canvas
     num_steps: int
+    noise_level: float
     variants: dict[str, Weights]  # `base` and, of a run, `warmup` and `trained`
     digests: dict[str, str]  # variant -> sha256 of all weights, the frozen ones too
     _seen: dict[tuple[Any, ...], EncodedCase] = field(default_factory=dict, repr=False)
@@ -100,6 +101,7 @@ class Painter:
                 self._seen[key],
                 seeds,
                 num_steps=num_steps or self.num_steps,
+                noise_level=self.noise_level,
                 scale=scale,
                 feather=feather,
                 batch_size=batch_size,
@@ -114,6 +116,7 @@ def open_painter(
     siglip: str | None = None,
     adapter: str | None = None,
     num_steps: int | None = None,
+    noise_level: float | None = None,
     **model: Any,
 ) -> Painter:
     """Load a model to paint with: that of `run`, or else that in `base`, `siglip`, `adapter`.
@@ -121,8 +124,8 @@ def open_painter(
     A run (its folder, name or URI, or an update of it) brings its params, its weights after the
     warm-up and, as `trained`, the average of its newest or the named checkpoint; the trained
     weights where it keeps no average. `base` may be `tiny`, the embedded model. `model` are keys of
-    the params' section `model`, `num_steps` the sampling steps: instead of what the run or the
-    model has. Raises ParamsError, CheckpointError or ArtifactError.
+    the params' section `model`, `num_steps` the sampling steps and `noise_level` their fresh noise:
+    instead of what the run or the model has. Raises ParamsError, CheckpointError or ArtifactError.
     """
 
     def params_from(values: dict[str, Any]) -> RunParams:
@@ -130,10 +133,13 @@ def open_painter(
 
     if num_steps is not None and num_steps < 1:
         raise ParamsError(f"The sampling steps must be at least 1. Got {num_steps}.")
+    if noise_level is not None and not 0 <= noise_level <= 1:
+        raise ParamsError(f"The noise level must be from 0 (none) to 1. Got {noise_level}.")
+    sampling = num_steps, noise_level
     if run is None:
         _check_is_adapter(adapter, runs_dir)
         params = params_from(_untrained(base, siglip, adapter))
-        return _painter(params, model_files(params.model, runs_dir), num_steps, {})
+        return _painter(params, model_files(params.model, runs_dir), sampling, {})
     found = find_checkpoint(run, runs_dir)
     if isinstance(found, Path):
         raise ParamsError(
@@ -150,7 +156,7 @@ def open_painter(
     trained = (
         {} if found.artifact.stage == start.stage else {TRAINED: (found.artifact, found.path.name)}
     )
-    return _painter(params, files, num_steps, {WARMUP: (start, TRAINED_FILE)} | trained)
+    return _painter(params, files, sampling, {WARMUP: (start, TRAINED_FILE)} | trained)
 
 
 def _check_is_adapter(adapter: str | None, runs_dir: Path) -> None:
@@ -187,11 +193,13 @@ def _untrained(base: str, siglip: str | None, adapter: str | None) -> dict[str, 
 def _painter(
     params: RunParams,
     files: ModelFiles,
-    num_steps: int | None,
+    sampling: tuple[int | None, float | None],
     made: dict[str, tuple[Artifact, str]],
 ) -> Painter:
-    """`made`: further variants, each a file of an artifact."""
+    """sampling: steps and noise level, None: the params'. made: further variants, each a file of an
+    artifact."""
     m, model = params.model, open_model(params, files)
+    num_steps, noise_level = sampling
     # Not copies: `use` swaps pointers, and nothing trains here.
     parameters = model.policy.parameters.items()
     variants = {BASE: {name: parameter.data for name, parameter in parameters}}
@@ -202,6 +210,7 @@ def _painter(
         model=model,
         canvas=Canvas(m.width, m.height, m.reference_context),
         num_steps=num_steps or params.evaluation_steps,
+        noise_level=params.evaluate.noise_level if noise_level is None else noise_level,
         variants=variants,
         digests={
             name: hashlib.sha256(f"{files.digest}/{source}".encode()).hexdigest()

@@ -531,6 +531,16 @@ class EvaluateParams(Section):
             " Few steps make rollouts cheap, more show what was learned."
         ),
     )
+    noise_level: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description=(
+            "Fresh noise of evaluations, of `generate` and of the page: each of their steps but the"
+            " last puts so much of it (as grpo.sampler cps) in the place of what is left of the old"
+            " noise. 0 = none, the ODE."
+        ),
+    )
     stop_on_alarm: bool = Field(
         False,
         description=(

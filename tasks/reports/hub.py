@@ -128,6 +128,7 @@ def _config(found: Checkpoint, params: RunParams, adapter: Path) -> dict[str, An
         },
         "guidance_scale": model.guidance_scale,
         "num_inference_steps": params.evaluation_steps,
+        "noise_level": params.evaluate.noise_level,
         "max_sequence_length": model.max_sequence_length,
     } | origin(found)
 
@@ -220,11 +221,12 @@ def _usage(config: dict[str, Any], lora: bool) -> list[str]:
         ]
     canvas = config["canvas"]
     base = "" if config["base"] == TINY else " --base BASE --siglip SIGLIP"
+    noise = f" --noise-level {config['noise_level']:g}" if config["noise_level"] else ""
     return [
         "```",
         f"calligrapher generate{base} --adapter {ADAPTER_FILE} --image IMG --mask MASK"
         f" --reference REF --text TEXT --width {canvas['width']} --height {canvas['height']}"
-        f" --steps {config['num_inference_steps']} --guidance {config['guidance_scale']:g}"
+        f" --steps {config['num_inference_steps']}{noise} --guidance {config['guidance_scale']:g}"
         " --out out",
         "```",
     ]

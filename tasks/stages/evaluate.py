@@ -141,6 +141,7 @@ def _paint(
                 seeds=[seeds[i] for i in batch],
                 weights=weights,
                 num_steps=resources.params.evaluation_steps,
+                noise_level=resources.params.evaluate.noise_level,
             )
             if turn.own:
                 shown = pictures(resources.model, sampled.x0, canvas)

@@ -11,6 +11,7 @@ from calligrapher.data.case import Case
 from calligrapher.data.images import load_mask, mask_box, mask_to_tensor, to_image
 from calligrapher.model.policy import Weights
 from calligrapher.rl.train_loop import batches_of
+from calligrapher.sampling.exploration import fresh_noise
 from calligrapher.sampling.sampler import SampledBatch, sample
 from calligrapher.sampling.step import Solver
 from calligrapher.tables.parquet import sample_id
@@ -46,14 +47,17 @@ def sample_batches(
     at_least: int = 0,
     solver: Solver = "euler",
     shared_trunk: bool = False,
+    noise_level: float = 0.0,
 ) -> list[tuple[list[int], SampledBatch]]:
     """Return one image per case, sampled under `weights`, at most `rollout.batch_size` at a time.
 
     A batch has cases of one length: it comes with their indices, see `in_order`. seeds,
-    window_starts, starts_from: one a case, see `sample`; solver, shared_trunk: as there. at_least:
-    batches to sample; the last one is sampled again, for nothing, where there are fewer.
+    window_starts, starts_from: one a case, see `sample`; solver, shared_trunk: as there.
+    noise_level: of pictures to look at, without window_starts, see `fresh_noise`. at_least: batches
+    to sample; the last one is sampled again, for nothing, where there are fewer.
     """
     params, sampled = resources.params, []
+    exploration = params.rl.exploration if window_starts else fresh_noise(noise_level, num_steps)
     batches = batches_of_cases(resources, cases)
     with resources.model.policy.use(weights):
         for index in batches + batches[-1:] * (at_least - len(batches)):
@@ -68,7 +72,7 @@ def sample_batches(
                 num_steps,
                 starts_from=of_batch(starts_from) if starts_from else None,
                 window_starts=of_batch(window_starts) if window_starts else None,
-                exploration=params.rl.exploration if window_starts else None,
+                exploration=exploration,
                 solver=solver,
                 shared_trunk=shared_trunk,
             )

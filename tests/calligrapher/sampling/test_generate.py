@@ -224,3 +224,25 @@ def test_latents_are_decoded_in_one_batch(model, count_calls):
     with count_calls(model) as calls:
         assert len(pictures(model, torch.randn(5, 24, 64), CANVAS)) == 5
     assert calls == {"vae_decode": 1}
+
+
+def test_fresh_noise_moves_what_is_inside_of_the_mask_and_nothing_else(model, draw):
+    case = draw((48, 32), (8, 8, 40, 24))
+    ode, again, little, fresh = (
+        pixels(generate(model, case, [3], num_steps=4, canvas=CANVAS, noise_level=level)[0])
+        for level in (0.0, 0.0, 0.01, 1.0)
+    )
+    inside = np.zeros(ode.shape[:2], dtype=bool)
+    inside[8:24, 8:40] = True
+    assert (ode == again).all()
+    assert (fresh[~inside] == ode[~inside]).all()
+    assert np.abs(fresh - ode)[inside].mean() > 5 * np.abs(little - ode)[inside].mean() > 0
+
+
+def test_one_step_has_no_noise_to_make_fresh(model, draw):
+    case = draw((48, 32), (8, 8, 40, 24))
+    ode, fresh = (
+        pixels(generate(model, case, [3], num_steps=1, canvas=CANVAS, noise_level=level)[0])
+        for level in (0.0, 1.0)
+    )
+    assert (ode == fresh).all()

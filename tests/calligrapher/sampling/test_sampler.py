@@ -7,6 +7,7 @@ import torch
 
 from calligrapher.rl.grpo import GRPOParams
 from calligrapher.sampling.calls import from_trunks
+from calligrapher.sampling.exploration import fresh_noise
 from calligrapher.sampling.sampler import sample, sample_seed
 from calligrapher.sampling.schedule import sigma_schedule
 from calligrapher.sampling.step import sde_step
@@ -148,3 +149,18 @@ def test_seeds_differ_by_run_round_case_and_member():
     assert len(seeds) == 16
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert sample_seed(0, 0, "test1-A", 0) == 5043918836779147815
+
+
+def test_fresh_noise_takes_the_place_of_the_old_in_all_steps_but_the_last():
+    policy, steps = TowardsTarget(), 5
+    found = sample(policy, conditioning(2), [3, 4], steps, exploration=fresh_noise(1.0, steps))
+    sigmas = sigma_schedule(steps, LENGTH)
+    assert found.window.sigmas[0].tolist() == sigmas[:-1].tolist()
+    for b, seed in enumerate((3, 4)):
+        stream = torch.Generator().manual_seed(seed)
+        drawn = [torch.randn(LENGTH, CHANNELS, generator=stream) for _ in range(steps)]
+        for i, noise in enumerate(drawn):  # the first is what sampling starts from
+            expected = (1 - sigmas[i]) * 2.0 + sigmas[i] * noise
+            torch.testing.assert_close(found.window.trajectory[b, i], expected)
+    torch.testing.assert_close(found.x0, torch.full_like(found.x0, 2.0), atol=1e-5, rtol=0)
+    assert fresh_noise(0.0, steps) is fresh_noise(1.0, 1) is None

@@ -115,10 +115,21 @@ def test_settings_take_the_place_of_the_runs(run, case):
     )  # too few to train on, enough to paint
     with pytest.raises(ParamsError, match=r"steps must be at least 1\. Got 0"):
         open_painter(str(run), num_steps=0)
+    assert (painter.noise_level, open_painter(str(run), noise_level=1).noise_level) == (0, 1)
+    with pytest.raises(ParamsError, match=r"noise level must be from 0 \(none\) to 1\. Got 1\.5"):
+        open_painter(str(run), noise_level=1.5)
     with pytest.raises(ParamsError, match=r"model\.width must be a multiple of 8\. Got 50"):
         open_painter(str(run), width=50)
     with pytest.raises(ParamsError, match=r"model\.mixed_precision must be"):
         open_painter(str(run), mixed_precision="int3")
+
+
+def test_a_painter_with_fresh_noise_paints_otherwise(run, case):
+    ode, fresh = (
+        open_painter(str(run), noise_level=level).paint("base", case, seeds=[1])[0]
+        for level in (None, 1.0)
+    )
+    assert differ(ode, fresh)
 
 
 def test_a_model_in_folders_needs_an_adapter(random_model, case):

@@ -393,6 +393,7 @@ def _changed(key, value):
         "advantage.baseline": "round",
         "advantage.combine": "standardized",
         "evaluate.num_inference_steps": 5,
+        "evaluate.noise_level": 0.5,
         "tracking.backends": ["tensorboard"],
         "ema.decay": 0.5,
         "reward.server_urls": ["http://a:1"],

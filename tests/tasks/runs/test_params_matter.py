@@ -149,6 +149,7 @@ CHANGES = {
     "evaluate.seed": (1, "evaluate", {}),
     "evaluate.num_images_per_case": (2, "evaluate", {}),
     "evaluate.num_inference_steps": (5, "evaluate", {}),
+    "evaluate.noise_level": (0.5, "evaluate", {}),
 }
 # Key -> (value, the stage up to which the transformer must be run another number of times).
 CALLS = {
