@@ -67,6 +67,19 @@ def test_other_settings_get_a_place_of_their_own(train, opened):
         assert one.folder.path != two.folder.path
 
 
+def test_fresh_noise_is_the_runs_own_unless_the_evaluation_names_another(train, opened):
+    plain, _ = train("plain", rounds=1)
+    noisy, _ = train("noisy", rounds=1, evaluate={"noise_level": 0.5})
+    fresh = SETTINGS.model_copy(update={"noise_level": 0.5})
+    keys, pictures = [], []
+    for folder, settings in ((plain, SETTINGS), (plain, fresh), (noisy, SETTINGS), (noisy, fresh)):
+        with opened(folder, settings) as this:
+            keys.append(this.folder.path.name)
+            pictures.append(this.measure("base").files["images.parquet"].sha256)
+    assert keys[0] != keys[1] == keys[2] == keys[3]
+    assert pictures[0] != pictures[1] == pictures[2] == pictures[3]
+
+
 def test_a_checkpoint_that_is_not_there_is_named(train, opened, tmp_path):
     folder, _ = train("one", rounds=1)
     with opened(folder) as this, pytest.raises(ArtifactError, match="round-0042"):
