@@ -117,7 +117,9 @@ def paint(
         for at in range(0, len(seeds), batch_size):
             batch = list(seeds[at : at + batch_size])
             rows = scene.conditioning.rows([0] * len(batch))
-            x0 = sample(model.policy, rows, batch, num_steps, exploration=exploration).x0
+            x0 = sample(
+                model.policy, rows, batch, num_steps, exploration=exploration, keep_window=False
+            ).x0
             painted += pictures(model, x0, scene.canvas)
     weights = faded(scene.mask, feather)
     return [paste(scene.source, image, scene.box, weights) for image in painted]

@@ -43,6 +43,7 @@ def sample(
     starts_from: list[int] | None = None,
     window_starts: list[int] | None = None,
     exploration: Exploration | None = None,
+    keep_window: bool = True,
     solver: Solver = "euler",
     shared_trunk: bool = False,
 ) -> SampledBatch:
@@ -51,11 +52,11 @@ def sample(
     conditioning: B rows; seeds: B. The noise a row starts from is drawn from `starts_from[b]` where
     that is given, so rows may share it. With `exploration`, row b takes stochastic steps from
     `window_starts[b]` on, without that from the first; its other steps are ODE steps, as all are
-    without. Noise is drawn on the CPU, so results do not depend on the device's generator. The
-    solver `dpm2` is for paths without stochastic steps: it goes on from where the step before saw
-    the image, which noise would move. With `shared_trunk`, rows with one seed in `starts_from`,
-    which must then be of one case, are walked as one up to their window: fewer rows a call, see
-    `from_trunks`.
+    without. `keep_window` False forgets them, for images that are only looked at. Noise is drawn on
+    the CPU, so results do not depend on the device's generator. The solver `dpm2` is for paths
+    without stochastic steps: it goes on from where the step before saw the image, which noise would
+    move. With `shared_trunk`, rows with one seed in `starts_from`, which must then be of one case,
+    are walked as one up to their window: fewer rows a call, see `from_trunks`.
     """
     assert solver == "euler" or exploration is None
     length = conditioning.masked.shape[1]
@@ -114,11 +115,12 @@ def sample(
                     noise=noise(streams[b] for b in own),
                 )
                 moved[inside] = step.x_next
-                record.add(own, x, step, sigmas[i], sigmas[i + 1])
+                if keep_window:
+                    record.add(own, x, step, sigmas[i], sigmas[i + 1])
             for j, k in enumerate(at):
                 x_next[call[k][0]] = moved[j]
         x = x_next
-    return SampledBatch(x, record.window() if exploration else None)
+    return SampledBatch(x, record.window() if exploration and keep_window else None)
 
 
 class _Record:

@@ -73,6 +73,7 @@ def sample_batches(
                 starts_from=of_batch(starts_from) if starts_from else None,
                 window_starts=of_batch(window_starts) if window_starts else None,
                 exploration=exploration,
+                keep_window=window_starts is not None,
                 solver=solver,
                 shared_trunk=shared_trunk,
             )

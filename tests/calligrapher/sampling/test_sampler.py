@@ -163,4 +163,14 @@ def test_fresh_noise_takes_the_place_of_the_old_in_all_steps_but_the_last():
             expected = (1 - sigmas[i]) * 2.0 + sigmas[i] * noise
             torch.testing.assert_close(found.window.trajectory[b, i], expected)
     torch.testing.assert_close(found.x0, torch.full_like(found.x0, 2.0), atol=1e-5, rtol=0)
+    forgetful = sample(
+        policy,
+        conditioning(2),
+        [3, 4],
+        steps,
+        exploration=fresh_noise(1.0, steps),
+        keep_window=False,
+    )
+    assert forgetful.window is None
+    assert torch.equal(forgetful.x0, found.x0)
     assert fresh_noise(0.0, steps) is fresh_noise(1.0, 1) is None
