@@ -354,7 +354,7 @@ def test_a_remote_scorer_that_fails_never_ends_the_server(serve):
     ended = threading.Event()
     scorer = FakeScorer()
     scorer.remote = True
-    with serve(scorer, on_failure=ended.set, score_timeout=0.02) as client:
+    with serve(scorer, on_failure=ended.set, score_timeout=0.1) as client:
         scorer.broken = True
         assert client.post("/score", json=GOOD).json()["kinds"]["ocr_text"] == "exception"
         scorer.gate.clear()
