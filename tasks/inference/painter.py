@@ -129,17 +129,17 @@ def open_painter(
     """
 
     def params_from(values: dict[str, Any]) -> RunParams:
-        return checked(RunParams, values | {"model": values["model"] | model})
+        changed = {"model": values["model"] | model}
+        if noise_level is not None:
+            changed["evaluate"] = values["evaluate"] | {"noise_level": noise_level}
+        return checked(RunParams, values | changed)
 
     if num_steps is not None and num_steps < 1:
         raise ParamsError(f"The sampling steps must be at least 1. Got {num_steps}.")
-    if noise_level is not None and not 0 <= noise_level <= 1:
-        raise ParamsError(f"The noise level must be from 0 (none) to 1. Got {noise_level}.")
-    sampling = num_steps, noise_level
     if run is None:
         _check_is_adapter(adapter, runs_dir)
         params = params_from(_untrained(base, siglip, adapter))
-        return _painter(params, model_files(params.model, runs_dir), sampling, {})
+        return _painter(params, model_files(params.model, runs_dir), num_steps, {})
     found = find_checkpoint(run, runs_dir)
     if isinstance(found, Path):
         raise ParamsError(
@@ -156,7 +156,7 @@ def open_painter(
     trained = (
         {} if found.artifact.stage == start.stage else {TRAINED: (found.artifact, found.path.name)}
     )
-    return _painter(params, files, sampling, {WARMUP: (start, TRAINED_FILE)} | trained)
+    return _painter(params, files, num_steps, {WARMUP: (start, TRAINED_FILE)} | trained)
 
 
 def _check_is_adapter(adapter: str | None, runs_dir: Path) -> None:
@@ -193,13 +193,11 @@ def _untrained(base: str, siglip: str | None, adapter: str | None) -> dict[str, 
 def _painter(
     params: RunParams,
     files: ModelFiles,
-    sampling: tuple[int | None, float | None],
+    num_steps: int | None,
     made: dict[str, tuple[Artifact, str]],
 ) -> Painter:
-    """sampling: steps and noise level, None: the params'. made: further variants, each a file of an
-    artifact."""
+    """`made`: further variants, each a file of an artifact."""
     m, model = params.model, open_model(params, files)
-    num_steps, noise_level = sampling
     # Not copies: `use` swaps pointers, and nothing trains here.
     parameters = model.policy.parameters.items()
     variants = {BASE: {name: parameter.data for name, parameter in parameters}}
@@ -210,7 +208,7 @@ def _painter(
         model=model,
         canvas=Canvas(m.width, m.height, m.reference_context),
         num_steps=num_steps or params.evaluation_steps,
-        noise_level=params.evaluate.noise_level if noise_level is None else noise_level,
+        noise_level=params.evaluate.noise_level,
         variants=variants,
         digests={
             name: hashlib.sha256(f"{files.digest}/{source}".encode()).hexdigest()

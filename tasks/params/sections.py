@@ -227,7 +227,7 @@ class RolloutParams(Section):
         description=(
             "How a rollout's deterministic steps are taken: Euler's, or DPM-Solver++ of second"
             " order, which needs fewer for the same image. For algorithms that do not explore;"
-            " evaluations, generate and the page take Euler's steps in any case."
+            " evaluations, generate and the page take Euler's steps, or evaluate.noise_level's."
         ),
     )
     refill: Count = Field(

@@ -84,11 +84,11 @@ def group_gradients(
         groups.setdefault(int(rows.pick([i]).places[0, 0]), []).append(i)
     found: dict[str, list[Tensor]] = {name: [] for name in policy.parameters}
     levels: dict[float, list[Tensor]] = {}
+    sigmas = _trained_levels(policy)
     for group in groups.values():
         total = {name: torch.zeros(weight.numel()) for name, weight in policy.parameters.items()}
         at: dict[float, Tensor] = {}
         for batch in batches_of(group, params.update.batch_size):
-            sigmas = _trained_levels(policy)
             for loss, _ in params.rl.losses(
                 policy,
                 rows.pick(batch),
@@ -105,7 +105,6 @@ def group_gradients(
                 sigma = sigmas[-1]
                 if len(sigma) == len(batch) and len(set(sigma)) == 1:
                     at[sigma[0]] = at.get(sigma[0], 0) + torch.cat([*own.values()])
-            del policy.velocity  # that of the class again
         for name, gradient in total.items():
             found[name].append(gradient)
         for sigma, gradient in at.items():

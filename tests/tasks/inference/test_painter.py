@@ -116,7 +116,7 @@ def test_settings_take_the_place_of_the_runs(run, case):
     with pytest.raises(ParamsError, match=r"steps must be at least 1\. Got 0"):
         open_painter(str(run), num_steps=0)
     assert (painter.noise_level, open_painter(str(run), noise_level=1).noise_level) == (0, 1)
-    with pytest.raises(ParamsError, match=r"noise level must be from 0 \(none\) to 1\. Got 1\.5"):
+    with pytest.raises(ParamsError, match=r"evaluate\.noise_level must be .*1.* Got 1\.5"):
         open_painter(str(run), noise_level=1.5)
     with pytest.raises(ParamsError, match=r"model\.width must be a multiple of 8\. Got 50"):
         open_painter(str(run), width=50)

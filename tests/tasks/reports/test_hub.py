@@ -15,7 +15,7 @@ from tasks.weights.model_files import adapter_file
 RUN = {
     "rounds": 1,
     "rollout": {"num_cases": 2, "num_images_per_prompt": 2},
-    "evaluate": {"every": 1},
+    "evaluate": {"every": 1, "noise_level": 0.5},
 }
 
 
@@ -53,11 +53,14 @@ def test_the_folders_adapter_paints_what_the_run_paints(folder, tmp_path, random
     case = load_cases(str(cases / "evaluation"), "self", tmp_path)[0]
     run = open_painter("first", runs_dir=tmp_path)
     config = json.loads((folder / "config.json").read_text())
+    assert config["noise_level"] == 0.5
+    assert " --noise-level 0.5 " in (folder / "README.md").read_text()
     alone = open_painter(
         base=config["base"],
         siglip=str(random_model / "siglip"),
         adapter=str(adapter_file(str(folder / "calligrapher.safetensors"), tmp_path)),
         num_steps=config["num_inference_steps"],
+        noise_level=config["noise_level"],
         guidance_scale=config["guidance_scale"],
         max_sequence_length=config["max_sequence_length"],
         device="cpu",
