@@ -139,9 +139,10 @@ def _settings(painter: Painter, variant: str, case: Case, params: GenerateParams
         "precision": str(painter.model.policy.autocast or "float32"),
         "guidance_scale": painter.model.policy.model.guidance_scale,
         "num_steps": painter.num_steps,
-        "noise_level": painter.noise_level,
         "canvas": asdict(painter.canvas),
         **params.model_dump(include={"scale", "crop", "grow", "feather"}),
+        # Only where there is some: what was painted before there was such an option is found again.
+        **({"noise_level": painter.noise_level} if painter.noise_level else {}),
     }
 
 

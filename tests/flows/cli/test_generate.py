@@ -129,6 +129,7 @@ OPTIONS = (
     "--grow 2.5",
     "--feather 0",
     "--steps 3",
+    "--noise-level 1",
     "--guidance 9",
     "--seed 1",
 )
@@ -210,6 +211,7 @@ SETTINGS = {
         ["model.width must be a multiple of 8", "48, 56"],
     ),
     "no step": (["--steps", 0], ["steps must be at least 1"]),
+    "more noise than there is": (["--noise-level", 1.5], ["evaluate.noise_level must be"]),
     "a device of another machine": (["--device", "cuda:99"], ["model.device", "cuda:99"]),
     "a text that is too long": (["--text", "Z" * 30], ["model.max_sequence_length = 24", "ZZZ"]),
     "trained weights without a run": (
