@@ -248,3 +248,19 @@ class Policy:
                 f"{len(differ)} are missing, unknown or of another shape, the first: {differ[:3]}. "
                 "Were `model.lora` or `model.train_adapter` changed?"
             )
+
+
+def velocity_once(
+    policy: Policy, x: Tensor, sigma: Tensor, conditioning: Conditioning, alike: Tensor | None
+) -> Tensor:
+    """Return `policy.velocity`; rows of one number in `alike` [B] are equal, and are run once.
+
+    None: each row is run. A gradient is that of all rows, but for last bits.
+    """
+    if alike is None:
+        return policy.velocity(x, sigma, conditioning)
+    numbers = alike.tolist()
+    distinct = list(dict.fromkeys(numbers))
+    first = [numbers.index(number) for number in distinct]
+    once = policy.velocity(x[first], sigma[first], conditioning.rows(first))
+    return once[[distinct.index(number) for number in numbers]]

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from calligrapher.errors import InputError
-from calligrapher.model.policy import Policy, Weights
+from calligrapher.model.policy import Policy, Weights, velocity_once
 from calligrapher.rl.algorithm import Algorithm, Losses
 from calligrapher.rl.credit import credited, gain
 from calligrapher.rl.held_background import HeldBackground
@@ -163,20 +163,21 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
             levels = sigma, sigma_next, sigma_max
             sampled_log_prob = old_log_prob = window.log_prob[:, j]
             mean_old = window.mean[:, j]
+            alike = window.trunks if j == 0 else None
             mean_ref = velocity_ref = None
             if self.needs_old:
                 with policy.use(old):
-                    velocity_ref = policy.velocity(x, sigma, rows.conditioning)
+                    velocity_ref = velocity_once(policy, x, sigma, rows.conditioning, alike)
                     old_log_prob, mean_old, _ = _score(velocity_ref, x, x_next, *levels, self)
                 mean_ref = mean_old
             if self.kl_coef == 0:
                 mean_ref = None
             elif reference is not None:
                 with policy.use(reference):
-                    velocity_ref = policy.velocity(x, sigma, rows.conditioning)
+                    velocity_ref = velocity_once(policy, x, sigma, rows.conditioning, alike)
                     _, mean_ref, _ = _score(velocity_ref, x, x_next, *levels, self)
             velocity, outside = self.trained_velocity(
-                policy, x, sigma, rows.conditioning, rows.background
+                policy, x, sigma, rows.conditioning, rows.background, alike=alike
             )
             log_prob, mean, std = _score(velocity, x, x_next, *levels, self)
             if rows.credit is not None:

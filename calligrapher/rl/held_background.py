@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from calligrapher.model.policy import Conditioning, Policy
+from calligrapher.model.policy import Conditioning, Policy, velocity_once
 from calligrapher.params import Section
 from calligrapher.rl.algorithm import Losses
 from calligrapher.rl.background import Background
@@ -65,13 +65,15 @@ class HeldBackground(Section):
         sigma: Tensor,
         conditioning: Conditioning,
         background: Background | None,
+        *,
+        alike: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the velocity under the trained weights, and the error outside of the mask.
 
         Where the background is held the velocity has no gradient there; elsewhere the error is
-        None.
+        None. alike: see `velocity_once`.
         """
-        velocity = policy.velocity(x, sigma, conditioning)
+        velocity = velocity_once(policy, x, sigma, conditioning, alike)
         return (velocity, None) if background is None else background.apart(velocity, x, sigma)
 
     def whole_loss(

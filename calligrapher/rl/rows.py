@@ -29,12 +29,7 @@ class TrainRows:
         return len(self.x0)
 
     def pick(self, index: list[int]) -> "TrainRows":
-        w = self.window
-        window = (
-            Window(w.trajectory[index], w.log_prob[index], w.mean[index], w.sigmas[index])
-            if w
-            else None
-        )
+        window = self.window.pick(index) if self.window else None
         places = self.places[index] if self.places is not None else None
         background = self.background.pick(index) if self.background else None
         credit = self.credit[index] if self.credit is not None else None

@@ -126,6 +126,16 @@ class Window:
     log_prob: Tensor  # [B, W]
     mean: Tensor  # [B, W, L, D] the rollout policy's step means
     sigmas: Tensor  # [B, W + 1]
+    trunks: Tensor | None = None  # [B]; rows of one number see one image in their first step
+
+    def pick(self, index: list[int]) -> "Window":
+        return Window(
+            self.trajectory[index],
+            self.log_prob[index],
+            self.mean[index],
+            self.sigmas[index],
+            None if self.trunks is None else self.trunks[index],
+        )
 
 
 def window_length(num_steps: int, window_size: int | None, timestep_fraction: float) -> int:

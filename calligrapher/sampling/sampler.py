@@ -56,7 +56,7 @@ def sample(
     the CPU, so results do not depend on the device's generator. The solver `dpm2` is for paths
     without stochastic steps: it goes on from where the step before saw the image, which noise would
     move. With `shared_trunk`, rows with one seed in `starts_from`, which must then be of one case,
-    are walked as one up to their window: fewer rows a call, see `from_trunks`.
+    are one up to what they explore: fewer rows a call, see `from_trunks`.
     """
     assert solver == "euler" or exploration is None
     length = conditioning.masked.shape[1]
@@ -99,13 +99,20 @@ def sample(
                 before = x0_hat, sigmas[i]
             else:
                 moved = ode_step(velocity, x[rows], sigmas[i], sigmas[i + 1])
-            inside = [j for j, b in enumerate(rows) if width and 0 <= i - window_starts[b] < width]
+            for j, k in enumerate(at):
+                x_next[call[k][0]] = moved[j]
+            inside = [
+                (j, b)
+                for j, k in enumerate(at)
+                if width and 0 <= i - window_starts[rows[j]] < width
+                for b in call[k][0]
+            ]
             if inside:
                 # One call of the transformer serves both kinds of rows. Those inside take their
                 # step from the same velocity; it replaces the ODE step that all rows took.
-                own = [rows[j] for j in inside]
+                seen_by, own = map(list, zip(*inside, strict=True))
                 step = stochastic_step(
-                    velocity[inside],
+                    velocity[seen_by],
                     x[own],
                     sigmas[i],
                     sigmas[i + 1],
@@ -114,11 +121,9 @@ def sample(
                     # Of the row's own stream: the other rows inside do not change it.
                     noise=noise(streams[b] for b in own),
                 )
-                moved[inside] = step.x_next
+                x_next[own] = step.x_next
                 if keep_window:
                     record.add(own, x, step, sigmas[i], sigmas[i + 1])
-            for j, k in enumerate(at):
-                x_next[call[k][0]] = moved[j]
         x = x_next
     return SampledBatch(x, record.window() if exploration and keep_window else None)
 

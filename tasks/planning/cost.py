@@ -15,8 +15,9 @@ from torch import nn
 
 from calligrapher.sizing.meta_model import MetaModel
 from tasks.params.run_params import RunParams
-from tasks.planning.memory import batch_of, meta_model, row_bytes
-from tasks.planning.work import forwards, sampling, update_batches
+from tasks.planning.batches import rows_of_a_policy, update_batches
+from tasks.planning.memory import batch_of, copies, meta_model, row_bytes
+from tasks.planning.work import forwards, sampling
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,19 @@ def cost(params: RunParams, ranks: int | None = None, samplers: int | None = Non
     samplers = params.launch.rollout_processes if samplers is None else samplers
     sampling_ranks, training_ranks = samplers or ranks, ranks - samplers
     model = meta_model(params)
-    u, told = params.update, forwards(params)
+    u = params.update
     shards = sampling(params)
     batches = update_batches(params)
     per_pass = [
         batches[at : at + u.gradient_accumulation_steps]
         for at in range(0, len(batches), u.gradient_accumulation_steps)
     ]
-    levels = params.rl.forwards_per_image(params.rollout.num_inference_steps)
-    a_row = levels + told.old + told.reference
+    policies = 1 + sum(copies(params).values())
+    calls = policies * params.rl.forwards_per_image(params.rollout.num_inference_steps)
 
-    def rows_of(batch: int) -> int:
-        return a_row * batch + params.rl.background_rows_of(batch)
+    def rows_of(batch: range) -> int:
+        held = params.rl.background_rows_of(len(batch))
+        return policies * rows_of_a_policy(params, batch) + held
 
     sampled_by = [
         sum(shard.rows for shard in shards[rank::sampling_ranks]) for rank in range(sampling_ranks)
@@ -97,7 +99,7 @@ def cost(params: RunParams, ranks: int | None = None, samplers: int | None = Non
         samplers=samplers,
         calls={
             "rollout": sum(shard.calls for shard in shards),
-            "update": passes * (a_row + (params.rl.background_rows_of(1) > 0)) * len(batches),
+            "update": passes * (calls + (params.rl.background_rows_of(1) > 0)) * len(batches),
         },
         rows={"rollout": sum(sampled_by), "update": passes * sum(map(rows_of, batches))},
         busiest={"rollout": max(sampled_by), "update": passes * trained_by_busiest},

@@ -30,6 +30,7 @@ from calligrapher.sizing.activations import (
 from calligrapher.sizing.meta_model import MetaModel, build, config_folders, count
 from tasks.params.checks import algorithms
 from tasks.params.run_params import ModelParams, RunParams, check_multiple
+from tasks.planning.batches import largest_forward
 from tasks.planning.shapes import shapes
 from tasks.planning.shares import WHOLE, Shares, gathered_bytes, shares_of
 from tasks.weights.model_files import model_files
@@ -226,7 +227,7 @@ def _update(params: RunParams, model: MetaModel) -> Memory:
     settings, held = params.update, held_bytes(model, shares_of(params))
     rows = params.images_per_round * sum(row_bytes(params, model).values())
     others = {name: held * needed for name, needed in copies(params).items()}
-    training = _training(params, model, settings.batch_size, settings.use_8bit_adam)
+    training = _training(params, model, largest_forward(params), settings.use_8bit_adam)
     shared = _shared_work(params, model, trains=True)
     parts = others | {"rows of the round": rows} | shared | training
     return Memory("update", _fixed(params, model) | parts)

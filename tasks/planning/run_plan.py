@@ -98,7 +98,7 @@ class RunPlan:
             f"transformer calls per image: {f.rollout:g} in the rollout; in each pass of the"
             " update",
             (
-                f"  {f.trained:g} with a backward, {f.old} of old and {f.reference} of the"
+                f"  {f.trained:g} with a backward, {f.old:g} of old and {f.reference:g} of the"
                 f" reference without. {self.images} images a round{sampled}."
             ),
             (

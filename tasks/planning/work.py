@@ -7,6 +7,7 @@ from calligrapher.sampling.exploration import moving_stops, window_places
 from tasks.artifacts.layout import EVALUATE
 from tasks.params.run_params import RunParams
 from tasks.pipeline import evaluated, planned, stage_of
+from tasks.planning.batches import groups_in, rows_of_a_policy, update_batches
 from tasks.planning.memory import copies, meta_model, optimizer_bytes, row_bytes, t5_moved
 
 PNG_BYTES = 3  # of a pixel, at most but for the file's frame: noise does not compress
@@ -20,8 +21,8 @@ class Forwards:
     # each with a backward, which runs the blocks once more under gradient checkpointing; in the
     # mean where the background has rows of its own
     trained: float
-    old: int
-    reference: int
+    old: float
+    reference: float
 
 
 @dataclass(frozen=True)
@@ -40,24 +41,14 @@ def forwards(params: RunParams) -> Forwards:
     In the first round of NFT `old` is the reference and needs no forward of its own.
     """
     steps = params.rollout.num_inference_steps
-    levels = params.rl.forwards_per_image(steps)
+    images, batches = params.images_per_round, update_batches(params)
+    each = sum(rows_of_a_policy(params, batch) for batch in batches) / images
     needed = copies(params)
     rollout: float = steps
     if params.rollout.shared_trunk:
-        rollout = sum(shard.rows for shard in sampling(params)) / params.images_per_round
-    held = sum(map(params.rl.background_rows_of, update_batches(params)))
-    return Forwards(
-        rollout,
-        levels + held / params.images_per_round,
-        levels * needed["old"],
-        levels * needed["reference"],
-    )
-
-
-def update_batches(params: RunParams) -> list[int]:
-    """Return how many images each batch of a pass of the update has."""
-    total, size = params.images_per_round, params.update.batch_size
-    return [min(size, total - at) for at in range(0, total, size)]
+        rollout = sum(shard.rows for shard in sampling(params)) / images
+    held = sum(params.rl.background_rows_of(len(batch)) for batch in batches)
+    return Forwards(rollout, each + held / images, each * needed["old"], each * needed["reference"])
 
 
 @dataclass(frozen=True)
@@ -74,13 +65,14 @@ class Sampling:
 def sampling(params: RunParams) -> list[Sampling]:
     """Return the work of each shard of a round's rollout.
 
-    A trunk saves, in each batch, all members of a group but one the steps before the window: its
-    start, uniform on 0 .. n - 1, is (n - 1) / 2 in the mean. The windows of a batch's k groups lie
-    `(n - 1) - 2 sum (t / n)^k` steps apart, t from 1 to n - 1, and each such step is a call more.
-    Progressive windows are all in one place: n is 1, and the start the mean of a whole cycle.
+    A trunk saves, in each batch, all members of a group but one the steps before the window, and
+    the window's first: its start, uniform on 0 .. n - 1, is (n - 1) / 2 in the mean. The windows of
+    a batch's k groups lie `(n - 1) - 2 sum (t / n)^k` steps apart, t from 1 to n - 1, and each such
+    step is a call more. Progressive windows are all in one place: n is 1, and the start the mean of
+    a whole cycle.
     """
     r, explores = params.rollout, params.rl.exploration
-    steps, members = r.num_inference_steps, r.num_images_per_prompt
+    steps = r.num_inference_steps
     places, start = 1, 0
     if r.shared_trunk and explores.window == "progressive":
         stops = moving_stops(steps, explores)
@@ -94,11 +86,12 @@ def sampling(params: RunParams) -> list[Sampling]:
         calls: float = 0
         rows: float = steps * (end - first)
         for at in range(first, end, r.batch_size):
-            last = min(at + r.batch_size, end) - 1
-            groups = last // members - at // members + 1
+            images = range(at, min(at + r.batch_size, end))
+            groups = groups_in(params, images)
             apart = places - 1 - 2 * sum((t / places) ** groups for t in range(1, places))
             calls += steps + apart
-            rows -= (last + 1 - at - groups) * start
+            if r.shared_trunk:
+                rows -= (len(images) - groups) * (start + 1)
         found.append(Sampling(calls, rows))
     return found
 

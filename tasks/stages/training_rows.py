@@ -91,8 +91,10 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
         if explores is not None:
             trajectory = rows(tensors["trajectory"])
             mean = rows(tensors["mean_old"]) if explores.keeps_means else trajectory[:, 1:]
+            shares = resources.params.rollout.shared_trunk
+            trunks = torch.tensor([groups[i] for i in index]) if shares else None
             window = Window(
-                trajectory, rows(tensors["log_prob"]), mean, rows(tensors["window_sigmas"])
+                trajectory, rows(tensors["log_prob"]), mean, rows(tensors["window_sigmas"]), trunks
             )
         picked = [cases[case_ids[i]] for i in index]
         conditioning = resources.conditioning.batch(picked)

@@ -103,7 +103,7 @@ def group_gradients(
                 for name, gradient in own.items():
                     total[name] += gradient
                 sigma = sigmas[-1]
-                if len(sigma) == len(batch) and len(set(sigma)) == 1:
+                if len(sigma) in (len(batch), 1) and len(set(sigma)) == 1:
                     at[sigma[0]] = at.get(sigma[0], 0) + torch.cat([*own.values()])
         for name, gradient in total.items():
             found[name].append(gradient)

@@ -1,11 +1,14 @@
 """The three objectives on a policy small enough to work out: velocity = W x, dropped with the
 style."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from calligrapher.model.policy import Conditioning, Policy
+from calligrapher.rl.background import Background
 from calligrapher.rl.forward_process import train_sigmas
 from calligrapher.rl.grpo import GRPOParams
 from calligrapher.rl.nft import NFTParams, nft_loss
@@ -376,6 +379,65 @@ def test_grpo_raises_the_probability_of_what_was_good():
     )
     assert after < before
     assert sum(found["ratio_mean"].item() for found in metrics) / 2 > 1
+
+
+def seen_together(size=1, **settings):
+    """Settings, and rows of which the last two are of one group, sampled with a shared trunk."""
+    params = GRPOParams(noise="group", window_size=size, **settings)
+    found = sample(
+        policy(),
+        conditioning(),
+        [1, 2, 3],
+        STEPS,
+        starts_from=[9, 8, 8],
+        window_starts=[0, 1, 1],
+        exploration=params,
+        shared_trunk=True,
+    )
+    outside = torch.arange(LENGTH * CHANNELS).reshape(1, LENGTH, CHANNELS).repeat(ROWS, 1, 1) % 3
+    batch = replace(
+        rows((1.0, -0.5, 2.0), replace(found.window, trunks=torch.tensor([4, 7, 7]))),
+        background=Background(found.x0 + 1, outside == 0),
+        credit=torch.randn(found.x0.shape, generator=seeded()),
+    )
+    return params, batch
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_a_group_sees_together_is_run_once_and_has_the_gradient_of_all_rows(size):
+    params, together = seen_together(size, kl_coef=0.3, background_coef=0.5)
+    apart = replace(together, window=replace(together.window, trunks=None))
+    found = {}
+    for name, batch in (("apart", apart), ("together", together)):
+        p = policy(0.7)  # a step away from the policy that sampled
+        _, metrics = run(
+            params.losses(
+                p, batch, KEY, num_steps=STEPS, old=None, reference=policy(0.2).snapshot()
+            )
+        )
+        sizes = [len(x) for x, _ in p.model.seen]
+        found[name] = gradient(p), metrics, sizes
+    # Each step runs the reference and the trained policy.
+    assert found["apart"][2] == [3, 3] * size
+    assert found["together"][2] == [2, 2] + [3, 3] * (size - 1)
+    assert found["apart"][0].abs().max() > 0.01
+    torch.testing.assert_close(found["together"][0], found["apart"][0], atol=1e-6, rtol=1e-6)
+    for one, other in zip(found["together"][1], found["apart"][1], strict=True):
+        assert {"kl", "background"} <= one.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(value, other[name], atol=1e-6, rtol=1e-6)
+
+
+def test_rows_of_one_trunk_stay_together_when_they_are_picked():
+    params, batch = seen_together()
+    picked = batch.pick([2, 0])
+    assert picked.window.trunks.tolist() == [7, 4]
+    p = policy()
+    _, (metrics,) = run(
+        params.losses(p, batch.pick([1, 2]), KEY, num_steps=STEPS, old=None, reference=p.snapshot())
+    )
+    assert [len(x) for x, _ in p.model.seen] == [1, 1]
+    assert metrics["ratio_max_dev"] == 0
 
 
 def test_picked_rows_keep_what_belongs_to_them():

@@ -111,17 +111,20 @@ def test_a_shared_trunk_gives_the_same_bits_in_fewer_rows():
     for name in ("trajectory", "log_prob", "mean", "sigmas"):
         assert torch.equal(*(getattr(each.window, name) for each in found))
     rows = [[len(call) for call in policy.calls] for policy in policies]
-    # Two trunks' first step, the one's other two; windows; what is left of 5, 4 and 2 steps.
-    assert rows == [[6] * 7, [2, 1, 1, 6, 6, 2, 3, 3, 6, 6]]
+    # Two trunks' first step, the one's other two; windows, whose first step sees three images; what
+    # is left of 5, 4 and 2 steps.
+    assert rows == [[6] * 7, [2, 1, 1, 3, 6, 2, 3, 3, 6, 6]]
     levels = sigma_schedule(7, LENGTH)
-    assert policies[1].calls[3] == levels[[3, 3, 3, 0, 0, 1]].tolist()  # as the update sees them
+    # As the update sees them.
+    assert policies[1].calls[3] == levels[[3, 0, 1]].tolist()
+    assert policies[1].calls[4] == levels[[4, 4, 4, 1, 1, 2]].tolist()
 
 
 def test_rows_of_one_seed_are_one_trunk_only_where_their_windows_are_one():
     assert from_trunks([9, 9, 9], [1, 1, 2], 1, 4) == [
         [([0, 1], 0), ([2], 0)],
         [([2], 1)],
-        [([0], 1), ([1], 1), ([2], 2)],
+        [([0, 1], 1), ([2], 2)],
         [([0], 2), ([1], 2)],
         [([0], 3), ([1], 3), ([2], 3)],
     ]

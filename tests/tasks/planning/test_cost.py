@@ -12,6 +12,7 @@ from tasks.launch import dispatch
 from tasks.params.run_params import RunParams, load_params
 from tasks.planning import scale
 from tasks.planning.cost import cost, price
+from tasks.planning.memory import memory
 from tasks.planning.scale import scale_table
 from tasks.planning.work import forwards
 
@@ -28,6 +29,8 @@ HELD = {"background_coef": 0.1, "background_rows": 2}
         ("awm", {"kl_coef": 0.0, "num_train_sigmas": 2}),
         ("nft", {"timestep_fraction": 0.3, **HELD}),
         ("grpo", {"window_size": 1, "timestep_fraction": 0.5, **HELD}),
+        ("grpo", {"window_size": 1, "timestep_fraction": 0.3, "noise": "group", **HELD}),
+        ("grpo", {"window_size": 2, "timestep_fraction": 0.5, "kl_coef": 0.1, "noise": "group"}),
     ],
 )
 def test_calls_and_bytes_are_those_of_a_real_round(algorithm, settings, train, values, monkeypatch):
@@ -51,6 +54,7 @@ def test_calls_and_bytes_are_those_of_a_real_round(algorithm, settings, train, v
     for name, function in dispatch.FUNCTIONS.items():
         monkeypatch.setitem(dispatch.FUNCTIONS, name, named(name, function))
     changes = {algorithm: settings, "warmup": {"steps": 0}, "rounds": 1}
+    changes["rollout"] = {"shared_trunk": "noise" in settings}
     params = RunParams.model_validate(values(algorithm, **changes))
     folder, _ = train("counted", algorithm, **changes)
     told = cost(params)
@@ -138,16 +142,39 @@ def test_a_progressive_window_is_counted_in_the_mean_of_its_cycle(values):
     rollout = {"num_inference_steps": 6, "shared_trunk": True, "batch_size": 4}
     settings = {"noise": "group", "window": "progressive", "window_size": 2, "window_stride": 2}
     params = RunParams.model_validate(values("grpo", grpo=settings, rollout=rollout))
-    # At 0, 2 and 3: 5 / 3 steps in the mean. Shards of 3 + 1, 2 + 2 and 1 rows of a group.
-    assert cost(params).rows["rollout"] == pytest.approx(9 * 6 - (2 + 0 + 1 + 1) * 5 / 3)
+    # At 0, 2 and 3: 5 / 3 steps before it in the mean, and its first. Shards of 3 + 1, 2 + 2 and 1
+    # rows of a group.
+    assert cost(params).rows["rollout"] == pytest.approx(9 * 6 - (2 + 0 + 1 + 1) * (5 / 3 + 1))
     assert cost(params).calls["rollout"] == 3 * 6
 
 
-@pytest.mark.parametrize(("name", "saved"), [("grpo", 0.3225), ("tiny-grpo", 0)])
-def test_a_shared_trunk_saves_a_third_of_the_long_rollout_and_nothing_before_a_window_of_one_place(
-    name, saved
+@pytest.mark.parametrize(
+    ("name", "places", "members", "steps"), [("grpo", 44, 4, 2), ("tiny-grpo", 1, 8, 1)]
+)
+def test_a_shared_trunk_saves_the_steps_before_a_window_and_the_first_of_its_update(
+    name, places, members, steps
 ):
-    path, group = f"params/{name}.yaml", ["grpo.noise=group"]
-    alone = forwards(load_params(path, group)).rollout
-    shared = forwards(load_params(path, [*group, "rollout.shared_trunk=true"])).rollout
-    assert 1 - shared / alone == pytest.approx(saved)
+    path, group = f"params/{name}.yaml", ["grpo.noise=group", "rollout.shared_trunk=false"]
+    alone = forwards(load_params(path, group))
+    shared = forwards(load_params(path, [*group[:1], "rollout.shared_trunk=true"]))
+    others = 1 - 1 / members
+    assert alone.rollout - shared.rollout == pytest.approx(others * (places + 1) / 2)
+    assert alone.trained - shared.trained == pytest.approx(others)
+    assert alone.reference - shared.reference == pytest.approx(others * (alone.reference > 0))
+    assert alone.reference in (0, steps)
+
+
+def test_an_update_of_one_shared_step_needs_memory_for_groups_and_not_for_images():
+    def activations(*overrides):
+        update = memory(load_params("params/tiny-grpo.yaml", overrides))[-1]
+        return update.parts["activations"]
+
+    small = ["rollout.batch_size=10", "update.batch_size=10"]
+    few = ["grpo.background_coef=0", "grpo.background_rows=0", "rollout.shared_trunk=true"]
+    apart = activations("rollout.shared_trunk=false", *few[:2])
+    assert activations(*few) == activations("rollout.shared_trunk=false", *few[:2], *small) < apart
+    # Background rows are a forward of their own, and a window of two steps has one of all images.
+    held = "grpo.background_rows=30"
+    assert activations(held, few[2]) > activations(*few)
+    two = ["grpo.window_size=2", "grpo.timestep_fraction=0.5"]
+    assert activations(*few, *two) == apart
