@@ -3,7 +3,8 @@
     python tests/scripts/first_hour.py runs/demo --site site --out docs/images
 
 Needs Chromium and the package `playwright`; writes report.png, demo.png (example 12, or --example)
-and, with --site (what `make docs` built), site.png, all in light mode.
+and, with --site (what `make docs` built), site.png, all in light mode. Prints the seconds from the
+command to a page that can be used, and from the click to four pictures that are read.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,17 +54,22 @@ def shoot_page(page: Page, run: Path, example: int, out: Path) -> None:
     """An example painted by base and trained model, two pictures each, and read."""
     page.set_default_timeout(PATIENCE_MS)
     page.set_viewport_size({"width": 1280, "height": 1000})
+    started = time.monotonic()
     with painted_by(run) as address:
         page.goto(address)
         text = page.locator("#text textarea, #text input")
         expect(text).not_to_have_value("", timeout=PATIENCE_MS)
+        opened_after = time.monotonic() - started
         before = text.input_value()
         page.locator("#source-gallery button").nth(example - 1).click()
         if example > 1:
             expect(text).not_to_have_value(before, timeout=PATIENCE_MS)
         page.wait_for_timeout(3000)  # the mask comes after the text
+        clicked = time.monotonic()
         page.click("#generate")
         page.wait_for_function("document.querySelectorAll('.results figcaption b').length == 4")
+        painted_after = time.monotonic() - clicked
+        print(f"page: {opened_after:.0f} s to its first use, {painted_after:.0f} s for 4 pictures")
         page.mouse.move(0, 0)
         height = page.evaluate("document.querySelector('#results').getBoundingClientRect().bottom")
         page.set_viewport_size({"width": 1280, "height": int(height + page.evaluate("scrollY"))})

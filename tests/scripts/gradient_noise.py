@@ -79,6 +79,9 @@ def group_gradients(
     resources.load_trained(inputs["previous"])
     old = inputs["previous" if params.rl.old_is_trained else "old"]
     old = resources.weights(old_weights(old)) if params.rl.needs_old else None
+    # Where the background is held, its own pull is the same in all groups, and would pass for the
+    # reward's.
+    rl = params.rl.model_copy(update={"background_coef": 0.0, "background_rows": 0})
     groups: dict[int, list[int]] = {}
     for i in range(len(rows)):
         groups.setdefault(int(rows.pick([i]).places[0, 0]), []).append(i)
@@ -89,7 +92,7 @@ def group_gradients(
         total = {name: torch.zeros(weight.numel()) for name, weight in policy.parameters.items()}
         at: dict[float, Tensor] = {}
         for batch in batches_of(group, params.update.batch_size):
-            for loss, _ in params.rl.losses(
+            for loss, _ in rl.losses(
                 policy,
                 rows.pick(batch),
                 f"{params.seed}/update/{round_index}/0",

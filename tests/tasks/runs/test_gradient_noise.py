@@ -72,3 +72,20 @@ def test_a_groups_gradient_falls_apart_into_its_noise_levels(
     assert whole.abs().max() > 0
     torch.testing.assert_close(sum(at.values()), whole)
     assert len(level_table(at, 3).splitlines()) == 1 + levels
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "nft"])
+def test_the_backgrounds_pull_which_all_groups_share_does_not_pass_for_signal(
+    algorithm, train, make_resources
+):
+    found = []
+    for name, coef in (("weak", 0.1), ("strong", 10.0)):
+        held = {"background_coef": coef, "background_rows": 2, "timestep_fraction": 0.5}
+        changes = {"rounds": 1, algorithm: held | {"kl_coef": 0.0}}
+        if algorithm == "grpo":
+            changes["grpo"]["window_size"] = 1
+        folder, _ = train(name, algorithm, **changes)
+        gradients, _ = group_gradients(make_resources(algorithm, **changes), RunDir(folder), 0)
+        found.append(torch.cat(list(gradients.values()), dim=1))
+    assert found[0].abs().max() > 0
+    assert torch.equal(*found)
