@@ -216,6 +216,7 @@ _LATER: dict[str, dict[str, Any]] = {
     "grpo": {
         "background_coef": 0.0,
         "background_rows": 0,
+        "direction": "noise",
         "importance_cap": None,
         "recompute_log_prob": False,
         "kl_space": "mean",

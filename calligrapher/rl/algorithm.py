@@ -56,6 +56,11 @@ class Algorithm(Section, ABC):
         return True
 
     @property
+    def compares_images(self) -> bool:
+        """Return whether the losses need `TrainRows.deviation`."""
+        return False
+
+    @property
     def old_is_trained(self) -> bool:
         """Return whether a loss has for `old` the trained policy as the update begins, whichever
         policy sampled."""

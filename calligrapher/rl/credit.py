@@ -69,6 +69,25 @@ def credited(velocity: Tensor, credit: Tensor) -> Tensor:
     return held + (velocity - held) * credit
 
 
+def less_their_mean(x0: Tensor, groups: Sequence[int]) -> Tensor:
+    """Return how each of x0 [B, L, D] differs from the mean of its group's; groups: B numbers."""
+    numbers = torch.tensor(groups, device=x0.device)
+    deviation = torch.empty_like(x0)
+    for number in numbers.unique():
+        own = numbers == number
+        deviation[own] = x0[own] - x0[own].mean(0)
+    return deviation
+
+
+def drawn(log_prob: Tensor, mean: Tensor, pull: Tensor) -> Tensor:
+    """Return log_prob [B], to the bit; its gradient draws the mean along `pull`, both [B, L, D].
+
+    It is that of `-(target - mean)^2 / 2`, averaged over L and D, with `pull` for `target - mean`.
+    """
+    along = (pull * mean).flatten(1).mean(1)
+    return log_prob.detach() + (along - along.detach())
+
+
 def gain(advantages: Tensor, ratio: Tensor, *, is_credited: bool) -> Tensor:
     """Return `advantages * ratio`, [B]; its gradient is that, or the ratio's alone.
 

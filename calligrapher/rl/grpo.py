@@ -13,7 +13,7 @@ from torch import Tensor
 from calligrapher.errors import InputError
 from calligrapher.model.policy import Policy, Weights, velocity_once
 from calligrapher.rl.algorithm import Algorithm, Losses
-from calligrapher.rl.credit import credited, gain
+from calligrapher.rl.credit import credited, drawn, gain
 from calligrapher.rl.held_background import HeldBackground
 from calligrapher.rl.kl import KLToReference
 from calligrapher.rl.rows import TrainRows
@@ -57,6 +57,14 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
     )
     adv_clip_max: float = Field(5.0, gt=0, description="Advantages are clipped to +- this.")
 
+    direction: Literal["noise", "image"] = Field(
+        "noise",
+        description=(
+            "Along what an advantage moves a step's mean: the noise that it explored, as published,"
+            " or what came of it: how the clean image differs from the mean of its group's, whose"
+            " gradient is far less noisy. For noise: group."
+        ),
+    )
     importance_cap: float | None = Field(
         None,
         ge=1,
@@ -94,6 +102,20 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
         return self
 
     @model_validator(mode="after")
+    def _images_have_a_start_in_common(self) -> Self:
+        if self.direction == "image" and self.noise != "group":
+            raise ValueError(
+                "noise must be 'group' with direction 'image': images that start from noise of"
+                f" their own differ by it. Got {self.noise!r}."
+            )
+        if self.direction == "image" and self.bounds == "guard":
+            raise ValueError(
+                "direction must be 'noise' where the guard bounds an update, whose exponent has a"
+                " gradient beside the log-probability's. Got 'image'."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _reckons_anew_once(self) -> Self:
         if self.recompute_log_prob and self.importance_cap is not None:
             raise ValueError(
@@ -110,6 +132,10 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
     @property
     def credits_places(self) -> bool:
         return self.bounds != "guard"  # its exponent has a gradient beside the log-probability's
+
+    @property
+    def compares_images(self) -> bool:
+        return self.direction == "image"
 
     @property
     def keeps_means(self) -> bool:
@@ -180,8 +206,16 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
                 policy, x, sigma, rows.conditioning, rows.background, alike=alike
             )
             log_prob, mean, std = _score(velocity, x, x_next, *levels, self)
-            if rows.credit is not None:
-                credit = rows.credit.clamp(-self.adv_clip_max, self.adv_clip_max)
+            credit = rows.credit
+            if credit is None and self.compares_images:
+                credit = rows.advantages[:, None, None]
+            if credit is not None:
+                credit = credit.clamp(-self.adv_clip_max, self.adv_clip_max)
+            if self.compares_images:
+                # As the sampler's own log-probability weighs its noise.
+                precision = 2.0 if self.sampler == "cps" else std[:, None, None] ** -2
+                log_prob = drawn(log_prob, mean, precision * credit * rows.deviation)
+            elif credit is not None:
                 log_prob, _, _ = _score(credited(velocity, credit), x, x_next, *levels, self)
             loss, metrics = grpo_loss(
                 log_prob,
@@ -195,7 +229,7 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
                 dt=sigma_next - sigma,
                 velocity=velocity,
                 velocity_ref=velocity_ref,
-                is_credited=rows.credit is not None,
+                is_credited=credit is not None,
                 sampled_log_prob=sampled_log_prob,
             )
             loss, metrics = self.whole_loss(loss, metrics, outside)

@@ -24,6 +24,7 @@ class TrainRows:
     places: Tensor | None = None  # [B, 2] group and member; what is drawn for a row derives from it
     background: Background | None = None  # None: the policy's loss covers the whole picture
     credit: Tensor | None = None  # [B, L, D] advantages by place; None: the row's is everywhere
+    deviation: Tensor | None = None  # [B, L, D] x0 less the mean of its group's, where asked for
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -33,6 +34,7 @@ class TrainRows:
         places = self.places[index] if self.places is not None else None
         background = self.background.pick(index) if self.background else None
         credit = self.credit[index] if self.credit is not None else None
+        deviation = self.deviation[index] if self.deviation is not None else None
         return TrainRows(
             self.x0[index],
             self.conditioning.rows(index),
@@ -41,6 +43,7 @@ class TrainRows:
             places,
             background,
             credit,
+            deviation,
         )
 
 

@@ -240,9 +240,9 @@ class RolloutParams(Section):
     shared_trunk: bool = Field(
         False,
         description=(
-            "Run what a group's images have in common, the steps up to the window and what its first"
-            " one sees, once for all of a batch, in the rollout and in the update: fewer forwards"
-            " for the same images, but for last bits. Needs grpo.noise: group."
+            "Run what a group's images have in common, the steps up to the window and what its"
+            " first one sees, once for all of a batch, in the rollout and in the update: fewer"
+            " forwards for the same images, but for last bits. Needs grpo.noise: group."
         ),
     )
     staleness: Annotated[int, Field(ge=0, le=1)] = Field(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from calligrapher.model.policy import Conditioning
 from calligrapher.rl.background import Background
-from calligrapher.rl.credit import letter_credit
+from calligrapher.rl.credit import less_their_mean, letter_credit
 from calligrapher.rl.rows import TrainRows
 from calligrapher.sampling.exploration import Window
 from calligrapher.tables.parquet import read_shard, read_table
@@ -109,14 +109,18 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
                 for i in index
             ]
             credit = torch.stack(found).to(device)
+        clean, deviation = rows(x0), None
+        if resources.params.rl.compares_images:
+            deviation = less_their_mean(clean, [groups[i] for i in index])
         return TrainRows(
-            x0=rows(x0),
+            x0=clean,
             conditioning=conditioning,
             advantages=torch.tensor([table["advantage"][i] for i in index], device=device),
             places=torch.tensor([(groups[i], members[i]) for i in index]),
             window=window,
             background=background,
             credit=credit,
+            deviation=deviation,
         )
 
     at = {i: (p, n) for p, index in enumerate(by_length.values()) for n, i in enumerate(index)}

@@ -8,7 +8,7 @@ from calligrapher.errors import InputError
 from calligrapher.model.latents import image_ids, unpack
 from calligrapher.model.policy import Conditioning, Policy
 from calligrapher.rl.awm import AWMParams
-from calligrapher.rl.credit import credited, letter_credit
+from calligrapher.rl.credit import credited, less_their_mean, letter_credit
 from calligrapher.rl.grpo import GRPOParams
 from calligrapher.rl.nft import NFTParams
 from calligrapher.rl.rows import TrainRows
@@ -175,3 +175,11 @@ def test_rows_keep_their_credit_when_they_are_picked():
     batch = rows((1.0, 2.0, 3.0), credit)
     assert torch.equal(batch.pick([2, 0]).credit, credit[[2, 0]])
     assert rows((1.0, 2.0, 3.0)).pick([1]).credit is None
+
+
+def test_an_image_is_compared_with_the_mean_of_its_own_group():
+    x0 = torch.tensor([1.0, 10.0, 3.0, 40.0, 8.0])[:, None, None].expand(-1, 2, 3)
+    found = less_their_mean(x0, [5, 9, 5, 9, 5])
+    assert found[:, 1, 2].tolist() == [-3.0, -15.0, -1.0, 15.0, 4.0]
+    assert found.shape == x0.shape
+    assert torch.equal(less_their_mean(x0[:1], [5]), torch.zeros(1, 2, 3))

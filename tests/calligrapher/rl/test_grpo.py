@@ -455,6 +455,15 @@ def test_dppo_leaves_out_rows_that_are_far_and_would_go_further():
     assert (log_prob.grad != 0).tolist() == [False, True, True, False, True]
 
 
+def test_images_draw_only_what_they_have_in_common_and_not_beside_the_guard():
+    GRPOParams(direction="image", noise="group", trust_region="dppo")
+    with pytest.raises(ValidationError, match="noise must be 'group' with direction 'image'"):
+        GRPOParams(direction="image")
+    for given in ({"guard": True}, {"trust_region": "guard"}):
+        with pytest.raises(ValidationError, match="direction must be 'noise' where the guard"):
+            GRPOParams(direction="image", noise="group", **given)
+
+
 def test_either_key_of_the_guard_bounds_alike_and_two_bounds_are_refused():
     for given in ({"guard": True}, {"trust_region": "guard"}):
         params = GRPOParams(**given)

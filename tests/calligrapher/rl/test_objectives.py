@@ -428,10 +428,59 @@ def test_what_a_group_sees_together_is_run_once_and_has_the_gradient_of_all_rows
             torch.testing.assert_close(value, other[name], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("sampler", ["sde", "dance", "cps"])
+@pytest.mark.parametrize("places", [False, True])
+def test_the_pull_of_an_image_that_is_its_noise_is_the_published_gradient(sampler, places):
+    params, batch = seen_together(sampler=sampler, kl_coef=0.0)
+    if not places:
+        batch = replace(batch, credit=None)
+    explored = batch.window.trajectory[:, 1] - batch.window.mean[:, 0]
+    found = {}
+    for direction in ("noise", "image"):
+        p = policy()
+        along = params.model_copy(update={"direction": direction})
+        _, (metrics,) = run(
+            along.losses(
+                p,
+                replace(batch, deviation=explored),
+                KEY,
+                num_steps=STEPS,
+                old=None,
+                reference=None,
+            )
+        )
+        assert metrics["ratio_max_dev"] == 0
+        found[direction] = gradient(p)
+    assert found["noise"].abs().max() > 1e-4
+    torch.testing.assert_close(found["image"], found["noise"], rtol=1e-5, atol=1e-7)
+
+
+def test_an_image_better_than_its_group_draws_what_the_step_expects_towards_it():
+    params, batch = seen_together(direction="image", sampler="cps", kl_coef=0.0)
+    towards = torch.zeros(ROWS, LENGTH, CHANNELS)
+    towards[1] = 1.0
+    batch = replace(batch, advantages=torch.tensor([0.0, 2.0, 0.0]), credit=None, deviation=towards)
+    batch = replace(batch, background=None)
+    p = policy()
+
+    def expected():
+        with torch.no_grad():
+            x, sigma = batch.window.trajectory[1, 0], batch.window.sigmas[1, 0]
+            return (x - sigma * p.velocity(x[None], sigma[None], conditioning(1))[0]).mean()
+
+    before = expected()
+    run(params.losses(p, batch, KEY, num_steps=STEPS, old=None, reference=None))
+    (weight,) = p.parameters.values()
+    weight.data -= 0.1 * weight.grad
+    assert expected() > before
+
+
 def test_rows_of_one_trunk_stay_together_when_they_are_picked():
     params, batch = seen_together()
     picked = batch.pick([2, 0])
     assert picked.window.trunks.tolist() == [7, 4]
+    apart = replace(batch, deviation=batch.x0 + 1).pick([2, 0])
+    assert torch.equal(apart.deviation, batch.x0[[2, 0]] + 1)
     p = policy()
     _, (metrics,) = run(
         params.losses(p, batch.pick([1, 2]), KEY, num_steps=STEPS, old=None, reference=p.snapshot())

@@ -111,6 +111,7 @@ CHANGES = {
     "grpo.window_size": (2, "rollout", {}),
     "grpo.window": ("progressive", "rollout", SIX_STEPS),
     "grpo.guard": (True, "update", {}),
+    "grpo.direction": ("image", "update", {"grpo": {"noise": "group"}}),
     "grpo.timestep_fraction": (0.2, "rollout", SIX_STEPS),
     "awm.clip_range": (1e-5, "update", {"update": {"num_inner_epochs": 2}}),
     "awm.weighting": ("t2", "update", {}),
