@@ -521,6 +521,7 @@ def test_every_parameter_that_decides_a_result_is_read_by_a_stage(load, algorith
         leaves.remove(key)  # needs another key, see its own test
     if before.rl.exploration is not None:
         leaves.remove("rollout.solver")  # refused
+        leaves.remove("grpo.direction")  # needs another key, see the next but one
     if before.rl.lacks_for_stale is not None:
         leaves.remove("rollout.staleness")  # refused, too
     assert len(leaves) > 70
@@ -537,10 +538,15 @@ def test_a_run_can_be_prolonged_unless_its_learning_rate_falls(load):
     assert reads(load("rounds=3", cosine), "update") != reads(load("rounds=6", cosine), "update")
 
 
-def test_the_clip_range_does_not_make_rollouts_stale_but_the_noise_level_does(load):
+def test_clip_range_and_direction_make_no_rollout_stale_but_the_noise_level_does(load):
     base = load(algorithm="grpo")
     clip = load("grpo.clip_range=1e-4", algorithm="grpo")
     noise = load("grpo.noise_level=0.5", algorithm="grpo")
+    group = load("grpo.noise=group", algorithm="grpo")
+    image = load("grpo.noise=group", "grpo.direction=image", algorithm="grpo")
+    assert reads(image, "rollout") == reads(group, "rollout")
+    assert reads(image, "update")["grpo"]["direction"] == "image"
+    assert "direction" not in reads(group, "update")["grpo"]
     assert reads(clip, "rollout") == reads(base, "rollout")
     assert reads(clip, "update") != reads(base, "update")
     assert reads(noise, "rollout") != reads(base, "rollout")
