@@ -1,6 +1,5 @@
 """Which images the batches of an update have, and the rows of their forwards, from params alone."""
 
-from calligrapher.sampling.exploration import window_length
 from tasks.params.run_params import RunParams
 
 
@@ -29,12 +28,9 @@ def rows_of_a_policy(params: RunParams, images: range) -> int:
 
 def largest_forward(params: RunParams) -> int:
     """Return the most rows that a forward of the update has at once."""
-    explores, size = params.rl.exploration, params.update.batch_size
-    steps = params.rollout.num_inference_steps
-    if not params.rollout.shared_trunk or explores is None:
-        return size
-    if window_length(steps, explores.window_size, explores.timestep_fraction) > 1:
-        return size
+    steps = params.rl.forwards_per_image(params.rollout.num_inference_steps)
+    if not params.rollout.shared_trunk or steps > 1:
+        return params.update.batch_size
     return max(
         max(groups_in(params, images), params.rl.background_rows_of(len(images)))
         for images in update_batches(params)
