@@ -253,7 +253,8 @@ class Policy:
 def velocity_once(
     policy: Policy, x: Tensor, sigma: Tensor, conditioning: Conditioning, alike: Tensor | None
 ) -> Tensor:
-    """Return `policy.velocity`; rows of one number in `alike` [B] are equal, and are run once.
+    """Return `policy.velocity`; rows of one number in `alike` [B] are equal, but for rounding, and
+    the first of them is run for all.
 
     None: each row is run. A gradient is that of all rows, but for last bits.
     """

@@ -2,7 +2,8 @@
 
 A text is right letter by letter, and what a letter looks like is decided where it stands. Compared
 picture by picture, a letter shares its advantage with all others of its text, whose luck is noise
-to it. Legend: B rows, L image tokens, D packed channels, N letters.
+to it. Here is also what an image as a whole is drawn along (`drawn`). Legend: B rows, L image
+tokens, D packed channels, N letters.
 """
 
 from collections.abc import Sequence
@@ -91,7 +92,7 @@ def drawn(log_prob: Tensor, mean: Tensor, pull: Tensor) -> Tensor:
 def gain(advantages: Tensor, ratio: Tensor, *, is_credited: bool) -> Tensor:
     """Return `advantages * ratio`, [B]; its gradient is that, or the ratio's alone.
 
-    is_credited: the ratio is one of a `credited` velocity, and holds the advantages already.
+    is_credited: the ratio's gradient holds the advantages already, by `credited` or `drawn`.
     """
     value = advantages * ratio
     return value.detach() + (ratio - ratio.detach()) if is_credited else value

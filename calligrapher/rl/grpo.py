@@ -61,8 +61,8 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
         "noise",
         description=(
             "Along what an advantage moves a step's mean: the noise that it explored, as published,"
-            " or what came of it: how the clean image differs from the mean of its group's, whose"
-            " gradient is far less noisy. For noise: group."
+            " or what came of it: how the clean image differs from the mean of its group's, which"
+            " on the embedded model is far less noisy a gradient. For noise: group."
         ),
     )
     importance_cap: float | None = Field(
@@ -272,7 +272,7 @@ def grpo_loss(
     dt: float | Tensor | None = None,  # [] or [B], sigma_next - sigma (negative)
     velocity: Tensor | None = None,  # [B, ...] the trained policy's, with gradient
     velocity_ref: Tensor | None = None,  # [B, ...] the reference's
-    is_credited: bool = False,  # log_prob is one of a `credited` velocity
+    is_credited: bool = False,  # log_prob's gradient holds the advantages: `credited`, `drawn`
     sampled_log_prob: Tensor | None = None,  # [B] of the policy that sampled, for importance_cap
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`policy + kl_coef * kl`, a scalar with gradient, and detached 0-d metrics, for the rows of

@@ -27,11 +27,12 @@ def rows_of_a_policy(params: RunParams, images: range) -> int:
 
 
 def largest_forward(params: RunParams) -> int:
-    """Return the most rows that a forward of the update has at once."""
+    """Return the most rows that a forward of the update has at once.
+
+    A batch may begin and end within a group, as it does where an image before it had no score.
+    """
     steps = params.rl.forwards_per_image(params.rollout.num_inference_steps)
+    size, members = params.update.batch_size, params.rollout.num_images_per_prompt
     if not params.rollout.shared_trunk or steps > 1:
-        return params.update.batch_size
-    return max(
-        max(groups_in(params, images), params.rl.background_rows_of(len(images)))
-        for images in update_batches(params)
-    )
+        return size
+    return max(min(size, -(-size // members) + 1), params.rl.background_rows_of(size))

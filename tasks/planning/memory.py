@@ -225,7 +225,9 @@ def _training(params: RunParams, model: MetaModel, rows: int, eight_bit: bool) -
 
 def _update(params: RunParams, model: MetaModel) -> Memory:
     settings, held = params.update, held_bytes(model, shares_of(params))
-    rows = params.images_per_round * sum(row_bytes(params, model).values())
+    compared = 4 * batch_of(params, model, 1).image * model.transformer.out_channels
+    a_row = sum(row_bytes(params, model).values()) + compared * params.rl.compares_images
+    rows = params.images_per_round * a_row
     others = {name: held * needed for name, needed in copies(params).items()}
     training = _training(params, model, largest_forward(params), settings.use_8bit_adam)
     shared = _shared_work(params, model, trains=True)

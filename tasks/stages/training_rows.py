@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calligrapher.errors import ParamsError
 from calligrapher.model.policy import Conditioning
 from calligrapher.rl.background import Background
 from calligrapher.rl.credit import less_their_mean, letter_credit
@@ -46,7 +47,8 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
     Groups whose advantages are all 0 are left out where no KL holds their images to the reference,
     and where the round was refilled in their place.
     Where lengths differ, rows share a batch that share their length and their shard: they have the
-    neighbours that they had in the rollout.
+    neighbours that they had in the rollout. Raises ParamsError where images of a group are to be
+    compared that started from noise of their own.
     """
     table = read_table(advantages.file(ADVANTAGES_FILE))
     per_letter = LETTER_ADVANTAGES.name in table
@@ -57,6 +59,18 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
     ]
     names = ["sample_id", "case_id", "group_id", "member", "x0"]
     explores = resources.params.rl.exploration
+    # What the images have in common is the rollout's to say: a fork may have other params by now.
+    sampled = rollout.params
+    is_forked = sampled["rollout"].get("shared_trunk", False)
+    if resources.params.rl.compares_images:
+        noise = sampled[resources.params.algorithm]["noise"]
+        if noise != "group":
+            raise ParamsError(
+                f"{resources.params.algorithm}.noise must have been 'group' in the rollout where"
+                f" direction is 'image'. Got {noise!r}: its images differ by the noise that each"
+                " started from. Rerun from the rollout of that round on (`calligrapher rerun RUN"
+                " ROUND/rollout ... --downstream`)."
+            )
     if explores is not None:
         names += ["trajectory", "log_prob", "window_sigmas"]
         if explores.keeps_means:
@@ -91,8 +105,7 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
         if explores is not None:
             trajectory = rows(tensors["trajectory"])
             mean = rows(tensors["mean_old"]) if explores.keeps_means else trajectory[:, 1:]
-            shares = resources.params.rollout.shared_trunk
-            trunks = torch.tensor([groups[i] for i in index]) if shares else None
+            trunks = torch.tensor([groups[i] for i in index]) if is_forked else None
             window = Window(
                 trajectory, rows(tensors["log_prob"]), mean, rows(tensors["window_sigmas"]), trunks
             )

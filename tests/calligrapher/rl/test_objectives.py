@@ -404,22 +404,27 @@ def seen_together(size=1, **settings):
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_what_a_group_sees_together_is_run_once_and_has_the_gradient_of_all_rows(size):
-    params, together = seen_together(size, kl_coef=0.3, background_coef=0.5)
+@pytest.mark.parametrize("anew", [False, True])
+def test_what_a_group_sees_together_is_run_once_and_has_the_gradient_of_all_rows(size, anew):
+    params, together = seen_together(
+        size, kl_coef=0.3, background_coef=0.5, recompute_log_prob=anew
+    )
     apart = replace(together, window=replace(together.window, trunks=None))
     found = {}
     for name, batch in (("apart", apart), ("together", together)):
         p = policy(0.7)  # a step away from the policy that sampled
+        old, reference = policy().snapshot(), policy(0.2).snapshot()
         _, metrics = run(
             params.losses(
-                p, batch, KEY, num_steps=STEPS, old=None, reference=policy(0.2).snapshot()
+                p, batch, KEY, num_steps=STEPS, old=old if anew else None, reference=reference
             )
         )
         sizes = [len(x) for x, _ in p.model.seen]
         found[name] = gradient(p), metrics, sizes
-    # Each step runs the reference and the trained policy.
-    assert found["apart"][2] == [3, 3] * size
-    assert found["together"][2] == [2, 2] + [3, 3] * (size - 1)
+    # Each step runs the reference and the trained policy, and the old one where it is asked anew.
+    policies = 2 + anew
+    assert found["apart"][2] == [3] * policies * size
+    assert found["together"][2] == [2] * policies + [3] * policies * (size - 1)
     assert found["apart"][0].abs().max() > 0.01
     torch.testing.assert_close(found["together"][0], found["apart"][0], atol=1e-6, rtol=1e-6)
     for one, other in zip(found["together"][1], found["apart"][1], strict=True):
