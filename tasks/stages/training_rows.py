@@ -63,10 +63,11 @@ def training_rows(resources: Resources, rollout: Artifact, advantages: Artifact)
     sampled = rollout.params
     is_forked = sampled["rollout"].get("shared_trunk", False)
     if resources.params.rl.compares_images:
-        noise = sampled[resources.params.algorithm]["noise"]
+        algorithm = resources.params.algorithm
+        noise = sampled.get(algorithm, {}).get("noise")
         if noise != "group":
             raise ParamsError(
-                f"{resources.params.algorithm}.noise must have been 'group' in the rollout where"
+                f"{algorithm}.noise must have been 'group' in the rollout where"
                 f" direction is 'image'. Got {noise!r}: its images differ by the noise that each"
                 " started from. Rerun from the rollout of that round on (`calligrapher rerun RUN"
                 " ROUND/rollout ... --downstream`)."

@@ -26,9 +26,8 @@ def test_images_are_one_in_a_step_only_where_the_rollout_sampled_them_so(train, 
     assert found.window.trunks.tolist() == found.places[:, 0].tolist()
     for group in found.window.trunks.unique():
         first = found.window.trajectory[found.window.trunks == group, 0]
-        torch.testing.assert_close(
-            first, first[:1].expand_as(first)
-        )  # parts of it were walked apart
+        # Not to the bit: parts of a group that shards cut were walked apart.
+        torch.testing.assert_close(first, first[:1].expand_as(first))
 
 
 def test_images_that_started_from_noise_of_their_own_are_not_compared(train, make_resources):
@@ -36,7 +35,10 @@ def test_images_that_started_from_noise_of_their_own_are_not_compared(train, mak
     along = {"noise": "group", "direction": "image"}
     with pytest.raises(ParamsError, match=r"grpo\.noise must have been 'group' .* Got 'row'"):
         rows_of(folder, make_resources("grpo", rounds=1, grpo=along))
-    folder, _ = train("b", "grpo", rounds=1, grpo={"noise": "group"})
+    folder, _ = train("b", "nft", rounds=1)
+    with pytest.raises(ParamsError, match=r"grpo\.noise must have been 'group' .* Got None"):
+        rows_of(folder, make_resources("grpo", rounds=1, grpo=along))
+    folder, _ = train("c", "grpo", rounds=1, grpo={"noise": "group"})
     found = rows_of(folder, make_resources("grpo", rounds=1, grpo=along))
     for group in found.places[:, 0].unique():
         own = found.places[:, 0] == group
