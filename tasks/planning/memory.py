@@ -135,9 +135,10 @@ def optimizer_bytes(weights: Iterable[Tensor], eight_bit: bool, shares: Shares =
 
 
 def row_bytes(params: RunParams, model: MetaModel) -> dict[str, int]:
-    """Return the bytes of one image's tensors, and of one case's conditioning.
+    """Return the bytes of one image's tensors, of one case's conditioning, and of what an update
+    compares of an image.
 
-    Both in float32, as rollouts store them.
+    All in float32, the first two as rollouts store them.
     """
     batch = batch_of(params, model, 1)
     latent = 4 * batch.image * model.transformer.out_channels
@@ -157,7 +158,8 @@ def row_bytes(params: RunParams, model: MetaModel) -> dict[str, int]:
             params.rollout.num_inference_steps, g.window_size, g.timestep_fraction
         )
         sampled += latent * (steps + 1 + steps * g.keeps_means) + 4 * (2 * steps + 1)
-    return {"sampled": sampled, "conditioning": 4 * conditioning}
+    compared = latent * params.rl.compares_images
+    return {"sampled": sampled, "conditioning": 4 * conditioning, "compared": compared}
 
 
 def t5_moved(params: RunParams, model: MetaModel) -> int:
@@ -225,9 +227,7 @@ def _training(params: RunParams, model: MetaModel, rows: int, eight_bit: bool) -
 
 def _update(params: RunParams, model: MetaModel) -> Memory:
     settings, held = params.update, held_bytes(model, shares_of(params))
-    compared = 4 * batch_of(params, model, 1).image * model.transformer.out_channels
-    a_row = sum(row_bytes(params, model).values()) + compared * params.rl.compares_images
-    rows = params.images_per_round * a_row
+    rows = params.images_per_round * sum(row_bytes(params, model).values())
     others = {name: held * needed for name, needed in copies(params).items()}
     training = _training(params, model, largest_forward(params), settings.use_8bit_adam)
     shared = _shared_work(params, model, trains=True)

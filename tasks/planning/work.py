@@ -73,13 +73,15 @@ def sampling(params: RunParams) -> list[Sampling]:
     """
     r, explores = params.rollout, params.rl.exploration
     steps = r.num_inference_steps
-    places, start = 1, 0
+    places, start, saved = 1, 0.0, 0.0
     if r.shared_trunk and explores.window == "progressive":
         stops = moving_stops(steps, explores)
         start = sum(stops) / len(stops)
     elif r.shared_trunk:
         places = window_places(steps, explores.window_size, explores.timestep_fraction)
         start = (places - 1) / 2
+    if r.shared_trunk:
+        saved = start + 1
     found = []
     for first in range(0, params.images_per_round, r.shard_size):
         end = min(first + r.shard_size, params.images_per_round)
@@ -90,8 +92,7 @@ def sampling(params: RunParams) -> list[Sampling]:
             groups = groups_in(params, images)
             apart = places - 1 - 2 * sum((t / places) ** groups for t in range(1, places))
             calls += steps + apart
-            if r.shared_trunk:
-                rows -= (len(images) - groups) * (start + 1)
+            rows -= (len(images) - groups) * saved
         found.append(Sampling(calls, rows))
     return found
 
