@@ -54,16 +54,17 @@ def test_each_groups_gradient_falls_apart_into_the_parts_of_the_adapter(train, m
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "settings", "levels"),
+    ("algorithm", "settings", "shared", "levels"),
     [
-        ("grpo", {"window_size": None, "noise": "group", "kl_coef": 0.0}, 2),
-        ("nft", {"num_train_sigmas": None, "noise": "group", "kl_coef": 0.0}, 3),
+        ("grpo", {"window_size": None, "noise": "group", "kl_coef": 0.0}, False, 2),
+        ("grpo", {"window_size": None, "noise": "group", "kl_coef": 0.0}, True, 2),
+        ("nft", {"num_train_sigmas": None, "noise": "group", "kl_coef": 0.0}, False, 3),
     ],
 )
 def test_a_groups_gradient_falls_apart_into_its_noise_levels(
-    algorithm, settings, levels, train, make_resources
+    algorithm, settings, shared, levels, train, make_resources
 ):
-    changes = {"rounds": 1, algorithm: settings}
+    changes = {"rounds": 1, algorithm: settings, "rollout": {"shared_trunk": shared}}
     folder, _ = train("a", algorithm, **changes)
     gradients, at = group_gradients(make_resources(algorithm, **changes), RunDir(folder), 0)
     assert len(at) == levels
