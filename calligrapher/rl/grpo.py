@@ -102,7 +102,7 @@ class GRPOParams(Exploration, HeldBackground, KLToReference, Algorithm):
         return self
 
     @model_validator(mode="after")
-    def _images_have_a_start_in_common(self) -> Self:
+    def _images_can_give_a_direction(self) -> Self:
         if self.direction == "image" and self.noise != "group":
             raise ValueError(
                 "noise must be 'group' with direction 'image': images that start from noise of"

@@ -455,7 +455,7 @@ def test_dppo_leaves_out_rows_that_are_far_and_would_go_further():
     assert (log_prob.grad != 0).tolist() == [False, True, True, False, True]
 
 
-def test_images_draw_only_what_they_have_in_common_and_not_beside_the_guard():
+def test_images_give_a_direction_only_from_a_start_in_common_and_not_beside_the_guard():
     GRPOParams(direction="image", noise="group", trust_region="dppo")
     with pytest.raises(ValidationError, match="noise must be 'group' with direction 'image'"):
         GRPOParams(direction="image")

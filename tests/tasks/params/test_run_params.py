@@ -521,7 +521,7 @@ def test_every_parameter_that_decides_a_result_is_read_by_a_stage(load, algorith
         leaves.remove(key)  # needs another key, see its own test
     if before.rl.exploration is not None:
         leaves.remove("rollout.solver")  # refused
-        leaves.remove("grpo.direction")  # needs another key, see the next but one
+        leaves.remove("grpo.direction")  # needs another key, see its own test
     if before.rl.lacks_for_stale is not None:
         leaves.remove("rollout.staleness")  # refused, too
     assert len(leaves) > 70
